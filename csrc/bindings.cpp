@@ -1,0 +1,80 @@
+// The only file that sees Python. Tensors arrive as addresses, shapes and sizes; `fastdiff` checks them.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "fastdiff/kernels.h"
+#include "fastdiff/parallel.h"
+#include "fastdiff/plan.h"
+
+namespace py = pybind11;
+using fastdiff::Plan;
+
+namespace {
+
+template <class T>
+std::vector<T*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<T*> result;
+  for (uintptr_t address : addresses) result.push_back(reinterpret_cast<T*>(address));
+  return result;
+}
+
+template <class T>
+void bind_plan(py::module_& module, const char* name) {
+  py::class_<Plan<T>>(module, name)
+      .def(py::init([](const std::vector<uintptr_t>& buffers, const std::vector<uintptr_t>& copies, int64_t batch,
+                       int64_t elements, std::vector<uint64_t> seeds, std::vector<uint64_t> samples, int num_threads) {
+             return new Plan<T>(pointers<T>(buffers), pointers<T>(copies), batch, elements, std::move(seeds),
+                                std::move(samples), num_threads);
+           }),
+           py::kw_only(), py::arg("buffers"), py::arg("copies"), py::arg("batch"), py::arg("elements"), py::arg("seeds"),
+           py::arg("samples"), py::arg("num_threads"))
+      .def("add", &Plan<T>::add, py::arg("outputs"), py::arg("kinds"), py::arg("numbers"), py::arg("coefficients"))
+      .def("set_noise", [](Plan<T>& plan, int draw, uintptr_t address) {
+        plan.set_noise(draw, reinterpret_cast<const T*>(address));
+      })
+      // Positional only, and the interpreter lock is kept: letting it go costs more than a small step.
+      .def("run", [](const Plan<T>& plan, int combine, uintptr_t cond, uintptr_t uncond) {
+        return plan.run(combine, reinterpret_cast<const T*>(cond), reinterpret_cast<const T*>(uncond));
+      });
+}
+
+// One combine outside of a plan: rows of `coefficients` are outputs, columns inputs.
+template <class T>
+bool linear_combine(const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
+                    const std::vector<double>& coefficients, int64_t size, int num_threads) {
+  std::vector<uintptr_t> buffers = outputs;
+  buffers.insert(buffers.end(), inputs.begin(), inputs.end());
+  Plan<T> plan(pointers<T>(buffers), std::vector<T*>(buffers.size(), nullptr), 1, size, {}, {}, num_threads);
+  std::vector<int> out_slots, kinds(inputs.size(), 0), numbers;
+  for (size_t m = 0; m < outputs.size(); ++m) out_slots.push_back(static_cast<int>(m));
+  for (size_t k = 0; k < inputs.size(); ++k) numbers.push_back(static_cast<int>(outputs.size() + k));
+  return plan.run(plan.add(out_slots, kinds, numbers, coefficients), nullptr, nullptr);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "Compiled kernels of fastdiff; use them through fastdiff.ops and fastdiff.engine.";
+  module.attr("MAX_INPUTS") = fastdiff::kMaxInputs;
+  module.attr("MAX_OUTPUTS") = fastdiff::kMaxOutputs;
+  module.attr("NORMAL_GROUP") = fastdiff::kNormalGroup;
+  module.def("isa", [] { return std::string(fastdiff::kernels().isa); });
+  module.def("supported_isas", [] {
+    std::vector<std::string> names;
+    for (const char* const* name = fastdiff::supported_isas(); *name; ++name) names.emplace_back(*name);
+    return names;
+  });
+  module.def("threading", [] { return std::string(fastdiff::threading()); });
+  module.def("compiler", [] { return std::string(FASTDIFF_COMPILER); });
+
+  bind_plan<float>(module, "PlanFloat32");
+  bind_plan<double>(module, "PlanFloat64");
+  module.def("linear_combine_float32", linear_combine<float>);
+  module.def("linear_combine_float64", linear_combine<double>);
+  module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {
+    fastdiff::kernels().normal(reinterpret_cast<float*>(out), 0, count, seed, sample, draw);
+  });
+}

@@ -1,0 +1,94 @@
+// Which instruction set runs: the best that the machine supports, or the one that FASTDIFF_ISA names.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fastdiff/kernels.h"
+
+#if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
+#include <immintrin.h>
+#include <intrin.h>
+#endif
+
+namespace fastdiff {
+
+#define FASTDIFF_DECLARE(isa)   \
+  namespace isa {               \
+  extern const Kernels table;   \
+  }
+FASTDIFF_DECLARE(baseline)
+#if defined(FASTDIFF_HAS_X86)
+FASTDIFF_DECLARE(avx2)
+FASTDIFF_DECLARE(avx512)
+#endif
+#if defined(FASTDIFF_HAS_NEON)
+FASTDIFF_DECLARE(neon)
+#endif
+
+namespace {
+
+#if defined(FASTDIFF_HAS_X86)
+#if defined(_MSC_VER)
+bool cpu_has(bool avx512) {
+  int leaf1[4], leaf7[4];
+  __cpuidex(leaf1, 1, 0);
+  __cpuidex(leaf7, 7, 0);
+  const bool xsave = leaf1[2] >> 27 & 1, fma = leaf1[2] >> 12 & 1, avx2 = leaf7[1] >> 5 & 1;
+  if (!(xsave && fma && avx2 && (_xgetbv(0) & 6) == 6)) return false;
+  const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  return !avx512 || ((_xgetbv(0) & 0xe6) == 0xe6 && (static_cast<unsigned>(leaf7[1]) & wanted) == wanted);
+}
+#else
+bool cpu_has(bool avx512) {
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+  return !avx512 || (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
+}
+#endif
+#endif
+
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> tables;
+#if defined(FASTDIFF_HAS_X86)
+  if (cpu_has(true)) tables.push_back(&avx512::table);
+  if (cpu_has(false)) tables.push_back(&avx2::table);
+#endif
+#if defined(FASTDIFF_HAS_NEON)
+  tables.push_back(&neon::table);
+#endif
+  tables.push_back(&baseline::table);
+  return tables;
+}
+
+const Kernels& choose() {
+  const std::vector<const Kernels*> tables = supported();
+  const char* wanted = std::getenv("FASTDIFF_ISA");
+  if (!wanted || !*wanted) return *tables.front();
+  std::string names;
+  for (const Kernels* table : tables) {
+    if (std::string(table->isa) == wanted) return *table;
+    names += (names.empty() ? "" : ", ") + std::string(table->isa);
+  }
+  throw std::runtime_error("FASTDIFF_ISA=" + std::string(wanted) + " is not available here; available: " + names);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+const char* const* supported_isas() {
+  static const std::vector<const char*> names = [] {
+    std::vector<const char*> list;
+    for (const Kernels* table : supported()) list.push_back(table->isa);
+    list.push_back(nullptr);
+    return list;
+  }();
+  return names.data();
+}
+
+}  // namespace fastdiff

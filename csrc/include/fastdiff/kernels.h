@@ -1,0 +1,38 @@
+// The kernels of one instruction set, and the choice between them. Raw pointers and sizes only: no framework.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastdiff {
+
+// Sizes that the kernels are compiled for.
+constexpr int kMaxOutputs = 8;
+constexpr int kMaxInputs = 16;
+
+// outputs[m][i] = sum over k of coefficients[k * num_outputs + m] * inputs[k][i] for i in [0, size).
+// Each i is read from every input before it is written to any output, so that an output may be one of the inputs.
+// copies[m], where not null, receives the same values as outputs[m]. Returns whether every result is finite.
+template <class T>
+using LinearCombine = bool (*)(const T* const* inputs, int num_inputs, T* const* outputs, T* const* copies,
+                               int num_outputs, const T* coefficients, int64_t size);
+
+// Standard normal values out[0 .. count) of one draw for one sample: elements first, first + 1, ... of the sample.
+// `first` must be a multiple of kNormalGroup, and `out` have room for `count` rounded up to one. See philox.h.
+constexpr int64_t kNormalGroup = 64;
+using Normal = void (*)(float* out, int64_t first, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw);
+
+struct Kernels {
+  const char* isa;
+  LinearCombine<float> linear_combine_f32;
+  LinearCombine<double> linear_combine_f64;
+  Normal normal;
+};
+
+// The kernels in use: the best that the machine has, or those of the environment variable FASTDIFF_ISA.
+// Throws std::runtime_error if that names a set which is unknown, not compiled in or not supported here.
+const Kernels& kernels();
+
+// Names of the sets that are compiled in and that this machine supports, best first, ending in nullptr.
+const char* const* supported_isas();
+
+}  // namespace fastdiff

@@ -1,0 +1,24 @@
+"""fastdiff: fast sampling from diffusion models, with proof that the answer is unchanged."""
+
+from fastdiff import grids, models, ops, schedules, solvers
+from fastdiff.backends import use
+from fastdiff.errors import SamplingError, WeightsError
+from fastdiff.guidance.classifier_free import CFG
+from fastdiff.models.bundled import load
+from fastdiff.sampling import sample
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CFG",
+    "SamplingError",
+    "WeightsError",
+    "grids",
+    "load",
+    "models",
+    "ops",
+    "sample",
+    "schedules",
+    "solvers",
+    "use",
+]

@@ -1,0 +1,90 @@
+"""The C++ engine: a Program bound once to its buffers, then one call a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastdiff.native import core
+from fastdiff.noise import CounterNoise, NoiseFunction
+from fastdiff.program import Combine, Program
+
+_PLANS = {torch.float32: core.PlanFloat32, torch.float64: core.PlanFloat64}
+_KINDS = {"buffer": 0, "cond": 1, "uncond": 2, "noise": 3}  # enum class Source in csrc/include/fastdiff/plan.h
+
+
+def supports(program: Program, x: Tensor) -> str | None:
+    """Why the C++ engine cannot run this, or None."""
+    if x.device.type != "cpu":
+        return f"the state is on {x.device}, and the C++ engine runs on the CPU"
+    if x.dtype not in _PLANS:
+        return f"the C++ engine takes float32 and float64 states, not {x.dtype}"
+    for i in program.instructions:
+        if isinstance(i, Combine) and (len(i.outputs) > core.MAX_OUTPUTS or len(i.sources()) > core.MAX_INPUTS):
+            return f"a step has {len(i.outputs)} outputs of {len(i.sources())} inputs; the kernel is compiled for at most " \
+                   f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
+    return None
+
+
+class CpuEngine:
+    """buffers: as in ReferenceEngine. counter: noise that the kernel computes where it needs it; draw: noise that is
+    read from memory instead, if not None."""
+
+    name = "cpu"
+
+    def __init__(
+        self, program: Program, buffers: list[Tensor], batch: int, counter: CounterNoise, draw: NoiseFunction | None
+    ) -> None:
+        elements = math.prod(buffers[0].shape[1:])
+        step = batch * elements * buffers[0].element_size()
+        self._buffers = buffers  # the plan has their addresses
+        self._plan = _PLANS[buffers[0].dtype](
+            buffers=[b.data_ptr() for b in buffers],
+            copies=[b.data_ptr() + step if len(b) > batch else 0 for b in buffers],
+            batch=batch,
+            elements=elements,
+            seeds=counter.seeds,
+            samples=counter.samples,
+            num_threads=torch.get_num_threads(),
+        )
+        self._draw = draw
+        self._index: list[int] = []  # of the combine in the plan
+        self._noises: list[list[int]] = []
+        for instruction in program.instructions:
+            self._index.append(self._add(instruction) if isinstance(instruction, Combine) else -1)
+            self._noises.append(
+                [number for kind, number in instruction.sources() if kind == "noise"]
+                if isinstance(instruction, Combine) and draw is not None else []
+            )
+
+    def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:
+        """Run the combine at `index` of the program on the network's outputs. Returns whether all results are finite."""
+        held = self._set_noises(index) if self._noises[index] else None
+        finite = self._plan.run(
+            self._index[index],
+            0 if cond is None else cond.data_ptr(),
+            0 if uncond is None else uncond.data_ptr(),
+        )
+        del held
+        return finite
+
+    def _add(self, combine: Combine) -> int:
+        sources = combine.sources()
+        by_output = [dict(output.terms) for output in combine.outputs]
+        return self._plan.add(
+            outputs=[output.slot for output in combine.outputs],
+            kinds=[_KINDS[kind] for kind, _ in sources],
+            numbers=[number for _, number in sources],
+            coefficients=[terms.get(source, 0.0) for source in sources for terms in by_output],
+        )
+
+    def _set_noises(self, index: int) -> list[Tensor]:
+        """Draw this combine's noises; they must be kept until it has run."""
+        assert self._draw is not None
+        held = []
+        for number in self._noises[index]:
+            held.append(self._draw(number))
+            self._plan.set_noise(number, held[-1].data_ptr())
+        return held

@@ -1,0 +1,164 @@
+"""The sampling loop: model call, one combine, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.backends import pick
+from fastdiff.engine import cpu
+from fastdiff.engine.cpu import CpuEngine
+from fastdiff.engine.reference import ReferenceEngine
+from fastdiff.errors import SamplingError, expect
+from fastdiff.noise import CounterNoise, NoiseFunction
+from fastdiff.program import Call, Program
+
+Callback = Callable[[int, Tensor], None]
+
+
+def run(
+    program: Program,
+    model: Callable[..., Any],
+    x: Tensor,
+    *,
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
+    counter: CounterNoise,
+    draw: NoiseFunction | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Run a Program from the state x and return the sample, in x's shape and dtype.
+
+    model(x, t, **cond) gets x (B, ...) in x's dtype and t (B,); in guided calls cond and uncond go in together as one
+    batch of 2B. States are float32 where x is of a half precision. callback(step, state) follows every step of a
+    program that keeps its states. Raises SamplingError, naming the step, if the model returns another shape or a value
+    that is not finite.
+    """
+    state_dtype = torch.promote_types(x.dtype, torch.float32)
+    batch = len(x)
+    guided_inputs = {call.input for call in program.calls if call.guided}
+    buffers = [
+        torch.empty((2 * batch if slot in guided_inputs else batch, *x.shape[1:]), dtype=state_dtype, device=x.device)
+        for slot in range(program.num_slots)
+    ]
+    for part in buffers[0].split(batch):
+        part.copy_(x)
+
+    engine: CpuEngine | ReferenceEngine
+    if pick(cpu.supports(program, buffers[0])) == "cpu":
+        engine = CpuEngine(program, buffers, batch, counter, draw)
+    else:
+        engine = ReferenceEngine(
+            program, buffers, batch, draw or (lambda n: counter.draw(n, x.shape, state_dtype).to(x.device))
+        )
+    evaluate = _Evaluator(program, model, buffers, batch, x.dtype, cond or {}, uncond or {})
+
+    after = {index: (step, slot) for step, (index, slot) in enumerate(program.states)} if callback else {}
+    outputs: tuple[Tensor | None, Tensor | None] = (None, None)
+    call: Call | None = None
+    with torch.no_grad():
+        for index, instruction in enumerate(program.instructions):
+            if isinstance(instruction, Call):
+                call, outputs = instruction, evaluate(instruction)
+            elif not engine.combine(index, *outputs):
+                raise _not_finite(program, call, outputs)
+            if index in after:
+                step, slot = after[index]
+                callback(step, buffers[slot][:batch])  # type: ignore[misc]
+    return buffers[program.result][:batch].to(x.dtype, copy=program.result in guided_inputs)
+
+
+class _Evaluator:
+    """Calls the model for a Call: all that can be made before the loop is made here."""
+
+    def __init__(
+        self,
+        program: Program,
+        model: Callable[..., Any],
+        buffers: list[Tensor],
+        batch: int,
+        dtype: torch.dtype,
+        cond: Mapping[str, Any],
+        uncond: Mapping[str, Any],
+    ) -> None:
+        self.program, self.model, self.batch, self.dtype = program, model, batch, dtype
+        self.inputs, self.state_dtype = buffers, buffers[0].dtype
+        times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
+        guided = any(call.guided for call in program.calls)
+        table = times.to(buffers[0].device, dtype)[:, None].expand(-1, 2 * batch if guided else batch).contiguous()
+        self.times = {id(call): row for call, row in zip(program.calls, table)}
+        self.shape, self.shape_guided = buffers[0][:batch].shape, torch.Size((2 * batch, *buffers[0].shape[1:]))
+        self.cond = dict(cond)
+        self.both = _join(cond, uncond, batch) if guided else {}
+
+    def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """(conditional output, unconditional output or None), contiguous and in the state's dtype."""
+        x, t = self.inputs[call.input], self.times[id(call)]
+        if call.guided:
+            conditions, shape = self.both, self.shape_guided
+        else:
+            conditions, shape = self.cond, self.shape
+            if len(x) != self.batch:
+                x = x[: self.batch]
+            if len(t) != self.batch:
+                t = t[: self.batch]
+        out = self.model(x if self.dtype is self.state_dtype else x.to(self.dtype), t, **conditions)
+        if not isinstance(out, Tensor):
+            out = _tensor_in(out, self._where(call))
+        if out.shape != shape:
+            raise SamplingError(
+                f"{self._where(call)}: the model returned shape {tuple(out.shape)}, expected {tuple(shape)}, that of its input"
+            )
+        if out.device != x.device:
+            raise SamplingError(f"{self._where(call)}: the model returned a tensor on {out.device}, expected {x.device}")
+        if out.dtype is not self.state_dtype:
+            out = out.to(self.state_dtype)
+        if not out.is_contiguous():
+            out = out.contiguous()
+        if call.guided:
+            return out[: self.batch], out[self.batch :]
+        return out, None
+
+    def _where(self, call: Call) -> str:
+        return where(self.program, call)
+
+
+def where(program: Program, call: Call) -> str:
+    """For messages: which step a call belongs to."""
+    return f"step {call.step + 1} of {program.calls[-1].step + 1} (t={call.point.t:.6g})"
+
+
+def _tensor_in(out: Any, where: str) -> Tensor:
+    """The tensor in what some models return: (tensor, ...) or an object with `.sample`, as diffusers' models do."""
+    first = out[0] if isinstance(out, (tuple, list)) and out else getattr(out, "sample", None)
+    if not isinstance(first, Tensor):
+        raise SamplingError(f"{where}: the model returned {type(out).__name__}, expected a tensor")
+    return first
+
+
+def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """One set of conditions for a batch of 2B: the conditional half first."""
+    expect(cond.keys() == uncond.keys(), f"cond and uncond must have the same keys, got {sorted(cond)} and {sorted(uncond)}")
+    both = {}
+    for key, value in cond.items():
+        other = uncond[key]
+        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
+            expect(value is other or value == other, f"uncond[{key!r}] must equal cond[{key!r}], or both be tensors")
+            both[key] = value
+            continue
+        expect(value.shape[1:] == other.shape[1:] and len(value) == len(other) == batch,
+               f"cond[{key!r}] and uncond[{key!r}] must be ({batch}, ...) and alike, got {tuple(value.shape)} and {tuple(other.shape)}")
+        both[key] = torch.cat([value, other])
+    return both
+
+
+def _not_finite(program: Program, call: Call | None, outputs: tuple[Tensor | None, Tensor | None]) -> SamplingError:
+    if call is None:
+        return SamplingError("the initial state holds values that are not finite")
+    bad = sum(int((~torch.isfinite(out)).sum()) for out in outputs if out is not None)
+    if bad:
+        return SamplingError(f"{where(program, call)}: the model returned {bad} values that are NaN or infinite")
+    return SamplingError(f"{where(program, call)}: the state overflowed, though the model's output is finite")

@@ -1,0 +1,39 @@
+"""The reference engine: a Program's combines in plain PyTorch, on any device and dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdiff.noise import NoiseFunction
+from fastdiff.program import Combine, Program
+
+
+class ReferenceEngine:
+    """buffers: one a slot of the program, (B, ...) or (2B, ...) with a second copy for guided calls (see loop.py)."""
+
+    name = "reference"
+
+    def __init__(self, program: Program, buffers: list[Tensor], batch: int, draw: NoiseFunction) -> None:
+        self.instructions, self.buffers, self.batch, self.draw = program.instructions, buffers, batch, draw
+
+    def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:
+        """Run the combine at `index` of the program on the network's outputs. Returns whether all results are finite."""
+        instruction = self.instructions[index]
+        assert isinstance(instruction, Combine)
+        values = {
+            (kind, number): (
+                self.buffers[number][: self.batch] if kind == "buffer"
+                else cond if kind == "cond"
+                else uncond if kind == "uncond"
+                else self.draw(number)
+            )
+            for kind, number in instruction.sources()
+        }
+        results = [sum(c * values[source] for source, c in output.terms) for output in instruction.outputs]
+        for output, result in zip(instruction.outputs, results):
+            buffer = self.buffers[output.slot]
+            buffer[: self.batch] = result
+            if len(buffer) > self.batch:
+                buffer[self.batch :] = result
+        return all(bool(torch.isfinite(result).all()) for result in results)

@@ -1,0 +1,28 @@
+"""One way to refuse bad input: name the argument, say what was given and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SamplingError(RuntimeError):
+    """The model or its output broke the sampling loop; the message names the step."""
+
+
+class WeightsError(RuntimeError):
+    """A weight file is missing, truncated or not the one that was published; the message names the file."""
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """A ValueError that names the nearest known names, e.g. unknown("solver", "dpmp-2m", SOLVERS)."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    return ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")

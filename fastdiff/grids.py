@@ -1,0 +1,96 @@
+"""Where a solver evaluates the model: decreasing times from t_max to the data.
+
+Every grid takes a schedule and a number of steps and returns (steps + 1,) float64 times, the last one 0, the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fastdiff.errors import expect, unknown
+from fastdiff.schedules import Float64Array, Schedule, VPDiscrete
+
+Grid = Callable[[Schedule, int], Float64Array]
+
+
+def uniform(schedule: Schedule, steps: int) -> Float64Array:
+    """Equal spacing in t (Lu et al. 2022, DPM-Solver, `time_uniform`)."""
+    return _to_data(np.linspace(schedule.t_max, schedule.t_min, steps))
+
+
+def quadratic(schedule: Schedule, steps: int) -> Float64Array:
+    """Equal spacing in sqrt(t) (Song et al. 2021, DDIM, Appendix D.2)."""
+    return _to_data(np.linspace(schedule.t_max**0.5, schedule.t_min**0.5, steps) ** 2)
+
+
+def logsnr(schedule: Schedule, steps: int) -> Float64Array:
+    """Equal spacing in lambda = log(alpha / sigma) (Lu et al. 2022, DPM-Solver, Section 3.3)."""
+    lam = np.linspace(schedule.lam(schedule.t_max), schedule.lam(schedule.t_min), steps)
+    return _to_data(_pin_ends(schedule.t_of_lam(lam), schedule))
+
+
+def karras(schedule: Schedule, steps: int, *, rho: float = 7.0) -> Float64Array:
+    """Equal spacing in (sigma / alpha)^(1 / rho) (Karras et al. 2022, EDM, Eq. 5)."""
+    first, last = np.exp(-schedule.lam(schedule.t_max)), np.exp(-schedule.lam(schedule.t_min))
+    ratio = np.linspace(first ** (1 / rho), last ** (1 / rho), steps) ** rho
+    return _to_data(_pin_ends(schedule.t_of_lam(-np.log(ratio)), schedule))
+
+
+def leading(schedule: Schedule, steps: int) -> Float64Array:
+    """Every (N // steps)-th training step from n = 0 upwards (Song et al. 2021, DDIM, released code)."""
+    n = _training_steps(schedule, steps)
+    return _to_data((np.arange(steps)[::-1] * (n // steps) + 1) / n)
+
+
+def trailing(schedule: Schedule, steps: int) -> Float64Array:
+    """Every (N / steps)-th training step from the last downwards (Lin et al. 2024, Table 2)."""
+    n = _training_steps(schedule, steps)
+    return _to_data(np.round(np.arange(steps, 0, -1) * n / steps) / n)
+
+
+def linspace(schedule: Schedule, steps: int) -> Float64Array:
+    """Training steps rounded from an equal spacing that holds both ends (Nichol & Dhariwal 2021, Section 4)."""
+    n = _training_steps(schedule, steps)
+    return _to_data((np.round(np.linspace(n - 1, 0, steps)) + 1) / n)
+
+
+GRIDS: dict[str, Grid] = {g.__name__: g for g in (uniform, quadratic, logsnr, karras, leading, trailing, linspace)}
+
+
+def make_grid(grid: str | Grid | Float64Array, schedule: Schedule, steps: int) -> Float64Array:
+    """The times of `grid`: a name, a function like those above, or the times themselves.
+
+    Raises ValueError for an unknown name, steps < 1, and times that do not decrease within [0, t_max].
+    """
+    if isinstance(grid, str):
+        if grid not in GRIDS:
+            raise unknown("grid", grid, GRIDS)
+        grid = GRIDS[grid]
+    if callable(grid):
+        expect(isinstance(steps, int) and steps >= 1, f"steps must be a whole number >= 1, got {steps!r}")
+        grid = grid(schedule, steps)
+    times = np.asarray(grid, dtype=np.float64)
+    expect(times.ndim == 1 and times.size >= 2, f"grid must hold at least two times, got shape {times.shape}")
+    expect(bool(np.all(np.diff(times) < 0)), f"the times of a grid must decrease, got {times.tolist()}")
+    expect(0 <= times[-1] and times[0] <= schedule.t_max, f"grid must lie in [0, {schedule.t_max:g}], got {times.tolist()}")
+    return times
+
+
+def _to_data(times: Float64Array) -> Float64Array:
+    return np.append(times, 0.0)
+
+
+def _pin_ends(times: Float64Array, schedule: Schedule) -> Float64Array:
+    """Undo the rounding of the inverse at the ends."""
+    times[0] = schedule.t_max
+    if len(times) > 1:
+        times[-1] = schedule.t_min
+    return times
+
+
+def _training_steps(schedule: Schedule, steps: int) -> int:
+    expect(isinstance(schedule, VPDiscrete), f"this grid picks training steps, and {schedule.name} has none; use uniform")
+    expect(steps <= schedule.num_steps, f"steps must be at most the schedule's {schedule.num_steps}, got {steps}")
+    return schedule.num_steps

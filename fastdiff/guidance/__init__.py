@@ -1,0 +1,1 @@
+"""Guidance: how conditions steer the sample."""

@@ -1,0 +1,34 @@
+"""Classifier-free guidance: Ho & Salimans 2022, Classifier-Free Diffusion Guidance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fastdiff.errors import expect
+from fastdiff.schedules import Point
+
+
+@dataclass(frozen=True)
+class CFG:
+    """out = uncond + scale (cond - uncond); scale = 1 is the conditional model alone.
+
+    scale: Ho & Salimans 2022, Eq. 6, with scale = 1 + w. interval: (low, high) in lambda = log(alpha / sigma), outside
+    of which the conditional output is used alone and the unconditional one is not computed (Kynkaanniemi et al. 2024,
+    Applying Guidance in a Limited Interval). Raises ValueError for a scale that is not finite.
+    """
+
+    scale: float
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        expect(isinstance(self.scale, (int, float)) and math.isfinite(self.scale),
+               f"guidance scale must be a finite number, got {self.scale!r}")
+        if self.interval is not None:
+            low, high = self.interval
+            expect(low < high, f"guidance interval must be (low, high) in lambda, got {self.interval!r}")
+
+    def active(self, point: Point) -> bool:
+        """Whether guidance changes the output at this point."""
+        low, high = self.interval or (-math.inf, math.inf)
+        return self.scale != 1 and low <= point.lam <= high

@@ -1,0 +1,103 @@
+"""`fastdiff.sample`: from a model and a name of a solver to samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff import engine
+from fastdiff.engine.loop import Callback
+from fastdiff.errors import expect, unknown
+from fastdiff.grids import Grid, make_grid
+from fastdiff.guidance.classifier_free import CFG
+from fastdiff.noise import CounterNoise, Noise, given_noise
+from fastdiff.prediction import Prediction, get_prediction
+from fastdiff.program import trace
+from fastdiff.schedules import SCHEDULES, Float64Array, Schedule
+from fastdiff.solvers import Solver, get_solver
+
+
+def sample(
+    model: Callable[..., Any],
+    x_init_or_shape: Tensor | Sequence[int],
+    *,
+    schedule: Schedule | str | None = None,
+    prediction: Prediction | str | None = None,
+    solver: Solver | str = "dpmpp-2m",
+    steps: int = 20,
+    grid: str | Grid | Float64Array | None = None,
+    guidance: CFG | float | None = None,
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
+    seed: int | Sequence[int] | None = None,
+    noise: Noise = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw samples from a diffusion model.
+
+    model(x, t, **cond) -> tensor of x's shape; x (B, ...), t (B,) in the units of its training. A model from
+    `fastdiff.load` knows its schedule and prediction.
+
+    x_init_or_shape: the state at the first time of the grid, float32, float64, bfloat16 or float16 on any device; or
+        the shape (B, ...) of the samples, for float32 noise on the device of the model's parameters.
+    schedule: e.g. fastdiff.schedules.VPDiscrete.scaled_linear(), or a name in fastdiff.schedules.SCHEDULES.
+    prediction: what the model's output means: "eps", "x0" or "v".
+    solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options). steps: >= 1; the number of intervals
+        of the grid, not of model calls (a step of "heun" calls the model twice).
+    grid: a name in fastdiff.grids.GRIDS, a function (schedule, steps) -> times, or the decreasing times themselves;
+        the one of the solver's paper if None.
+    guidance: CFG(scale), or the scale, of classifier-free guidance; needs uncond.
+    cond, uncond: keyword arguments of the model; tensors of (B, ...) under guidance.
+    seed: one number, and sample k is the same at any batch size; or one a sample; None draws one from torch's
+        generator. noise: draws the solver's noise from a torch.Generator, a tensor (draws, B, ...) or a function of the
+        number instead; the initial state still comes from the seed.
+    callback(step, state): after every step; the state is overwritten later, clone it to keep it.
+
+    Returns (B, ...) in the dtype and on the device of the initial state. Raises ValueError for arguments that do not
+    fit, SamplingError (naming the step) if the model returns another shape or NaN.
+    """
+    info = getattr(model, "info", None)
+    schedule = _schedule(schedule if schedule is not None else getattr(info, "schedule", None))
+    if prediction is None:
+        prediction = getattr(info, "prediction", None)
+        expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
+    prediction = get_prediction(prediction)  # type: ignore[arg-type]
+    solver = get_solver(solver)
+    if isinstance(guidance, (int, float)):
+        guidance = CFG(guidance)
+    expect(guidance is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
+    times = make_grid(grid if grid is not None else solver.grid, schedule, steps)
+    program = trace(solver, schedule, times, prediction, guidance=guidance, keep_states=callback is not None)
+
+    if isinstance(x_init_or_shape, Tensor):
+        x = x_init_or_shape
+        expect(x.is_floating_point() and x.ndim >= 1 and len(x) > 0,
+               f"x_init must be a floating-point tensor (B, ...), got {x.dtype} {tuple(x.shape)}")
+        counter = CounterNoise.of(seed, len(x))
+    else:
+        shape = tuple(x_init_or_shape)
+        expect(len(shape) >= 1 and all(isinstance(n, int) and n > 0 for n in shape),
+               f"the shape of the samples must be positive whole numbers, got {shape}")
+        counter = CounterNoise.of(seed, shape[0])
+        x = schedule.prior_std(times[0]) * counter.initial(shape, torch.float32).to(_device(model))
+    draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
+    return engine.run(program, model, x, cond=cond, uncond=uncond, counter=counter, draw=draw, callback=callback)
+
+
+def _schedule(schedule: Schedule | str | None) -> Schedule:
+    expect(schedule is not None, "schedule must be given: this model does not say on which one it was trained")
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        return SCHEDULES[schedule]()
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a fastdiff Schedule or a name, got {type(schedule).__name__}")
+    return schedule
+
+
+def _device(model: Callable[..., Any]) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,177 @@
+"""Noise schedules: alpha(t), sigma(t), the half log-SNR lambda(t) = log(alpha / sigma), and their inverses.
+
+A schedule describes the marginals x_t = alpha(t) x_0 + sigma(t) eps of a forward process (Kingma et al. 2021,
+Variational Diffusion Models, Eq. 1). All of it is NumPy in float64: schedules are evaluated a few dozen times when a
+Program is built, never inside the sampling loop.
+
+Time `t` is continuous, and t = 0 is the data itself (alpha = 1, sigma = 0, lambda = inf). `model_time(t)` is the
+number the network receives as its time argument, in the units that it was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastdiff.errors import expect
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One time of a schedule with all that a solver's formula needs, as Python floats (float64).
+
+    t: schedule time. alpha, sigma: scale of the signal and of the noise. lam: log(alpha / sigma).
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+    lam: float
+
+
+class Schedule(ABC):
+    """What solvers, grids and training ask of a schedule; subclasses give log_alpha, sigma and t_of_lam.
+
+    t_min, t_max: the range of times on which the network was trained. name: for tables and files.
+    All methods take a float or an array of any shape and return a float64 array of that shape.
+    """
+
+    name: str
+    t_min: float
+    t_max: float
+
+    @abstractmethod
+    def log_alpha(self, t: ArrayLike) -> Float64Array:
+        """log alpha(t)."""
+
+    @abstractmethod
+    def sigma(self, t: ArrayLike) -> Float64Array:
+        """sigma(t), the standard deviation of the noise."""
+
+    @abstractmethod
+    def t_of_lam(self, lam: ArrayLike) -> Float64Array:
+        """The time at which log(alpha / sigma) is `lam`."""
+
+    def alpha(self, t: ArrayLike) -> Float64Array:
+        """alpha(t), the scale of the data."""
+        return np.exp(self.log_alpha(t))
+
+    def lam(self, t: ArrayLike) -> Float64Array:
+        """lambda(t) = log(alpha(t) / sigma(t)), half the log signal-to-noise ratio; inf at the data."""
+        with np.errstate(divide="ignore"):
+            return self.log_alpha(t) - np.log(self.sigma(t))
+
+    def prior_std(self, t: float) -> float:
+        """Standard deviation of the noise that a run from time `t` starts with."""
+        return float(self.sigma(t))
+
+    def model_time(self, t: float) -> float:
+        """The time argument of the network at schedule time `t`; `t` itself unless a subclass says otherwise."""
+        return t
+
+    def point(self, t: float) -> Point:
+        """alpha, sigma and lambda at time `t`. Raises ValueError unless 0 <= t <= t_max."""
+        expect(0 <= t <= self.t_max * (1 + 1e-12), f"t must lie in [0, {self.t_max:g}], got {t!r}")
+        return Point(float(t), float(self.alpha(t)), float(self.sigma(t)), float(self.lam(t)))
+
+
+class VariancePreserving(Schedule):
+    """alpha^2 + sigma^2 = 1, so that log_alpha and its inverse determine everything."""
+
+    @abstractmethod
+    def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
+        """The inverse of `log_alpha`."""
+
+    def sigma(self, t: ArrayLike) -> Float64Array:
+        return np.sqrt(-np.expm1(2 * self.log_alpha(t)))
+
+    def prior_std(self, t: float) -> float:
+        return 1.0
+
+    def t_of_lam(self, lam: ArrayLike) -> Float64Array:
+        # alpha^2 = sigmoid(2 lambda), and log sigmoid(x) = -logaddexp(0, -x) does not overflow.
+        return self.t_of_log_alpha(-0.5 * np.logaddexp(0.0, -2 * np.asarray(lam, dtype=np.float64)))
+
+
+class VPDiscrete(VariancePreserving):
+    """The discrete-time variance-preserving process of DDPM (Ho et al. 2020, Eq. 4) for any betas.
+
+    betas: (N,) in (0, 1), the variance added at step n = 0 .. N-1. Continuous time is t = (n + 1) / N, and between the
+    steps log alpha is linear in t, from log alpha = 0 at the data (Lu et al. 2022, DPM-Solver, Appendix D.4). The
+    network receives n = N t - 1. Raises ValueError for betas outside (0, 1).
+    """
+
+    def __init__(self, betas: ArrayLike, *, name: str = "vp-discrete") -> None:
+        betas = np.asarray(betas, dtype=np.float64)
+        expect(betas.ndim == 1 and betas.size > 0, f"betas must be a vector, got shape {betas.shape}")
+        expect(bool(np.all((betas > 0) & (betas < 1))), "betas must lie strictly between 0 and 1")
+        self.name = name
+        self.betas = betas
+        self.num_steps = betas.size
+        self.t_min, self.t_max = 1.0 / self.num_steps, 1.0
+        self._knot_t = np.arange(self.num_steps + 1) / self.num_steps
+        self._knot_log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+
+    @classmethod
+    def linear(cls, num_steps: int = 1000, *, start: float = 1e-4, end: float = 0.02) -> VPDiscrete:
+        """Linear betas (Ho et al. 2020, Section 4)."""
+        return cls(np.linspace(start, end, num_steps), name="linear")
+
+    @classmethod
+    def scaled_linear(cls, num_steps: int = 1000, *, start: float = 0.00085, end: float = 0.012) -> VPDiscrete:
+        """Betas linear in their square root (Rombach et al. 2022, latent diffusion and Stable Diffusion)."""
+        return cls(np.linspace(math.sqrt(start), math.sqrt(end), num_steps) ** 2, name="scaled-linear")
+
+    @classmethod
+    def cosine(cls, num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> VPDiscrete:
+        """Squared-cosine alpha_bar (Nichol & Dhariwal 2021, Eq. 17), betas clipped at `max_beta`."""
+        u = np.arange(num_steps + 1) / num_steps
+        alpha_bar = np.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+        return cls(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta), name="cosine")
+
+    def log_alpha(self, t: ArrayLike) -> Float64Array:
+        return np.asarray(np.interp(t, self._knot_t, self._knot_log_alpha))
+
+    def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
+        return np.asarray(np.interp(log_alpha, self._knot_log_alpha[::-1], self._knot_t[::-1]))
+
+    def model_time(self, t: float) -> float:
+        return self.num_steps * t - 1.0
+
+
+class VPLinear(VariancePreserving):
+    """The continuous variance-preserving SDE with beta(t) linear in t (Song et al. 2021, Score SDE, Eq. 33).
+
+    log alpha(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2 on t in (0, 1]. The network receives t.
+    """
+
+    def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0, *, t_min: float = 1e-3) -> None:
+        expect(0 < beta_0 < beta_1, f"0 < beta_0 < beta_1 must hold, got beta_0={beta_0!r}, beta_1={beta_1!r}")
+        expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
+        self.name = "vp-linear"
+        self.beta_0, self.beta_1 = beta_0, beta_1
+        self.t_min, self.t_max = t_min, 1.0
+
+    def log_alpha(self, t: ArrayLike) -> Float64Array:
+        t = np.asarray(t, dtype=np.float64)
+        return -(t**2) * (self.beta_1 - self.beta_0) / 4 - t * self.beta_0 / 2
+
+    def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
+        # The root of a quadratic in the form without cancellation: t = 2c / (b + sqrt(b^2 + 4ac)).
+        c = -np.asarray(log_alpha, dtype=np.float64)
+        a, b = (self.beta_1 - self.beta_0) / 4, self.beta_0 / 2
+        return 2 * c / (b + np.sqrt(b**2 + 4 * a * c))
+
+
+SCHEDULES = {
+    "linear": VPDiscrete.linear,
+    "scaled-linear": VPDiscrete.scaled_linear,
+    "cosine": VPDiscrete.cosine,
+    "vp-linear": VPLinear,
+}

@@ -1,0 +1,20 @@
+"""DPM-Solver++: Lu et al. 2022, Fast Solver for Guided Sampling of Diffusion Probabilistic Models."""
+
+from __future__ import annotations
+
+from math import expm1
+
+from fastdiff.solvers.registry import solver
+
+
+@solver(order=2, history=1, grid="karras", source="Lu et al. 2022, DPM-Solver++, Algorithm 2")
+def dpmpp_2m(model, x, s, t, history):
+    """Second-order multistep in x0. The first step, and the last one to the data, are of first order."""
+    d = m = model.x0(x, s)
+    h = t.lam - s.lam
+    if history and t.sigma > 0:
+        before, m_before = history[-1]
+        r = (s.lam - before.lam) / h
+        d = m + (m - m_before) / (2 * r)
+    history.append((s, m))
+    return (t.sigma / s.sigma) * x - t.alpha * expm1(-h) * d

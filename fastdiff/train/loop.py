@@ -1,0 +1,175 @@
+"""Training a diffusion model: reproducible from a seed, interruptible at any moment, resumed where it stopped.
+
+All randomness of step k is drawn from a generator seeded with (seed, k), so a run that was stopped and resumed goes
+through the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastdiff.errors import expect
+from fastdiff.files import replacing
+from fastdiff.models.unet import UNet
+from fastdiff.schedules import SCHEDULES
+from fastdiff.train.emoji_data import EmojiData
+from fastdiff.train.recipes import Recipe
+
+LOG_FIELDS = ("step", "loss", "validation_loss", "seconds")
+CHECKPOINT_EVERY = 100
+VALIDATE_EVERY = 500
+VALIDATION_DRAWS = 4
+
+
+class Training:
+    """The state of one run: network, its exponential moving average, optimiser and log, kept in `folder`.
+
+    checkpoint.pt holds the state, log.csv a row every `VALIDATE_EVERY` steps. Raises ValueError if the checkpoint in
+    the folder belongs to another recipe or other data.
+    """
+
+    def __init__(self, recipe: Recipe, data: EmojiData, folder: Path, *, device: str = "cpu", compile: bool = False) -> None:
+        expect(recipe.precision in ("bfloat16", "float32"), f"precision must be bfloat16 or float32, got {recipe.precision!r}")
+        self.recipe, self.folder, self.device = recipe, folder, torch.device(device)
+        self.checkpoint_path, self.log_path = folder / "checkpoint.pt", folder / "log.csv"
+
+        held_out = torch.from_numpy(data.held_out)
+        images = torch.from_numpy(data.images)
+        labels = torch.from_numpy(data.labels)
+        self.images, self.labels = images[~held_out], labels[~held_out]
+        self.validation_images, self.validation_labels = images[held_out], labels[held_out]
+        self.weights = torch.from_numpy(data.weights)[~held_out]
+        self.fingerprint = data.fingerprint()
+
+        schedule = SCHEDULES[recipe.schedule]()
+        times = np.arange(1, schedule.num_steps + 1) / schedule.num_steps
+        self.alpha = torch.from_numpy(schedule.alpha(times)).float()
+        self.sigma = torch.from_numpy(schedule.sigma(times)).float()
+
+        torch.manual_seed(recipe.seed)
+        self.model = UNet(recipe.network).to(self.device, memory_format=torch.channels_last)
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+        )
+        self.step, self.seconds, self.losses, self.log = 0, 0.0, [], []
+        if self.checkpoint_path.exists():
+            self._restore()
+        self.network: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
+
+    def run(self, *, on_step: Callable[[Training, float], None], on_validation: Callable[[Training], None]) -> None:
+        """Train to the recipe's last step; on KeyboardInterrupt the state is saved before it is raised again.
+
+        on_step(training, loss) follows every step, on_validation(training) every `VALIDATE_EVERY`-th and the last.
+        """
+        started = time.monotonic() - self.seconds
+        try:
+            while self.step < self.recipe.steps:
+                loss = self._train_step()
+                self.losses.append(loss)
+                self.step += 1
+                self.seconds = time.monotonic() - started
+                on_step(self, loss)
+                done = self.step == self.recipe.steps
+                if self.step % VALIDATE_EVERY == 0 or done:
+                    self._append_log()
+                    on_validation(self)
+                if self.step % CHECKPOINT_EVERY == 0 or done:
+                    self.save()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+
+    def save(self) -> None:
+        """Write checkpoint.pt and log.csv, each whole or not at all."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "data": self.fingerprint,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "log": self.log,
+        }
+        with replacing(self.checkpoint_path) as path:
+            torch.save(state, path)
+        with replacing(self.log_path) as path, open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(LOG_FIELDS)
+            writer.writerows(self.log)
+
+    def validation_loss(self) -> float:
+        """Mean loss of the averaged network on the held-out images, the same noise and times at every call."""
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        images = self.validation_images.repeat(VALIDATION_DRAWS, 1, 1, 1)
+        labels = self.validation_labels.repeat(VALIDATION_DRAWS)
+        with torch.inference_mode():
+            return float(self._loss(self.ema.module, images, labels, generator))
+
+    def _restore(self) -> None:
+        state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
+        for what, found, wanted in (
+            ("recipe", _without_steps(state["recipe"]), _without_steps(asdict(self.recipe))),
+            ("data", state["data"], self.fingerprint),
+        ):
+            expect(found == wanted, f"{self.checkpoint_path} was made with another {what}; give an empty folder, or {found!r}")
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.losses, self.log = state["losses"], state["log"]
+
+    def _train_step(self) -> float:
+        generator = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step)
+        chosen = torch.multinomial(self.weights, self.recipe.batch, replacement=True, generator=generator)
+        labels = self.labels[chosen]
+        dropped = torch.rand(len(labels), generator=generator) < self.recipe.class_dropout
+        labels = torch.where(dropped, self.recipe.network.num_classes, labels)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        loss = self._loss(self.network, self.images[chosen], labels, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update_parameters(self.model)
+        return float(loss.detach())
+
+    def _loss(self, network: Callable[..., Tensor], images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean squared error of v = alpha eps - sigma x_0 (Salimans & Ho 2022, Section 4), times stratified."""
+        batch = len(images)
+        x0 = images.to(self.device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+        eps = torch.randn(x0.shape, generator=generator).to(x0)
+        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        n = (u * len(self.alpha)).long().clamp_(max=len(self.alpha) - 1)
+        alpha, sigma = (table[n].to(x0)[:, None, None, None] for table in (self.alpha, self.sigma))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            output = network(alpha * x0 + sigma * eps, n.to(x0), labels.to(self.device))
+        return (output.float() - (alpha * eps - sigma * x0)).square().mean()
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then a cosine to zero at the last step."""
+        recipe = self.recipe
+        progress = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+        return recipe.learning_rate * min((self.step + 1) / recipe.warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress))))
+
+    def _append_log(self) -> None:
+        recent = self.losses[-VALIDATE_EVERY:]
+        self.log.append((self.step, sum(recent) / len(recent), self.validation_loss(), self.seconds))
+
+
+def _without_steps(recipe: dict) -> dict:
+    """A run may be resumed with more or fewer steps; the rest must be the same."""
+    return {key: value for key, value in recipe.items() if key != "steps"}
