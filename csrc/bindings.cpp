@@ -62,6 +62,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("MAX_OUTPUTS") = fastdiff::kMaxOutputs;
   module.attr("NORMAL_GROUP") = fastdiff::kNormalGroup;
   module.def("isa", [] { return std::string(fastdiff::kernels().isa); });
+  module.def("select_isa", [](const std::string& name) { fastdiff::select_isa(name.c_str()); });
   module.def("supported_isas", [] {
     std::vector<std::string> names;
     for (const char* const* name = fastdiff::supported_isas(); *name; ++name) names.emplace_back(*name);

@@ -5,40 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from fastdiff.errors import unknown
 
 # "auto" takes the compiled kernels where they support the input and the reference elsewhere; the others insist.
 BACKENDS = ("auto", "reference", "cpu")
 
-_chosen: ContextVar[str | None] = ContextVar("fastdiff_backend", default=None)
+# A plain global and not a context variable: torch.compile guards on the former and cannot trace the latter.
+_chosen = os.environ.get("FASTDIFF_BACKEND") or "auto"
 
 
 @contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Run everything inside the `with` block on one implementation: a free comparison of two.
+    """Run everything inside the `with` block on one implementation: a free comparison of two. For the whole process.
 
     backend: "reference" (plain PyTorch), "cpu" (C++) or "auto". With "cpu", an input that the kernels cannot take is an
     error; with "auto" it goes to the reference. Raises ValueError for other names.
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    token = _chosen.set(backend)
+    global _chosen  # noqa: PLW0603
+    before, _chosen = _chosen, backend
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 def current() -> str:
-    """The backend in force: the innermost `use`, else FASTDIFF_BACKEND, else "auto"."""
-    backend = _chosen.get()
-    if backend is None:
-        backend = os.environ.get("FASTDIFF_BACKEND") or "auto"
-        if backend not in BACKENDS:
-            raise unknown("backend in FASTDIFF_BACKEND", backend, BACKENDS)
-    return backend
+    """The backend in force: the innermost `use`, else FASTDIFF_BACKEND when fastdiff was imported, else "auto"."""
+    if _chosen not in BACKENDS:
+        raise unknown("backend in FASTDIFF_BACKEND", _chosen, BACKENDS)
+    return _chosen
 
 
 def pick(reason: str | None) -> str:

@@ -33,17 +33,19 @@ class CounterNoise:
     samples: tuple[int, ...]
 
     @classmethod
-    def of(cls, seed: int | Sequence[int] | None, batch: int) -> CounterNoise:
+    def of(cls, seed: int | Sequence[int] | None, batch: int, first_sample: int = 0) -> CounterNoise:
         """From what `fastdiff.sample` accepts: a seed for the whole batch (sample k of it is always the same), one
         seed a sample (each as if it were sample 0 of a batch of that seed), or None for a seed from torch's generator.
+        first_sample: number of the first sample under one seed.
         """
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         if isinstance(seed, int) and not isinstance(seed, bool):
-            seeds, samples = (seed,) * batch, tuple(range(batch))
+            seeds, samples = (seed,) * batch, tuple(range(first_sample, first_sample + batch))
         else:
             seeds, samples = tuple(seed), (0,) * batch
             expect(len(seeds) == batch, f"seed must be one number or one a sample ({batch}), got {len(seeds)}")
+        expect(first_sample >= 0, f"first_sample must be >= 0, got {first_sample!r}")
         expect(all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds), f"seed must be in [0, 2**64), got {seed!r}")
         return cls(seeds, samples)
 

@@ -33,6 +33,7 @@ def sample(
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
+    first_sample: int = 0,
     noise: Noise = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -52,8 +53,9 @@ def sample(
     guidance: CFG(scale), or the scale, of classifier-free guidance; needs uncond.
     cond, uncond: keyword arguments of the model; tensors of (B, ...) under guidance.
     seed: one number, and sample k is the same at any batch size; or one a sample; None draws one from torch's
-        generator. noise: draws the solver's noise from a torch.Generator, a tensor (draws, B, ...) or a function of the
-        number instead; the initial state still comes from the seed.
+        generator. first_sample: number of the first sample under one seed, to make a large set in batches.
+    noise: the solver's noise from a torch.Generator, a tensor (draws, B, ...) or a function of the draw's number
+        instead; the initial state still comes from the seed.
     callback(step, state): after every step; the state is overwritten later, clone it to keep it.
 
     Returns (B, ...) in the dtype and on the device of the initial state. Raises ValueError for arguments that do not
@@ -76,12 +78,12 @@ def sample(
         x = x_init_or_shape
         expect(x.is_floating_point() and x.ndim >= 1 and len(x) > 0,
                f"x_init must be a floating-point tensor (B, ...), got {x.dtype} {tuple(x.shape)}")
-        counter = CounterNoise.of(seed, len(x))
+        counter = CounterNoise.of(seed, len(x), first_sample)
     else:
         shape = tuple(x_init_or_shape)
         expect(len(shape) >= 1 and all(isinstance(n, int) and n > 0 for n in shape),
                f"the shape of the samples must be positive whole numbers, got {shape}")
-        counter = CounterNoise.of(seed, shape[0])
+        counter = CounterNoise.of(seed, shape[0], first_sample)
         x = schedule.prior_std(times[0]) * counter.initial(shape, torch.float32).to(_device(model))
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
     return engine.run(program, model, x, cond=cond, uncond=uncond, counter=counter, draw=draw, callback=callback)

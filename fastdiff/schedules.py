@@ -169,9 +169,31 @@ class VPLinear(VariancePreserving):
         return 2 * c / (b + np.sqrt(b**2 + 4 * a * c))
 
 
+class VE(Schedule):
+    """The variance-exploding process (Song et al. 2021, Score SDE; Karras et al. 2022, EDM): alpha = 1, sigma(t) = t.
+
+    sigma_min, sigma_max: the noise levels the network was trained on. The network receives sigma.
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        expect(0 < sigma_min < sigma_max, f"0 < sigma_min < sigma_max must hold, got {sigma_min!r} and {sigma_max!r}")
+        self.name = "ve"
+        self.t_min, self.t_max = sigma_min, sigma_max
+
+    def log_alpha(self, t: ArrayLike) -> Float64Array:
+        return np.zeros_like(np.asarray(t, dtype=np.float64))
+
+    def sigma(self, t: ArrayLike) -> Float64Array:
+        return np.asarray(t, dtype=np.float64)
+
+    def t_of_lam(self, lam: ArrayLike) -> Float64Array:
+        return np.exp(-np.asarray(lam, dtype=np.float64))
+
+
 SCHEDULES = {
     "linear": VPDiscrete.linear,
     "scaled-linear": VPDiscrete.scaled_linear,
     "cosine": VPDiscrete.cosine,
     "vp-linear": VPLinear,
+    "ve": VE,
 }

@@ -1,4 +1,5 @@
 // Which instruction set runs: the best that the machine supports, or the one that FASTDIFF_ISA names.
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -62,24 +63,31 @@ std::vector<const Kernels*> supported() {
   return tables;
 }
 
-const Kernels& choose() {
-  const std::vector<const Kernels*> tables = supported();
-  const char* wanted = std::getenv("FASTDIFF_ISA");
-  if (!wanted || !*wanted) return *tables.front();
+const Kernels* find(const std::string& name, const std::string& asked_by) {
   std::string names;
-  for (const Kernels* table : tables) {
-    if (std::string(table->isa) == wanted) return *table;
+  for (const Kernels* table : supported()) {
+    if (table->isa == name) return table;
     names += (names.empty() ? "" : ", ") + std::string(table->isa);
   }
-  throw std::runtime_error("FASTDIFF_ISA=" + std::string(wanted) + " is not available here; available: " + names);
+  throw std::invalid_argument(asked_by + name + " is not available here; available: " + names);
 }
+
+const Kernels* first_choice() {
+  const char* wanted = std::getenv("FASTDIFF_ISA");
+  return wanted && *wanted ? find(wanted, "FASTDIFF_ISA=") : supported().front();
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
 
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels& chosen = choose();
-  return chosen;
+  const Kernels* table = chosen.load(std::memory_order_acquire);
+  if (!table) chosen.store(table = first_choice(), std::memory_order_release);
+  return *table;
 }
+
+void select_isa(const char* name) { chosen.store(find(name, "instruction set "), std::memory_order_release); }
 
 const char* const* supported_isas() {
   static const std::vector<const char*> names = [] {

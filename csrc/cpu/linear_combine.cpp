@@ -51,7 +51,7 @@ bool combine(const T* const* inputs, int num_inputs, T* const* outputs, T* const
   for (; i < size; ++i) {
     T sums[M] = {};
     for (int k = 0; k < num_inputs; ++k)
-      for (int m = 0; m < M; ++m) sums[m] += coefficients[k * M + m] * inputs[k][i];
+      for (int m = 0; m < M; ++m) sums[m] = fma(coefficients[k * M + m], inputs[k][i], sums[m]);
     for (int m = 0; m < M; ++m) {
       outputs[m][i] = sums[m];
       if (copies[m]) copies[m][i] = sums[m];

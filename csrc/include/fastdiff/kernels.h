@@ -28,9 +28,12 @@ struct Kernels {
   Normal normal;
 };
 
-// The kernels in use: the best that the machine has, or those of the environment variable FASTDIFF_ISA.
-// Throws std::runtime_error if that names a set which is unknown, not compiled in or not supported here.
+// The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones
+// selected. Throws std::invalid_argument if the variable names a set that is not available here.
 const Kernels& kernels();
+
+// Use the kernels of one instruction set from now on. Throws std::invalid_argument if it is not available here.
+void select_isa(const char* name);
 
 // Names of the sets that are compiled in and that this machine supports, best first, ending in nullptr.
 const char* const* supported_isas();

@@ -11,8 +11,14 @@
 
 #if defined(__CUDACC__)
 #define FASTDIFF_DEVICE __host__ __device__ inline
+#define FASTDIFF_SQRT sqrtf
+#elif defined(_MSC_VER)
+#include <math.h>
+#define FASTDIFF_DEVICE inline
+#define FASTDIFF_SQRT sqrtf
 #else
 #define FASTDIFF_DEVICE inline
+#define FASTDIFF_SQRT __builtin_sqrtf
 #endif
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -77,7 +83,7 @@ FASTDIFF_DEVICE void sincos_turn(float u, float* sine, float* cosine) {
 FASTDIFF_DEVICE void box_muller(uint32_t w1, uint32_t w2, float* z0, float* z1) {
   const float u1 = (static_cast<float>(static_cast<int32_t>(w1 >> 1)) + 0.5f) * 4.656612873077393e-10f;
   const float u2 = static_cast<float>(static_cast<int32_t>(w2 >> 8)) * 5.960464477539063e-08f;
-  const float radius = __builtin_sqrtf(-2.0f * log_unit(u1));
+  const float radius = FASTDIFF_SQRT(-2.0f * log_unit(u1));
   float sine, cosine;
   sincos_turn(u2, &sine, &cosine);
   *z0 = radius * cosine;

@@ -6,6 +6,9 @@
 
 #include <stdint.h>
 
+#if defined(_MSC_VER)
+#include <math.h>
+#endif
 #if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
 #include <immintrin.h>
 #elif defined(FASTDIFF_ISA_NEON)
@@ -93,6 +96,19 @@ struct Vec<double> {
 };
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
 
+#endif
+
+#if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2) || defined(FASTDIFF_ISA_NEON)
+
+// One value, rounded as in a vector: what an element becomes must not depend on where a tensor ends.
+#if defined(_MSC_VER)
+inline float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return ::fma(a, b, c); }
+#else
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#endif
+
 #else  // baseline: short loops that any compiler turns into whatever vectors the target has; no fused multiply-add
 
 template <class T>
@@ -111,6 +127,8 @@ inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   for (int i = 0; i < 4; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
   return r;
 }
+inline float fma(float a, float b, float c) { return a * b + c; }
+inline double fma(double a, double b, double c) { return a * b + c; }
 
 #endif
 

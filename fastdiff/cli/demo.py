@@ -1,0 +1,188 @@
+"""`fastdiff demo`: the same pictures by the baseline and by fastdiff, side by side, with times and the error."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+import fastdiff
+from fastdiff import pictures
+from fastdiff.cli.console import console, print_json, progress
+from fastdiff.cli.info import collect
+from fastdiff.files import replacing, writable_folder
+from fastdiff.models.unet import UNet
+
+CURVE_STEPS = (5, 8, 12, 20, 50)
+CURVE_SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM-Solver++(2M)"}
+CURVE_PICTURES = 3
+CONVERGED_STEPS = 100
+TOLERANCE = 1e-5  # of the RMS of the picture, at equal steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """One path's pictures and its time in seconds. samples: (B, C, H, W)."""
+
+    title: str
+    solver: str
+    steps: int
+    backend: str
+    samples: Tensor
+    seconds: float
+
+
+class Demo:
+    """What all runs of the demo share: model, classes, guidance and seed."""
+
+    def __init__(self, model: UNet, per_class: int, guidance: float, seed: int) -> None:
+        info = model.info
+        self.model, self.seed, self.guidance = model, seed, fastdiff.CFG(guidance)
+        self.classes = list(info.classes) or [None]
+        self.labels = [name for name in self.classes for _ in range(per_class)]
+
+    def sample(self, solver: str, steps: int, backend: str, count: int | None = None, callback: Any = None) -> Tensor:
+        """The first `count` pictures (all of them if None)."""
+        labels = self.labels if count is None else self.labels[:: max(1, len(self.labels) // count)][:count]
+        info = self.model.info
+        with fastdiff.use(backend):
+            return fastdiff.sample(
+                self.model,
+                (len(labels), *info.shape),
+                solver=solver,
+                steps=steps,
+                # The same times for both solvers, so that only the solver and the number of steps differ.
+                grid="uniform",
+                guidance=self.guidance,
+                cond=info.condition(labels, len(labels)),
+                uncond=info.condition(None, len(labels)),
+                seed=self.seed,
+                callback=callback,
+            )
+
+
+def run(
+    out: str,
+    model_name: str,
+    per_class: int,
+    baseline_steps: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """See `fastdiff demo --help`."""
+    folder = writable_folder(out)
+    demo = Demo(fastdiff.load(model_name), per_class, guidance, seed)
+    plan = (
+        ("baseline", "ddim", baseline_steps, "reference"),
+        ("fastdiff", "dpmpp-2m", steps, "cpu"),
+        ("fastdiff, equal steps", "ddim", baseline_steps, "cpu"),
+    )
+    curve_steps = len(CURVE_SOLVERS) * sum(CURVE_STEPS) + CONVERGED_STEPS
+    with progress() as bar:
+        demo.sample("dpmpp-2m", 2, "cpu")  # the first calls are slower: libraries load and choose their kernels
+        runs = []
+        for title, solver, count, backend in plan:
+            task = bar.add_task(f"{title}: {solver}, {count} steps", total=count)
+            started = time.perf_counter()
+            samples = demo.sample(solver, count, backend, callback=lambda *_, task=task: bar.advance(task))
+            runs.append(Run(title, solver, count, backend, samples, time.perf_counter() - started))
+        task = bar.add_task("error against the converged solution", total=curve_steps)
+        curves = convergence(demo, lambda *_: bar.advance(task))
+
+    baseline, fast, equal = runs
+    difference = (equal.samples - baseline.samples).abs().max() / baseline.samples.square().mean().sqrt()
+    summary = {
+        "model": model_name,
+        "pictures": len(demo.labels),
+        "guidance": guidance,
+        "seed": seed,
+        "baseline": {"solver": baseline.solver, "steps": baseline.steps, "seconds": round(baseline.seconds, 3)},
+        "fastdiff": {"solver": fast.solver, "steps": fast.steps, "seconds": round(fast.seconds, 3)},
+        "equal_steps": {"solver": equal.solver, "steps": equal.steps, "seconds": round(equal.seconds, 3)},
+        "speed_up": round(baseline.seconds / fast.seconds, 2),
+        "speed_up_at_equal_steps": round(baseline.seconds / equal.seconds, 2),
+        "difference_at_equal_steps": float(difference),
+        "tolerance": TOLERANCE,
+        "agree": bool(difference <= TOLERANCE),
+        "errors": curves,
+        "error_pictures": CURVE_PICTURES,
+        "report": str((folder / "index.html").resolve()),
+    }
+    write(folder, runs, demo, summary)
+    if as_json:
+        print_json(summary)
+    else:
+        _print(runs, summary)
+    if not summary["agree"]:
+        raise fastdiff.SamplingError(
+            f"at equal steps the two paths differ by {difference:.2e} of the RMS, more than {TOLERANCE:g}; "
+            f"see {summary['report']}"
+        )
+
+
+def convergence(demo: Demo, callback: Any) -> dict[str, dict[int, float]]:
+    """For each solver, steps -> RMS distance from the converged solution of the same noise, pixels in [-1, 1]."""
+    converged = demo.sample("dpmpp-2m", CONVERGED_STEPS, "cpu", CURVE_PICTURES, callback)
+    return {
+        solver: {
+            steps: float((demo.sample(solver, steps, "cpu", CURVE_PICTURES, callback) - converged).square().mean().sqrt())
+            for steps in CURVE_STEPS
+        }
+        for solver in CURVE_SOLVERS
+    }
+
+
+def write(folder: Path, runs: list[Run], demo: Demo, summary: dict[str, Any]) -> None:
+    """baseline.png, fastdiff.png, error.png and index.html."""
+    import jinja2  # noqa: PLC0415 (only the report needs it)
+
+    columns = len(demo.labels) // len(demo.classes)
+    baseline, fast, _ = runs
+    pictures.save_png(folder / "baseline.png", pictures.grid(baseline.samples, columns), zoom=3)
+    pictures.save_png(folder / "fastdiff.png", pictures.grid(fast.samples, columns), zoom=3)
+    plot(summary["errors"], folder / "error.png")
+    template = resources.files("fastdiff.cli").joinpath("demo.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
+    with replacing(folder / "index.html") as path:
+        path.write_text(page.render(runs=runs, classes=demo.classes, summary=summary, machine=collect()), encoding="utf-8")
+
+
+def plot(errors: dict[str, dict[int, float]], path: Path) -> None:
+    """Error against model calls, a line a solver."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 (slow to import)
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for solver, curve in errors.items():
+        axes.loglog(list(curve), list(curve.values()), marker="o", label=CURVE_SOLVERS[solver])
+    axes.set(xlabel="steps (one guided model call each)", ylabel="RMS distance from the converged solution")
+    axes.set_xticks(CURVE_STEPS, [str(steps) for steps in CURVE_STEPS])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _print(runs: list[Run], summary: dict[str, Any]) -> None:
+    table = Table(title=f"{summary['pictures']} pictures from {summary['model']}, guidance {summary['guidance']:g}")
+    for heading in ("path", "solver", "steps", "engine", "seconds", "speed-up"):
+        table.add_column(heading, justify="left" if heading in ("path", "solver", "engine") else "right")
+    for item in runs:
+        speed_up = f"{runs[0].seconds / item.seconds:.2f}x"
+        engine = "PyTorch" if item.backend == "reference" else "C++"
+        table.add_row(item.title, item.solver, str(item.steps), engine, f"{item.seconds:.2f}", speed_up)
+    console.print(table)
+    console.print(
+        f"at equal steps the two paths differ by {summary['difference_at_equal_steps']:.1e} of the RMS "
+        f"(largest pixel; tolerance {summary['tolerance']:g})"
+    )
+    console.print(f"report: [bold]{summary['report']}[/bold]")

@@ -1,0 +1,76 @@
+"""`fastdiff info`: what is installed, what the machine has, which kernels run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+import fastdiff
+from fastdiff import backends
+from fastdiff.cli.console import print_json
+from fastdiff.models import bundled
+from fastdiff.native import core
+
+
+def run(as_json: bool) -> None:
+    """See `fastdiff info --help`."""
+    facts = collect()
+    if as_json:
+        print_json(facts)
+        return
+    from rich.console import Console
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            value = "\n".join(f"{name}: {what}" for name, what in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        table.add_row(key.replace("_", " "), str(value))
+    Console(highlight=False).print(table)
+
+
+def collect() -> dict[str, Any]:
+    """The facts, as JSON holds them."""
+    return {
+        "fastdiff": fastdiff.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "threading": core.threading(),
+        "compiler": core.compiler(),
+        "instruction_set": core.isa() + (" (FASTDIFF_ISA)" if os.environ.get("FASTDIFF_ISA") else ""),
+        "instruction_sets_available": core.supported_isas(),
+        "backend": backends.current(),
+        "kernels": _kernels(),
+        "models": bundled.names(),
+    }
+
+
+def _kernels() -> dict[str, str]:
+    """For each op the implementation that a float32 input takes on each kind of device, and why not another."""
+    backend = backends.current()
+    on_cpu = "reference (chosen by FASTDIFF_BACKEND)" if backend == "reference" else f"C++, {core.isa()}"
+    kernels = {op: f"cpu: {on_cpu}" for op in fastdiff.ops.OPS}
+    kernels["sampling loop"] = f"cpu: {on_cpu}; other devices: reference (no compiled engine for them yet)"
+    kernels["triton"] = "not used: no GPU kernels in this version" + (
+        "" if torch.cuda.is_available() else ", and torch sees no GPU"
+    )
+    return kernels
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.processor() or 'unknown'}, {os.cpu_count()} cores"

@@ -1,0 +1,106 @@
+"""The command line. Each command is a module of its own, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Fast sampling from diffusion models, with proof that the answer is unchanged.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for the pictures and index.html.")] = "fastdiff-demo",
+    model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
+    per_class: Annotated[int, typer.Option(help="Pictures of each class.", min=1)] = 4,
+    baseline_steps: Annotated[int, typer.Option(help="DDIM steps of the baseline.", min=1)] = 50,
+    steps: Annotated[int, typer.Option(help="DPM-Solver++(2M) steps of the fast path.", min=1)] = 15,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Of the pictures; the same on both paths.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Sample the same pictures with plain PyTorch and with fastdiff, and show them side by side."""
+    from fastdiff.cli import demo as command
+
+    command.run(out, model, per_class, baseline_steps, steps, guidance, seed, json)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
+    class_: Annotated[str, typer.Option("--class", help="A class of the model, or `none`.")] = "none",
+    count: Annotated[int, typer.Option(help="How many pictures.", min=1)] = 16,
+    solver: Annotated[str, typer.Option(help="A solver, e.g. dpmpp-2m, ddim, heun, ddpm.")] = "dpmpp-2m",
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = 15,
+    grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own grid if not given.")] = None,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Picture k of a seed is the same whatever --count is.", min=0)] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures sampled at once.", min=1)] = 32,
+    out: Annotated[str, typer.Option(help="The PNG file to write.")] = "grid.png",
+    zoom: Annotated[int, typer.Option(help="Size of a pixel in the file.", min=1)] = 4,
+    json: Json = False,
+) -> None:
+    """Sample pictures from a bundled model into one PNG file."""
+    from fastdiff.cli import sample as command
+
+    command.run(model, class_, count, solver, steps, grid, guidance, seed, batch, out, zoom, json)
+
+
+@app.command()
+def info(json: Json = False) -> None:
+    """Versions, processor, instruction set, threads, and which kernels are in use or why not."""
+    from fastdiff.cli import info as command
+
+    command.run(json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="What to train, e.g. emoji-unet-32.")],
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the run; runs/RECIPE if not given. A run that is there goes on.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; the recipe's if not given.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0)] = None,
+    font: Annotated[str | None, typer.Option(help="Path of NotoColorEmoji.ttf, if it is not in a usual place.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (needs a C++ compiler).")] = False,
+) -> None:
+    """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it."""
+    from fastdiff.cli import train as command
+
+    command.run(recipe, out, steps, seed, font, device, compile)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The `fastdiff` command. Errors of the user's input end with one line and exit status 2."""
+    _refuse_the_other_fastdiff()
+    from fastdiff.errors import SamplingError, WeightsError
+
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, ImportError, NotImplementedError, SamplingError, WeightsError) as error:
+        print(f"fastdiff: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _refuse_the_other_fastdiff() -> None:
+    """PyPI has an unrelated text-diff library that also installs a package `fastdiff`, over this one."""
+    import fastdiff
+
+    if not hasattr(fastdiff, "sample"):
+        sys.exit(
+            "fastdiff: the package `fastdiff` here is not torch-fastdiff but the unrelated text-diff library of that name, "
+            "or what its removal left. Remove it and install this one again: "
+            "pip uninstall -y fastdiff torch-fastdiff, then python -m pip install ."
+        )

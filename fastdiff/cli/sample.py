@@ -1,0 +1,77 @@
+"""`fastdiff sample`: pictures from a bundled model into one PNG."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+import fastdiff
+from fastdiff import pictures
+from fastdiff.cli.console import console, print_json, progress
+from fastdiff.errors import expect
+from fastdiff.files import writable_folder
+from fastdiff.grids import make_grid
+from fastdiff.solvers import get_solver
+
+
+def run(
+    model_name: str,
+    class_name: str,
+    count: int,
+    solver_name: str,
+    steps: int,
+    grid: str | None,
+    guidance: float,
+    seed: int,
+    batch: int,
+    out: str,
+    zoom: int,
+    as_json: bool,
+) -> None:
+    """See `fastdiff sample --help`. After Ctrl-C the file holds the batches that were finished."""
+    path = Path(out)
+    writable_folder(path.parent)
+    expect(path.suffix.lower() == ".png", f"--out must end in .png, got {out!r}")
+    expect(not path.is_dir(), f"--out names a folder, expected a file: {out!r}")
+    solver = get_solver(solver_name)
+    cfg = fastdiff.CFG(guidance)
+    model = fastdiff.load(model_name)
+    make_grid(grid or solver.grid, model.info.schedule, steps)  # refuse bad steps before the progress bar
+    name = None if class_name == "none" else class_name
+    cond = model.info.condition(name, count)
+
+    finished: list[torch.Tensor] = []
+    started = time.perf_counter()
+    try:
+        with progress() as bar:
+            task = bar.add_task(f"{solver.name}, {steps} steps", total=steps * -(-count // batch))
+            for first in range(0, count, batch):
+                size = min(batch, count - first)
+                finished.append(
+                    fastdiff.sample(
+                        model,
+                        (size, *model.info.shape),
+                        solver=solver,
+                        steps=steps,
+                        grid=grid,
+                        guidance=cfg if name is not None else None,
+                        cond={key: value[first : first + size] for key, value in cond.items()},
+                        uncond=model.info.condition(None, size),
+                        seed=seed,
+                        first_sample=first,
+                        callback=lambda *_: bar.advance(task),
+                    )
+                )
+    finally:
+        if finished:
+            samples = torch.cat(finished)
+            columns = min(len(samples), max(4, round(len(samples) ** 0.5)))
+            pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
+            console.print(f"{len(samples)} pictures in [bold]{path}[/bold]")
+    if as_json:
+        print_json({
+            "file": str(path), "model": model_name, "class": name, "count": count, "solver": solver.name, "steps": steps,
+            "guidance": guidance, "seed": seed, "seconds": round(time.perf_counter() - started, 3),
+        })  # fmt: skip

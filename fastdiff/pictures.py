@@ -1,0 +1,41 @@
+"""Samples to PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdiff.errors import expect
+from fastdiff.files import replacing
+
+
+def to_uint8(samples: Tensor) -> NDArray[np.uint8]:
+    """(B, 3 or 1, H, W) in [-1, 1] -> (B, H, W, 3) in 0..255, values outside clipped."""
+    expect(samples.ndim == 4 and samples.shape[1] in (1, 3), f"pictures must be (B, 3, H, W), got {tuple(samples.shape)}")
+    pixels = samples.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
+    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def grid(samples: Tensor, columns: int, *, margin: int = 2) -> NDArray[np.uint8]:
+    """Pictures row by row with a light margin: (B, 3, H, W) in [-1, 1] -> (rows H', columns W', 3) uint8."""
+    pictures = to_uint8(samples)
+    rows = -(-len(pictures) // columns)
+    height, width = pictures.shape[1] + margin, pictures.shape[2] + margin
+    sheet = np.full((rows * height + margin, columns * width + margin, 3), 238, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * height + margin, i % columns * width + margin
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def save_png(path: str | Path, pixels: NDArray[np.uint8], *, zoom: int = 1) -> None:
+    """Write (H, W, 3) uint8 as PNG, each pixel as zoom x zoom; whole or not at all."""
+    from PIL import Image  # noqa: PLC0415 (not needed to import fastdiff)
+
+    image = Image.fromarray(pixels)
+    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")

@@ -1,0 +1,38 @@
+"""Fixtures and assertions that many tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiff.native import core
+
+
+@pytest.fixture(params=core.supported_isas())
+def isa(request):
+    """Run the test once with each instruction set that this machine has."""
+    before = core.isa()
+    core.select_isa(request.param)
+    yield request.param
+    core.select_isa(before)
+
+
+def assert_no_worse(ours: Tensor, theirs: Tensor, oracle: Tensor, *, factor: float = 2.0, floor: float = 0.0) -> None:
+    """The error of `ours` against the float64 oracle is at most `factor` times that of `theirs`, plus a derived floor."""
+    assert ours.shape == oracle.shape
+    assert torch.isfinite(ours).all()
+    error = (ours.double() - oracle).abs().max().item() if ours.numel() else 0.0
+    allowed = (theirs.double() - oracle).abs().max().item() if ours.numel() else 0.0
+    assert error <= factor * allowed + floor, f"error {error:.3e}, torch's {allowed:.3e}, floor {floor:.3e}"
+
+
+def relative_error(x: Tensor, expected: Tensor) -> float:
+    """Largest difference in units of the RMS of what is expected."""
+    return float((x - expected).abs().max() / expected.square().mean().sqrt())
+
+
+@pytest.fixture()
+def rng():
+    return np.random.default_rng(0)

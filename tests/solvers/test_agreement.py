@@ -1,0 +1,104 @@
+"""Identities between solvers, and that the reference engine, the C++ engine and the plain step functions agree."""
+
+import numpy as np
+import pytest
+import torch
+
+import fastdiff
+from conftest import relative_error
+from fastdiff import sample
+from fastdiff.engine.direct import integrate
+from fastdiff.grids import make_grid
+from fastdiff.noise import CounterNoise
+from fastdiff.prediction import PREDICTIONS
+from fastdiff.schedules import VE, VPDiscrete, VPLinear
+from fastdiff.solvers import SOLVERS, get_solver
+from gaussian import Gaussian, states
+
+VP = VPDiscrete.linear()
+COSINE = VPDiscrete.cosine()  # alpha(1) = 5e-5: formulas that divide by alpha twice lose 9 of float64's 16 digits
+STOCHASTIC_DDIM = get_solver("ddim", eta=0.7)
+LARGE = get_solver("ddpm", variance="large")
+ALL = [*SOLVERS.values(), STOCHASTIC_DDIM, LARGE]
+
+
+def network(prediction, schedule=VP):
+    return Gaussian(schedule).network(prediction, lambda n: (n + 1) / 1000)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("solver", ALL, ids=lambda s: f"{s.name}{s.options or ''}")
+def test_three_ways_to_run_agree(isa, solver, prediction, guided):
+    """Step functions on tensors, the Program on the reference engine, the Program in C++: float64, the same noise."""
+    exact = network(prediction)
+
+    def model(x, t, shift):
+        return exact(x, t) + shift[:, None]
+
+    x, cond, uncond = states(), {"shift": torch.full((16,), 0.1)}, {"shift": torch.full((16,), -0.05)}
+    guidance = fastdiff.CFG(1.7, interval=(-3.0, 2.0)) if guided else None
+    common = dict(guidance=guidance, cond=cond, uncond=uncond)
+    noise = [CounterNoise.of(5, 16).draw(n, x.shape, x.dtype) for n in range(30)]
+    times = make_grid("uniform", VP, 12)
+    direct = integrate(solver, model, x, VP, times, PREDICTIONS[prediction], draw=noise.__getitem__, **common)
+    results = []
+    for backend in ("reference", "cpu"):
+        with fastdiff.use(backend):
+            results.append(sample(model, x, schedule=VP, prediction=prediction, solver=solver, grid=times, seed=5, **common))
+    for result in results:
+        assert relative_error(result, direct) < 1e-10
+
+
+@pytest.mark.parametrize("solver", ALL, ids=lambda s: f"{s.name}{s.options or ''}")
+def test_engines_agree_in_float32(isa, solver):
+    results = []
+    for backend in ("reference", "cpu"):
+        with fastdiff.use(backend):
+            results.append(sample(network("v", COSINE), (8, 3, 9, 7), schedule=COSINE, prediction="v", solver=solver,
+                                  steps=25, seed=1))
+    assert relative_error(*results) < 1e-5
+
+
+def test_ddim_is_the_first_order_dpm_solver():
+    """Lu et al. 2022, Section 4.1: the first step of DPM-Solver++, without history, is DDIM."""
+    x = states()
+    for start, end in ((1.0, 0.6), (0.3, 0.1), (0.02, 0.0)):
+        one = dict(schedule=VP, prediction="eps", grid=[start, end], seed=0)
+        assert relative_error(sample(network("eps"), x, solver="ddim", **one),
+                              sample(network("eps"), x, solver="dpmpp-2m", **one)) < 1e-12
+
+
+def test_ddim_with_eta_one_is_ddpm():
+    x = states()
+    common = dict(schedule=VP, prediction="eps", grid="linspace", steps=20, seed=3)
+    ddim = sample(network("eps"), x, solver=get_solver("ddim", eta=1.0), **common)
+    assert relative_error(ddim, sample(network("eps"), x, solver="ddpm", **common)) < 1e-10
+
+
+def test_ancestral_sampling_reaches_the_data():
+    """1,000 steps of DDPM on the exact model give the data's mean and standard deviation."""
+    data = Gaussian(VP)
+    result = sample(network("eps"), (64, 4, 16, 16), schedule=VP, prediction="eps", solver="ddpm", steps=1000, seed=0)
+    n = result.numel()
+    assert abs(float(result.mean()) - data.mean) < 5 * data.std / n**0.5 + 1e-3
+    assert abs(float(result.std()) / data.std - 1) < 5 / (2 * n) ** 0.5 + 1e-2  # first-order bias of 1,000 steps
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda s: s.name)
+def test_model_calls(solver):
+    data = Gaussian(VPLinear())
+    sample(data.network("x0", lambda t: t), states(), schedule=data.schedule, prediction="x0", solver=solver,
+           grid="uniform", steps=7, seed=0)
+    # A method that looks at the end of its step cannot do so at the data.
+    assert len(data.calls) == 7 * solver.evaluations - (solver.evaluations - 1)
+    assert np.all(np.diff(data.calls) <= 0)
+
+
+def test_a_last_step_to_the_data_returns_x0():
+    data = Gaussian(VE())
+    x = states() * 0.5
+    for solver in SOLVERS:
+        result = sample(data.network("x0", lambda t: t), x, schedule=data.schedule, prediction="x0", solver=solver,
+                        grid=[0.5, 0.0], seed=0)
+        assert relative_error(result, data.x0(x, 0.5)) < 1e-12
