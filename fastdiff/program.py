@@ -12,7 +12,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fastdiff.errors import expect
@@ -265,7 +265,7 @@ def trace(
     """
     solver = get_solver(solver)
     tracer = _Tracer(schedule, prediction, guidance)
-    points = [schedule.point(float(t)) for t in times]
+    points = schedule.points(times)
     noise = {"noise": tracer.noise} if solver.stochastic else {}
     history: deque = deque(maxlen=solver.history)
     x, states = LinearForm({0: 1.0}), []
@@ -284,81 +284,86 @@ def trace(
 def _lower(name: str, tracer: _Tracer, states: Sequence[int], keep_states: bool) -> Program:
     symbols, calls = tracer.symbols, tracer.calls
     last_epoch = len(calls)
-    held = [states[-1], *(states if keep_states else [])]
 
-    # Backwards: what each epoch must leave in a buffer, and until which epoch.
-    until: dict[int, int] = {0: 0}  # the initial state is in a buffer from the start
+    # Backwards: what each epoch must leave in a buffer (as sums of what is there then), and until which epoch.
+    until = {0: 0}  # the initial state is in a buffer from the start
+    made: list[dict[int, dict[int, float]]] = [{} for _ in range(last_epoch + 1)]  # epoch -> symbol -> its sum
+
+    def keep(symbol: int, epoch: int) -> None:
+        until[symbol] = max(until.get(symbol, epoch), epoch)
+        if symbol:
+            made[symbols[symbol].epoch].setdefault(symbol, {})
+
     for epoch, (symbol, _) in enumerate(calls):
-        _extend(until, symbol, epoch + 1)
-    for symbol in held:
-        _extend(until, symbol, symbols[symbol].epoch)
-    until[states[-1]] = last_epoch + 1
+        keep(symbol, epoch + 1)
+    for symbol in states if keep_states else ():
+        keep(symbol, symbols[symbol].epoch)
+    keep(states[-1], last_epoch + 1)
     for epoch in range(last_epoch, -1, -1):
-        for symbol in [s for s in until if symbols[s].epoch == epoch]:
-            for leaf in _expand(tracer, symbol, epoch):
-                if symbols[leaf].kind != "noise" and symbols[leaf].epoch < epoch or symbols[leaf].kind == "initial":
-                    _extend(until, leaf, epoch)
+        for symbol in made[epoch]:
+            made[epoch][symbol] = terms = _expand(symbols, symbol, epoch)
+            for leaf in terms:
+                if leaf == 0 or (symbols[leaf].kind != "noise" and symbols[leaf].epoch < epoch):
+                    keep(leaf, epoch)
 
     # Forwards: a buffer for each of them, free again after its last use (an output may replace it in that very pass).
-    slot_of: dict[int, int] = {0: 0}
+    slot_of, written_at = {0: 0}, {0: -1}
+    released: list[list[int]] = [[] for _ in range(last_epoch + 2)]  # epoch -> slots whose last use it is
+    released[until[0]].append(0)
     instructions: list[Call | Combine] = []
     free: list[int] = []
     num_slots = 1
-    written_at: dict[int, int] = {0: -1}
     for epoch in range(last_epoch + 1):
-        free += [slot for symbol, slot in slot_of.items() if until[symbol] == epoch and symbols[symbol].epoch < epoch]
+        free += released[epoch]
         outputs = []
-        for symbol in sorted(s for s in until if symbols[s].epoch == epoch and s not in slot_of):
+        for symbol, terms in sorted(made[epoch].items()):
             if free:
                 slot = free.pop(0)
             else:
                 slot, num_slots = num_slots, num_slots + 1
-            slot_of[symbol] = slot
-            written_at[symbol] = len(instructions)
-            outputs.append(Output(slot, _terms(tracer, symbol, epoch, slot_of)))
-        if outputs:
-            instructions.append(Combine(tuple(outputs)))
+            outputs.append((symbol, slot, terms))
+        if outputs:  # all of them read what was there before any is written
+            instructions.append(Combine(tuple(Output(slot, _sources(tracer, terms, epoch, slot_of)) for _, slot, terms in outputs)))
+        for symbol, slot, _ in outputs:
+            slot_of[symbol], written_at[symbol] = slot, len(instructions) - 1
+            released[max(until[symbol], epoch + 1)].append(slot)
         if epoch < last_epoch:
             symbol, call = calls[epoch]
-            instructions.append(Call(slot_of[symbol], call.point, call.model_time, call.guided, call.step))
+            instructions.append(replace(call, input=slot_of[symbol]))
     kept = tuple((written_at[s], slot_of[s]) for s in states) if keep_states else ()
     return Program(name, tuple(instructions), num_slots, slot_of[states[-1]], tracer.num_noises, kept)
 
 
-def _extend(until: dict[int, int], symbol: int, epoch: int) -> None:
-    until[symbol] = max(until.get(symbol, epoch), epoch)
-
-
-def _expand(tracer: _Tracer, symbol: int, epoch: int) -> dict[int, float]:
+def _expand(symbols: Sequence[_Symbol], symbol: int, epoch: int) -> dict[int, float]:
     """The symbol as a sum of what is there in `epoch`: older symbols, this epoch's network output, noises."""
     sums: dict[int, float] = {}
-
-    def visit(symbol: int, factor: float) -> None:
-        definition = tracer.symbols[symbol].definition
-        if definition is None or tracer.symbols[symbol].epoch < epoch:
+    pending = [(symbol, 1.0)]
+    while pending:
+        symbol, factor = pending.pop()
+        what = symbols[symbol]
+        if what.definition is None or what.epoch < epoch:
             sums[symbol] = sums.get(symbol, 0.0) + factor
-            return
-        for inner, coefficient in definition.terms.items():
-            visit(inner, factor * coefficient)
-
-    visit(symbol, 1.0)
-    return {symbol: coefficient for symbol, coefficient in sums.items() if coefficient != 0}
+        else:
+            pending += [(inner, factor * c) for inner, c in what.definition.terms.items()]
+    return {symbol: c for symbol, c in sorted(sums.items()) if c != 0}
 
 
-def _terms(tracer: _Tracer, symbol: int, epoch: int, slot_of: dict[int, int]) -> tuple[tuple[Source, float], ...]:
-    terms: list[tuple[Source, float]] = []
-    for leaf, coefficient in _expand(tracer, symbol, epoch).items():
-        what = tracer.symbols[leaf]
+def _sources(
+    tracer: _Tracer, terms: dict[int, float], epoch: int, slot_of: dict[int, int]
+) -> tuple[tuple[Source, float], ...]:
+    """A sum of symbols as a sum of what an engine can read."""
+    sources: list[tuple[Source, float]] = []
+    for symbol, coefficient in terms.items():
+        what = tracer.symbols[symbol]
         if what.kind == "noise":
-            terms.append((("noise", what.number), coefficient))
+            sources.append((("noise", what.number), coefficient))
         elif what.kind == "output" and what.epoch == epoch:
-            _, call = tracer.calls[epoch - 1]
-            if call.guided:
+            if tracer.calls[epoch - 1][1].guided:
                 assert tracer.guidance is not None
                 scale = tracer.guidance.scale
-                terms += [(("cond", 0), coefficient * scale), (("uncond", 0), coefficient * (1 - scale))]
+                sources += [(("cond", 0), coefficient * scale), (("uncond", 0), coefficient * (1 - scale))]
             else:
-                terms.append((("cond", 0), coefficient))
+                sources.append((("cond", 0), coefficient))
         else:
-            terms.append((("buffer", slot_of[leaf]), coefficient))
-    return tuple(terms)
+            sources.append((("buffer", slot_of[symbol]), coefficient))
+    return tuple(sources)

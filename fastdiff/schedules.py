@@ -77,8 +77,14 @@ class Schedule(ABC):
 
     def point(self, t: float) -> Point:
         """alpha, sigma and lambda at time `t`. Raises ValueError unless 0 <= t <= t_max."""
-        expect(0 <= t <= self.t_max * (1 + 1e-12), f"t must lie in [0, {self.t_max:g}], got {t!r}")
-        return Point(float(t), float(self.alpha(t)), float(self.sigma(t)), float(self.lam(t)))
+        return self.points([t])[0]
+
+    def points(self, times: ArrayLike) -> list[Point]:
+        """The points of a vector of times. Raises ValueError unless all lie in [0, t_max]."""
+        t = np.asarray(times, dtype=np.float64)
+        outside = t[~((t >= 0) & (t <= self.t_max * (1 + 1e-12)))]
+        expect(outside.size == 0, f"t must lie in [0, {self.t_max:g}], got {outside.tolist()}")
+        return [Point(*p) for p in zip(*(a.tolist() for a in (t, self.alpha(t), self.sigma(t), self.lam(t))))]
 
 
 class VariancePreserving(Schedule):

@@ -32,7 +32,6 @@ def run(
 ) -> None:
     """See `fastdiff sample --help`. After Ctrl-C the file holds the batches that were finished."""
     path = Path(out)
-    writable_folder(path.parent)
     expect(path.suffix.lower() == ".png", f"--out must end in .png, got {out!r}")
     expect(not path.is_dir(), f"--out names a folder, expected a file: {out!r}")
     solver = get_solver(solver_name)
@@ -41,6 +40,7 @@ def run(
     make_grid(grid or solver.grid, model.info.schedule, steps)  # refuse bad steps before the progress bar
     name = None if class_name == "none" else class_name
     cond = model.info.condition(name, count)
+    writable_folder(path.parent)
 
     finished: list[torch.Tensor] = []
     started = time.perf_counter()

@@ -62,7 +62,7 @@ def integrate(
 ) -> Tensor:
     """The sample that `solver` reaches from x along `times`. draw(number) gives the noises, in order."""
     model = _Model(network, schedule, prediction, guidance, cond or {}, uncond or {})
-    points = [schedule.point(float(t)) for t in times]
+    points = schedule.points(times)
     history: deque = deque(maxlen=solver.history)
     drawn = 0
 

@@ -38,7 +38,7 @@ RECIPES = {
         name="emoji-unet-32",
         network=UNetConfig(channels=(64, 96, 144), blocks=1, attention_levels=(2,), head_channels=48, num_classes=9),
         size=32,
-        steps=16_000,
+        steps=12_000,
         batch=32,
         learning_rate=6e-4,
     ),

@@ -1,0 +1,1 @@
+"""Tools for benchmarks: fair timing and the machine's limits."""

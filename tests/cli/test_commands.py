@@ -1,0 +1,159 @@
+"""The commands as a user runs them: output, files, errors before work, Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastdiff
+from fastdiff import pictures
+
+COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
+
+
+def fastdiff_command(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def test_help_names_every_command():
+    text = fastdiff_command("--help").stdout
+    assert all(name in text for name in ("demo", "sample", "info", "train"))
+
+
+def test_info():
+    facts = json.loads(fastdiff_command("info", "--json").stdout)
+    assert facts["fastdiff"] == fastdiff.__version__
+    assert facts["torch"] == torch.__version__
+    assert facts["instruction_set"] == facts["instruction_sets_available"][0]
+    assert "C++" in facts["kernels"]["linear_combine"]
+    forced = os.environ | {"FASTDIFF_ISA": "baseline", "FASTDIFF_BACKEND": "reference"}
+    facts = json.loads(fastdiff_command("info", "--json", env=forced).stdout)
+    assert facts["instruction_set"] == "baseline (FASTDIFF_ISA)"
+    assert "reference" in facts["kernels"]["linear_combine"]
+    assert "emoji-unet-32" in fastdiff_command("info").stdout
+
+
+@pytest.mark.parametrize(("variable", "value"), [("FASTDIFF_ISA", "avx1024"), ("FASTDIFF_BACKEND", "gpu")])
+def test_bad_environment(variable, value):
+    result = fastdiff_command("info", env=os.environ | {variable: value})
+    assert result.returncode == 2
+    assert value in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_sample(tmp_path):
+    out = tmp_path / "new" / "grid.png"
+    result = fastdiff_command("sample", "--class", "animals", "--steps", 3, "--count", 5, "--seed", 7, "--batch", 2,
+                              "--out", out, "--zoom", 1, "--json")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["class"], facts["steps"], facts["seed"], facts["count"]) == ("animals", 3, 7, 5)
+    model = fastdiff.load("emoji-unet-32")
+    expected = fastdiff.sample(model, (5, 3, 32, 32), steps=3, seed=7, guidance=2.0,
+                               cond=model.info.condition("animals", 5), uncond=model.info.condition(None, 5))  # fmt: skip
+    sheet = pictures.grid(expected, 4)
+    # Batches of two and of five round differently inside the network, by less than one grey level.
+    assert np.abs(pixels(out).astype(int) - sheet).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "--solver", "dpmp"], "unknown solver 'dpmp'; did you mean"),
+        (["sample", "--model", "emoji"], "unknown model 'emoji'"),
+        (["sample", "--class", "animal"], "did you mean 'animals'"),
+        (["sample", "--steps", "0"], "steps must be a whole number >= 1"),
+        (["sample", "--guidance", "nan"], "guidance scale must be a finite number"),
+        (["sample", "--grid", "even"], "unknown grid 'even'"),
+        (["sample", "--out", "grid.jpg"], "--out must end in .png"),
+        (["demo", "--model", "emoji"], "unknown model 'emoji'"),
+        (["train", "emoji-unet-23"], "unknown recipe 'emoji-unet-23'; did you mean 'emoji-unet-32'"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(arguments, message, tmp_path):
+    result = fastdiff_command(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("command", [["sample", "--out", "{}/grid.png"], ["demo", "--out", "{}"], ["train", "emoji-unet-32", "--out", "{}"]])
+def test_a_folder_that_cannot_be_written_is_said_first(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = fastdiff_command(*[part.format(tmp_path / "file" / "sub") for part in command])
+    assert result.returncode == 2
+    assert re.search(r"cannot write to the folder .*file", result.stderr)
+    assert result.stderr.count("\n") == 1  # and no progress bar before it
+
+
+def test_interrupting_a_sample_keeps_the_finished_pictures(tmp_path):
+    out = tmp_path / "grid.png"
+    process = subprocess.Popen(
+        [*COMMAND, "sample", "--count", "100000", "--batch", "4", "--steps", "2", "--out", str(out), "--zoom", "1"],
+        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, stderr
+    assert pixels(out).shape[1] > 4 * 34
+    assert "Traceback" not in stderr
+
+
+class Images(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "img":
+            self.sources.append(dict(attributes)["src"])
+
+
+def test_demo(tmp_path):
+    folder = tmp_path / "demo"
+    result = fastdiff_command("demo", "--out", folder, "--per-class", 1, "--baseline-steps", 4, "--steps", 2, "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["difference_at_equal_steps"] <= 1e-5
+    assert facts["pictures"] == 9
+    assert facts["baseline"]["solver"] == "ddim"
+    assert facts["speed_up"] == pytest.approx(facts["baseline"]["seconds"] / facts["fastdiff"]["seconds"], rel=0.02)
+    page = Path(facts["report"]).read_text(encoding="utf-8")
+    images = Images()
+    images.feed(page)
+    assert sorted(images.sources) == ["baseline.png", "error.png", "fastdiff.png"]
+    for source in images.sources:
+        assert pixels(folder / source).std() > 1  # there, readable, and not blank
+    assert f"{facts['difference_at_equal_steps']:.1e}" in page
+
+
+def test_the_other_fastdiff_is_recognised(tmp_path):
+    """PyPI's text-diff library in our place: its __init__ instead of ours, beside our modules."""
+    package = tmp_path / "fastdiff"
+    package.mkdir()
+    source = Path(fastdiff.__file__).parent
+    (package / "__init__.py").write_text("from .compare import compare\n")
+    (package / "compare.py").write_text("def compare(a, b): ...\n")
+    for part in ("cli", "errors.py"):
+        (package / part).symlink_to(source / part)
+    result = subprocess.run(COMMAND, capture_output=True, text=True, check=False, cwd=tmp_path,
+                            env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert result.returncode != 0
+    assert "text-diff library" in result.stderr
+    assert "pip uninstall" in result.stderr

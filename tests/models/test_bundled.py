@@ -1,0 +1,100 @@
+"""The bundled models: they load, they are what was published, they make pictures; broken files are refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff import WeightsError
+from fastdiff.models import bundled
+
+
+@pytest.mark.parametrize("name", bundled.names())
+def test_bundled_model(name):
+    model = fastdiff.load(name)
+    info = model.info
+    assert info.name == name
+    assert info.card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert not model.training
+    assert (bundled.folder() / f"{name}.safetensors").stat().st_size <= 10_000_000
+    assert (bundled.folder() / f"{name}.md").read_text(encoding="utf-8").count("\n") > 10
+
+
+def test_emoji_are_on_white_and_differ_by_class():
+    model = fastdiff.load("emoji-unet-32")
+    classes = ["smileys", "smileys", "flags", "flags"]
+    samples = fastdiff.sample(model, (4, *model.info.shape), steps=12, seed=0, guidance=2.0,
+                              cond=model.info.condition(classes, 4), uncond=model.info.condition(None, 4))  # fmt: skip
+    assert samples.shape == (4, 3, 32, 32)
+    # Every emoji of the data set leaves its corners white (1.0); a smiley is yellow in the middle: little blue.
+    corners = samples[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert float(corners.median()) > 0.9
+    red, _, blue = samples[:2, :, 8:24, 8:24].mean((0, 2, 3)).tolist()
+    assert red - blue > 0.5
+
+
+def test_networks_denoise_better_than_nothing():
+    """On noised flags made here, the model's x0 is far closer to the flag than the noisy picture is."""
+    model = fastdiff.load("emoji-unet-32")
+    schedule, t = model.info.schedule, 0.5
+    p = schedule.point(t)
+    flag = torch.ones(1, 3, 32, 32)
+    flag[:, :, 6:26, 1:31] = torch.tensor([[-0.8, 0.9, 0.8], [-0.3, 0.9, -0.8], [0.5, 0.9, -0.8]]).repeat_interleave(10, 1)[:, None]
+    noise = fastdiff.noise.CounterNoise.of(0, 1).initial(flag.shape, torch.float32)
+    x = p.alpha * flag + p.sigma * noise
+    v = model(x, torch.tensor([schedule.model_time(t)]), torch.tensor([8]))
+    x0 = p.alpha * x - p.sigma * v
+    assert (x0 - flag).square().mean() < 0.1 * (x / p.alpha - flag).square().mean()
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="unknown model 'emoji-unet-23'; did you mean 'emoji-unet-32'"):
+        fastdiff.load("emoji-unet-23")
+    with pytest.raises(ValueError, match="unknown class 'flag'; did you mean 'flags'"):
+        fastdiff.load("emoji-unet-32").info.condition("flag", 1)
+
+
+@pytest.fixture()
+def copy(tmp_path):
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(bundled.folder() / f"emoji-unet-32{suffix}", tmp_path)
+    return tmp_path / "emoji-unet-32.json"
+
+
+def test_a_copy_loads(copy):
+    a, b = bundled.load_files(copy).state_dict(), fastdiff.load("emoji-unet-32").state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_truncated_weights(copy):
+    weights = copy.with_suffix(".safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match=r"emoji-unet-32\.safetensors is not the file that was published"):
+        bundled.load_files(copy)
+
+
+def test_tampered_weights(copy):
+    weights = copy.with_suffix(".safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"emoji-unet-32\.safetensors is not the file that was published"):
+        bundled.load_files(copy)
+
+
+def test_missing_files(copy):
+    copy.with_suffix(".safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"cannot read the weights .*emoji-unet-32\.safetensors"):
+        bundled.load_files(copy)
+
+
+def test_broken_descriptions(copy):
+    about = json.loads(copy.read_text())
+    copy.write_text(json.dumps({k: v for k, v in about.items() if k != "sha256"}))
+    with pytest.raises(WeightsError, match=r"emoji-unet-32\.json lacks sha256"):
+        bundled.load_files(copy)
+    copy.write_text("{")
+    with pytest.raises(WeightsError, match="cannot read the description"):
+        bundled.load_files(copy)

@@ -1,0 +1,57 @@
+"""What holds for the whole repository: one stem an op, a small extension, a quick import."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastdiff
+from fastdiff.native import core
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = [
+    "backends", "errors", "files", "grids", "noise", "pictures", "prediction", "program", "sampling", "schedules", "engine.cpu",
+    "engine.direct", "engine.loop", "engine.reference", "guidance.classifier_free", "models.blocks", "models.bundled",
+    "models.unet", "ops.linear_combine", "solvers.registry", "train.emoji_data", "train.export", "train.loop", "train.recipes",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("op", fastdiff.ops.OPS)
+def test_an_op_has_its_stem_everywhere(op):
+    for path in (f"csrc/cpu/{op}.cpp", f"kernels/{op}.py", f"fastdiff/ops/{op}.py", f"tests/ops/test_{op}.py", f"benchmarks/bench_{op}.py"):
+        assert (ROOT / path).is_file(), path
+    assert callable(getattr(fastdiff.ops, op))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the dynamic section of an ELF file")
+def test_the_extension_links_no_torch_and_no_openmp_of_its_own():
+    needed = subprocess.run(["ldd", core.__file__], capture_output=True, text=True, check=True).stdout
+    assert "torch" not in needed
+    assert "gomp" not in needed
+    assert "omp" not in needed
+
+
+def test_import_loads_nothing_that_only_the_commands_need():
+    code = "import fastdiff, sys; print([m for m in ('typer', 'rich', 'matplotlib', 'PIL', 'jinja2', 'emoji') if m in sys.modules])"
+    before = "import torch, sys; print([m for m in ('typer', 'rich', 'matplotlib', 'PIL', 'jinja2', 'emoji') if m in sys.modules])"
+    ours, torchs = (subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True).stdout for c in (code, before))
+    assert ours == torchs
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_everything_public_has_a_docstring(name):
+    module = importlib.import_module(f"fastdiff.{name}")
+    assert module.__doc__
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+def test_every_solver_names_its_source():
+    for solver in fastdiff.solvers.SOLVERS.values():
+        assert any(year in solver.source for year in map(str, range(2000, 2030))), solver.name

@@ -1,0 +1,142 @@
+"""Training: reproducible, resumed to the bit, interruptible; the data set."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastdiff.models import bundled
+from fastdiff.models.unet import UNetConfig
+from fastdiff.train import emoji_data
+from fastdiff.train.emoji_data import EmojiData, emoji_groups, find_font, load_emoji
+from fastdiff.train.export import export
+from fastdiff.train.loop import Training
+from fastdiff.train.recipes import RECIPES, Recipe
+
+RECIPE = Recipe(
+    name="tiny",
+    network=UNetConfig(channels=(8, 16), blocks=1, attention_levels=(1,), num_classes=2, groups=4, head_channels=8),
+    size=8, steps=6, batch=4, warmup=2, precision="float32", ema_decay=0.5,
+)  # fmt: skip
+
+
+@pytest.fixture()
+def data():
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    images = (labels[:, None, None, None] * 235 + rng.integers(0, 20, (20, 3, 8, 8))).astype(np.uint8)
+    return EmojiData(images, labels, np.ones(20), np.arange(20) % 5 == 4, tuple("x" * 20), ("dark", "light"))
+
+
+def run(recipe, data, folder, on_step=lambda *_: None):
+    folder.mkdir(exist_ok=True)
+    training = Training(recipe, data, folder)
+    training.run(on_step=on_step, on_validation=lambda _: None)
+    return training
+
+
+def weights(training):
+    return torch.cat([p.detach().flatten() for p in training.ema.module.parameters()])
+
+
+def test_a_seed_reproduces_the_run(tmp_path, data):
+    a, b, c = (run(replace(RECIPE, seed=s), data, tmp_path / str(i)) for i, s in enumerate((0, 0, 1)))
+    assert torch.equal(weights(a), weights(b))
+    assert a.losses == b.losses != c.losses
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, data):
+    whole = run(RECIPE, data, tmp_path / "whole")
+
+    def interrupt(training, _):
+        if training.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(RECIPE, data, tmp_path / "parts", interrupt)
+    resumed = Training(RECIPE, data, tmp_path / "parts")
+    assert resumed.step == 3
+    resumed.run(on_step=lambda *_: None, on_validation=lambda _: None)
+    assert torch.equal(weights(resumed), weights(whole))
+    assert resumed.losses == whole.losses
+    assert [row[:3] for row in resumed.log] == [row[:3] for row in whole.log]
+
+
+def test_it_learns(tmp_path, data):
+    training = run(replace(RECIPE, steps=150, learning_rate=3e-3), data, tmp_path)
+    assert np.mean(training.losses[-20:]) < 0.6 * np.mean(training.losses[:10])
+    assert training.log[-1][0] == 150
+
+
+def test_another_recipe_or_other_data_is_refused(tmp_path, data):
+    run(RECIPE, data, tmp_path)
+    with pytest.raises(ValueError, match="made with another recipe"):
+        Training(replace(RECIPE, learning_rate=1.0), data, tmp_path)
+    with pytest.raises(ValueError, match="made with another data"):
+        Training(RECIPE, replace(data, labels=1 - data.labels), tmp_path)
+    assert Training(replace(RECIPE, steps=9), data, tmp_path).step == 6  # more steps are the same run
+
+
+def test_export_loads_again(tmp_path, data):
+    training = run(RECIPE, data, tmp_path)
+    export(training, data, tmp_path / "tiny")
+    model = bundled.load_files(tmp_path / "tiny.json")
+    for a, b in zip(model.parameters(), training.ema.module.parameters()):
+        assert torch.equal(a, b.half().float())
+    assert model.info.classes == data.classes
+    assert model.info.card["steps"] == 6
+
+
+def test_bad_precision(tmp_path, data):
+    with pytest.raises(ValueError, match="precision must be"):
+        Training(replace(RECIPE, precision="float8"), data, tmp_path)
+
+
+def test_the_bundled_model_is_what_its_recipe_makes():
+    for name, recipe in RECIPES.items():
+        info = bundled.load(name).info
+        assert bundled.load(name).config == recipe.network
+        assert (info.prediction, info.schedule.name) == (recipe.prediction, recipe.schedule)
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups():
+    groups = emoji_groups()
+    assert list(groups) == ["smileys", "people", "animals", "food", "travel", "activities", "objects", "symbols", "flags"]
+    assert sum(map(len, groups.values())) == len({e for group in groups.values() for e in group}) == 1914
+    assert "\U0001f1f3\U0001f1f4" in groups["flags"]
+
+
+def font_or_skip():
+    try:
+        return find_font()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_emoji_of_the_font():
+    font_or_skip()
+    data = load_emoji(32)
+    assert data.images.shape[1:] == (3, 32, 32)
+    assert len(data.images) > 3000
+    assert data.classes == tuple(emoji_groups())
+    # One skin tone at most, and the tones of one emoji share its weight.
+    of = dict(zip(data.emoji, data.weights))
+    assert of["\U0001f44b"] == pytest.approx(1 / 6)
+    assert of["\U0001f600"] == 1
+    held = {emoji_data._bare(e) for e, h in zip(data.emoji, data.held_out) if h}
+    trained = {emoji_data._bare(e) for e, h in zip(data.emoji, data.held_out) if not h}
+    assert not held & trained
+    # On white, and the picture of the Japanese flag is red in the middle.
+    assert np.median(data.images[:, :, 0, 0]) == 255
+    flag = data.images[data.emoji.index("\U0001f1ef\U0001f1f5")]
+    red, green, blue = flag[:, 14:18, 14:18].reshape(3, -1).mean(1)
+    assert red > 150 > 100 > max(green, blue)
+
+
+def test_a_font_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match="apt install fonts-noto-color-emoji"):
+        find_font("/nowhere/NotoColorEmoji.ttf")
