@@ -65,7 +65,9 @@ def check(scheduler: DPMSolverMultistepScheduler, shape: tuple[int, ...]) -> flo
     ours = engine.run(program(scheduler), model, x, counter=CounterNoise.of(0, shape[0]))
     difference = float((ours - theirs).abs().max() / theirs.square().mean().sqrt())
     if not difference <= TOLERANCE:
-        raise SystemExit(f"{shape}: fastdiff and diffusers differ by {difference:.2e}, more than {TOLERANCE:g}; nothing was timed")
+        raise SystemExit(
+            f"{shape}: fastdiff and diffusers differ by {difference:.2e}, more than {TOLERANCE:g}; nothing was timed"
+        )
     return difference
 
 
@@ -86,7 +88,8 @@ def measure(shape: tuple[int, ...]) -> dict:
         return run
 
     timings = interleave(
-        {"diffusers": lambda: diffusers_run(scheduler, model, x), "reference": on("reference"), "cpu": on("cpu")}, rounds=40
+        {"diffusers": lambda: diffusers_run(scheduler, model, x), "reference": on("reference"), "cpu": on("cpu")},
+        rounds=40,
     )
     started = time.perf_counter()
     for _ in range(20):

@@ -74,7 +74,9 @@ def make_grid(grid: str | Grid | Float64Array, schedule: Schedule, steps: int) -
     times = np.asarray(grid, dtype=np.float64)
     expect(times.ndim == 1 and times.size >= 2, f"grid must hold at least two times, got shape {times.shape}")
     expect(bool(np.all(np.diff(times) < 0)), f"the times of a grid must decrease, got {times.tolist()}")
-    expect(0 <= times[-1] and times[0] <= schedule.t_max, f"grid must lie in [0, {schedule.t_max:g}], got {times.tolist()}")
+    expect(
+        times[-1] >= 0 and times[0] <= schedule.t_max, f"grid must lie in [0, {schedule.t_max:g}], got {times.tolist()}"
+    )
     return times
 
 
@@ -91,6 +93,7 @@ def _pin_ends(times: Float64Array, schedule: Schedule) -> Float64Array:
 
 
 def _training_steps(schedule: Schedule, steps: int) -> int:
-    expect(isinstance(schedule, VPDiscrete), f"this grid picks training steps, and {schedule.name} has none; use uniform")
+    if not isinstance(schedule, VPDiscrete):
+        raise ValueError(f"this grid picks training steps, and {schedule.name} has none; use uniform")
     expect(steps <= schedule.num_steps, f"steps must be at most the schedule's {schedule.num_steps}, got {steps}")
     return schedule.num_steps

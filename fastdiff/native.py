@@ -3,7 +3,7 @@
 import torch  # noqa: F401
 
 try:
-    from fastdiff import _core as core
+    from fastdiff import _core as core  # type: ignore[attr-defined]
 except ImportError as error:
     raise ImportError(
         f"fastdiff's compiled module cannot be loaded ({error}); install the package with `python -m pip install .`"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from fastdiff.native import core
 
 GROUP = core.NORMAL_GROUP
 NoiseFunction = Callable[[int], Tensor]
-Noise = Union[None, torch.Generator, Tensor, Sequence[Tensor], NoiseFunction]
+Noise = torch.Generator | Tensor | Sequence[Tensor] | NoiseFunction | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class CounterNoise:
         """
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        if isinstance(seed, int) and not isinstance(seed, bool):
+        if isinstance(seed, int):
             seeds, samples = (seed,) * batch, tuple(range(first_sample, first_sample + batch))
         else:
             seeds, samples = tuple(seed), (0,) * batch
@@ -99,7 +98,9 @@ def given_noise(noise: Noise, shape: Sequence[int], dtype: torch.dtype, device: 
         return None
     if isinstance(noise, torch.Generator):
         generator = noise
-        return lambda number: torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device).to(device)
+        return lambda number: torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device).to(
+            device
+        )
 
     def draw(number: int) -> Tensor:
         if callable(noise):
@@ -107,8 +108,10 @@ def given_noise(noise: Noise, shape: Sequence[int], dtype: torch.dtype, device: 
         else:
             expect(number < len(noise), f"noise holds {len(noise)} draws, and the solver asks for draw {number}")
             value = noise[number]
-        expect(isinstance(value, Tensor) and tuple(value.shape) == tuple(shape),
-               f"draw {number} of noise must be a tensor of shape {tuple(shape)}, got {getattr(value, 'shape', value)!r}")
+        expect(
+            isinstance(value, Tensor) and tuple(value.shape) == tuple(shape),
+            f"draw {number} of noise must be a tensor of shape {tuple(shape)}, got {getattr(value, 'shape', value)!r}",
+        )
         return value.to(device=device, dtype=dtype).contiguous()
 
     return draw

@@ -14,7 +14,9 @@ from fastdiff.files import replacing
 
 def to_uint8(samples: Tensor) -> NDArray[np.uint8]:
     """(B, 3 or 1, H, W) in [-1, 1] -> (B, H, W, 3) in 0..255, values outside clipped."""
-    expect(samples.ndim == 4 and samples.shape[1] in (1, 3), f"pictures must be (B, 3, H, W), got {tuple(samples.shape)}")
+    expect(
+        samples.ndim == 4 and samples.shape[1] in (1, 3), f"pictures must be (B, 3, H, W), got {tuple(samples.shape)}"
+    )
     pixels = samples.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
@@ -33,7 +35,7 @@ def grid(samples: Tensor, columns: int, *, margin: int = 2) -> NDArray[np.uint8]
 
 def save_png(path: str | Path, pixels: NDArray[np.uint8], *, zoom: int = 1) -> None:
     """Write (H, W, 3) uint8 as PNG, each pixel as zoom x zoom; whole or not at all."""
-    from PIL import Image  # noqa: PLC0415 (not needed to import fastdiff)
+    from PIL import Image
 
     image = Image.fromarray(pixels)
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)

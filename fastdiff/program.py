@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from fastdiff.errors import expect
 from fastdiff.guidance.classifier_free import CFG
 from fastdiff.prediction import Prediction
-from fastdiff.schedules import Point, Schedule
+from fastdiff.schedules import Float64Array, Point, Schedule
 from fastdiff.solvers.registry import Solver, get_solver
 
 # ---- linear forms ---------------------------------------------------------------------------------------------------
@@ -173,12 +174,16 @@ class Program:
         for instruction in self.instructions:
             if isinstance(instruction, Call):
                 p = instruction.point
-                yield (f"call b{instruction.input} at t={p.t:.6g} (model {instruction.model_time:.6g}), "
-                       f"alpha={p.alpha:.6g}, sigma={p.sigma:.6g}, lambda={p.lam:.6g}{', guided' * instruction.guided}")
+                yield (
+                    f"call b{instruction.input} at t={p.t:.6g} (model {instruction.model_time:.6g}), "
+                    f"alpha={p.alpha:.6g}, sigma={p.sigma:.6g}, lambda={p.lam:.6g}{', guided' * instruction.guided}"
+                )
                 continue
             for output in instruction.outputs:
-                terms = (f"{c:+.6g} {names[kind]}{number if kind in ('buffer', 'noise') else ''}"
-                         for (kind, number), c in output.terms)
+                terms = (
+                    f"{c:+.6g} {names[kind]}{number if kind in ('buffer', 'noise') else ''}"
+                    for (kind, number), c in output.terms
+                )
                 yield f"  b{output.slot} = {' '.join(terms)}"
 
 
@@ -251,7 +256,7 @@ class _Tracer:
 def trace(
     solver: Solver | str,
     schedule: Schedule,
-    times: Iterable[float],
+    times: Sequence[float] | Float64Array,
     prediction: Prediction,
     *,
     guidance: CFG | None = None,
@@ -269,11 +274,13 @@ def trace(
     noise = {"noise": tracer.noise} if solver.stochastic else {}
     history: deque = deque(maxlen=solver.history)
     x, states = LinearForm({0: 1.0}), []
-    for tracer.step, (s, t) in enumerate(zip(points, points[1:])):
+    for tracer.step, (s, t) in enumerate(pairwise(points)):
         try:
             x = tracer.close(solver.step(tracer, x, s, t, history, **solver.options, **noise))
         except ZeroDivisionError as error:
-            raise ValueError(f"solver {solver.name!r} cannot step from t={s.t:g} to t={t.t:g} of {schedule.name}") from error
+            raise ValueError(
+                f"solver {solver.name!r} cannot step from t={s.t:g} to t={t.t:g} of {schedule.name}"
+            ) from error
         states.append(next(iter(x.terms)))
     return _lower(solver.name, tracer, states, keep_states)
 
@@ -323,7 +330,9 @@ def _lower(name: str, tracer: _Tracer, states: Sequence[int], keep_states: bool)
                 slot, num_slots = num_slots, num_slots + 1
             outputs.append((symbol, slot, terms))
         if outputs:  # all of them read what was there before any is written
-            instructions.append(Combine(tuple(Output(slot, _sources(tracer, terms, epoch, slot_of)) for _, slot, terms in outputs)))
+            instructions.append(
+                Combine(tuple(Output(slot, _sources(tracer, terms, epoch, slot_of)) for _, slot, terms in outputs))
+            )
         for symbol, slot, _ in outputs:
             slot_of[symbol], written_at[symbol] = slot, len(instructions) - 1
             released[max(until[symbol], epoch + 1)].append(slot)

@@ -67,22 +67,26 @@ def sample(
         prediction = getattr(info, "prediction", None)
         expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
     prediction = get_prediction(prediction)  # type: ignore[arg-type]
-    solver = get_solver(solver)
+    method = get_solver(solver)
     if isinstance(guidance, (int, float)):
         guidance = CFG(guidance)
     expect(guidance is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
-    times = make_grid(grid if grid is not None else solver.grid, schedule, steps)
-    program = trace(solver, schedule, times, prediction, guidance=guidance, keep_states=callback is not None)
+    times = make_grid(grid if grid is not None else method.grid, schedule, steps)
+    program = trace(method, schedule, times, prediction, guidance=guidance, keep_states=callback is not None)
 
     if isinstance(x_init_or_shape, Tensor):
         x = x_init_or_shape
-        expect(x.is_floating_point() and x.ndim >= 1 and len(x) > 0,
-               f"x_init must be a floating-point tensor (B, ...), got {x.dtype} {tuple(x.shape)}")
+        expect(
+            x.is_floating_point() and x.ndim >= 1 and len(x) > 0,
+            f"x_init must be a floating-point tensor (B, ...), got {x.dtype} {tuple(x.shape)}",
+        )
         counter = CounterNoise.of(seed, len(x), first_sample)
     else:
         shape = tuple(x_init_or_shape)
-        expect(len(shape) >= 1 and all(isinstance(n, int) and n > 0 for n in shape),
-               f"the shape of the samples must be positive whole numbers, got {shape}")
+        expect(
+            len(shape) >= 1 and all(isinstance(n, int) and n > 0 for n in shape),
+            f"the shape of the samples must be positive whole numbers, got {shape}",
+        )
         counter = CounterNoise.of(seed, shape[0], first_sample)
         x = schedule.prior_std(times[0]) * counter.initial(shape, torch.float32).to(_device(model))
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,10 +143,10 @@ class VPDiscrete(VariancePreserving):
         return cls(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta), name="cosine")
 
     def log_alpha(self, t: ArrayLike) -> Float64Array:
-        return np.asarray(np.interp(t, self._knot_t, self._knot_log_alpha))
+        return np.asarray(np.interp(np.asarray(t), self._knot_t, self._knot_log_alpha))
 
     def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
-        return np.asarray(np.interp(log_alpha, self._knot_log_alpha[::-1], self._knot_t[::-1]))
+        return np.asarray(np.interp(np.asarray(log_alpha), self._knot_log_alpha[::-1], self._knot_t[::-1]))
 
     def model_time(self, t: float) -> float:
         return self.num_steps * t - 1.0
@@ -196,7 +197,7 @@ class VE(Schedule):
         return np.exp(-np.asarray(lam, dtype=np.float64))
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": VPDiscrete.linear,
     "scaled-linear": VPDiscrete.scaled_linear,
     "cosine": VPDiscrete.cosine,

@@ -48,7 +48,9 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     inputs = [x.contiguous() for x in inputs]
     first = inputs[0]
     outputs = [torch.empty_like(first) for _ in coefficients]
-    addresses = [torch.tensor([x.data_ptr() for x in xs], dtype=torch.int64, device=first.device) for xs in (inputs, outputs)]
+    addresses = [
+        torch.tensor([x.data_ptr() for x in xs], dtype=torch.int64, device=first.device) for xs in (inputs, outputs)
+    ]
     table = torch.tensor(coefficients, dtype=torch.float64).t().contiguous().to(first.device, torch.float32)
     if first.numel():
         linear_combine_kernel[(triton.cdiv(first.numel(), BLOCK),)](

@@ -20,7 +20,7 @@ def isa(request):
 
 
 def assert_no_worse(ours: Tensor, theirs: Tensor, oracle: Tensor, *, factor: float = 2.0, floor: float = 0.0) -> None:
-    """The error of `ours` against the float64 oracle is at most `factor` times that of `theirs`, plus a derived floor."""
+    """The error of `ours` against the float64 oracle is at most `factor` times that of `theirs`, plus `floor`."""
     assert ours.shape == oracle.shape
     assert torch.isfinite(ours).all()
     error = (ours.double() - oracle).abs().max().item() if ours.numel() else 0.0
@@ -33,6 +33,6 @@ def relative_error(x: Tensor, expected: Tensor) -> float:
     return float((x - expected).abs().max() / expected.square().mean().sqrt())
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)

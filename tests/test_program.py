@@ -44,9 +44,9 @@ def test_buffers_are_reused(name, buffers):
 def test_guidance_is_in_the_coefficients():
     plain, guided = program("ddim"), program("ddim", guidance=CFG(3.0))
     for a, b in zip(plain.instructions[1::2], guided.instructions[1::2]):
-        a, b = dict(a.outputs[0].terms), dict(b.outputs[0].terms)
-        assert b["cond", 0] == pytest.approx(3 * a["cond", 0])
-        assert b["uncond", 0] == pytest.approx(-2 * a["cond", 0])
+        of, also = dict(a.outputs[0].terms), dict(b.outputs[0].terms)
+        assert also["cond", 0] == pytest.approx(3 * of["cond", 0])
+        assert also["uncond", 0] == pytest.approx(-2 * of["cond", 0])
     assert guided.nfe == 2 * plain.nfe == 16
 
 
@@ -98,7 +98,7 @@ def test_division_by_zero_names_the_step():
     def divides(model, x, s, t, history):
         return model.x0(x, s) / t.sigma
 
-    with pytest.raises(ValueError, match="'mine' cannot step from t=0.001 to t=0"):
+    with pytest.raises(ValueError, match=r"'mine' cannot step from t=0.001 to t=0"):
         program(made_with(divides))
 
 
@@ -107,7 +107,7 @@ def test_sums_and_signs_of_linear_forms():
     assert sum([a, b]).terms == {0: 1.0, 1: 2.0}
     assert (-(a - b) / 2 * 4).terms == {0: -2.0, 1: 4.0}
     with pytest.raises(TypeError):
-        a + 1.5  # noqa: B018
+        a + 1.5
 
 
 POINT = Point(0.5, 0.8, 0.6, 0.29)

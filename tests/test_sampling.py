@@ -108,7 +108,9 @@ def test_models_that_return_more_than_a_tensor(backend):
 
 def test_channels_last_and_aliasing_outputs(backend):
     plain = sample(lambda x, t: 0.1 * x, (2, 3, 8, 8), seed=0, **COMMON)
-    strided = sample(lambda x, t: (0.1 * x).contiguous(memory_format=torch.channels_last), (2, 3, 8, 8), seed=0, **COMMON)
+    strided = sample(
+        lambda x, t: (0.1 * x).contiguous(memory_format=torch.channels_last), (2, 3, 8, 8), seed=0, **COMMON
+    )
     assert torch.equal(plain, strided)
     same = sample(lambda x, t: x, (2, 3, 8, 8), seed=0, **COMMON)  # the very buffer that it was given
     assert torch.equal(same, sample(lambda x, t: x.clone(), (2, 3, 8, 8), seed=0, **COMMON))
@@ -222,7 +224,7 @@ def test_a_state_that_overflows(backend):
 def test_an_initial_state_that_is_not_finite(backend):
     x = torch.zeros(2, 3, 8, 8)
     x[0, 0, 0, 0] = float("nan")
-    with pytest.raises(SamplingError, match="initial state|step 1 of 6"):
+    with pytest.raises(SamplingError, match=r"initial state|step 1 of 6"):
         sample(Net(), x, **COMMON)
 
 

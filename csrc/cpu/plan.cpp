@@ -12,7 +12,7 @@ namespace fastdiff {
 namespace {
 
 constexpr int64_t kTile = 16 * kNormalGroup;   // elements whose noise is computed at a time, to stay in the first cache
-constexpr int64_t kSerialValues = 192 * 1024;  // values read and written below which threads cost more than they save
+constexpr int64_t kSerialValues = 128 * 1024;  // values read and written below which threads cost more than they save
 
 bool linear_combine(const float* const* in, int k, float* const* out, float* const* copies, int m, const float* c, int64_t n) {
   return kernels().linear_combine_f32(in, k, out, copies, m, c, n);

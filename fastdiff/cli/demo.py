@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -44,7 +43,7 @@ class Demo:
     def __init__(self, model: UNet, per_class: int, guidance: float, seed: int) -> None:
         info = model.info
         self.model, self.seed, self.guidance = model, seed, fastdiff.CFG(guidance)
-        self.classes = list(info.classes) or [None]
+        self.classes: list[str | None] = [*info.classes] or [None]
         self.labels = [name for name in self.classes for _ in range(per_class)]
 
     def sample(self, solver: str, steps: int, backend: str, count: int | None = None, callback: Any = None) -> Tensor:
@@ -133,7 +132,9 @@ def convergence(demo: Demo, callback: Any) -> dict[str, dict[int, float]]:
     converged = demo.sample("dpmpp-2m", CONVERGED_STEPS, "cpu", CURVE_PICTURES, callback)
     return {
         solver: {
-            steps: float((demo.sample(solver, steps, "cpu", CURVE_PICTURES, callback) - converged).square().mean().sqrt())
+            steps: float(
+                (demo.sample(solver, steps, "cpu", CURVE_PICTURES, callback) - converged).square().mean().sqrt()
+            )
             for steps in CURVE_STEPS
         }
         for solver in CURVE_SOLVERS
@@ -142,7 +143,7 @@ def convergence(demo: Demo, callback: Any) -> dict[str, dict[int, float]]:
 
 def write(folder: Path, runs: list[Run], demo: Demo, summary: dict[str, Any]) -> None:
     """baseline.png, fastdiff.png, error.png and index.html."""
-    import jinja2  # noqa: PLC0415 (only the report needs it)
+    import jinja2
 
     columns = len(demo.labels) // len(demo.classes)
     baseline, fast, _ = runs
@@ -152,12 +153,14 @@ def write(folder: Path, runs: list[Run], demo: Demo, summary: dict[str, Any]) ->
     template = resources.files("fastdiff.cli").joinpath("demo.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
     with replacing(folder / "index.html") as path:
-        path.write_text(page.render(runs=runs, classes=demo.classes, summary=summary, machine=collect()), encoding="utf-8")
+        path.write_text(
+            page.render(runs=runs, classes=demo.classes, summary=summary, machine=collect()), encoding="utf-8"
+        )
 
 
 def plot(errors: dict[str, dict[int, float]], path: Path) -> None:
     """Error against model calls, a line a solver."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 (slow to import)
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.subplots()

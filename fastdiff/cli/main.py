@@ -65,13 +65,15 @@ def info(json: Json = False) -> None:
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train, e.g. emoji-unet-32.")],
     out: Annotated[
-        str | None, typer.Option(help="Folder of the run; runs/RECIPE if not given. A run that is there goes on.")
+        str | None, typer.Option(help="Folder of the run; runs/RECIPE if not given. A run there goes on.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps; the recipe's if not given.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0)] = None,
     font: Annotated[str | None, typer.Option(help="Path of NotoColorEmoji.ttf, if it is not in a usual place.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile the network (needs a C++ compiler).")] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the network (needs a C++ compiler).")
+    ] = False,
 ) -> None:
     """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it."""
     from fastdiff.cli import train as command
@@ -100,7 +102,7 @@ def _refuse_the_other_fastdiff() -> None:
 
     if not hasattr(fastdiff, "sample"):
         sys.exit(
-            "fastdiff: the package `fastdiff` here is not torch-fastdiff but the unrelated text-diff library of that name, "
-            "or what its removal left. Remove it and install this one again: "
+            "fastdiff: the package `fastdiff` here is not torch-fastdiff but the unrelated text-diff library of that "
+            "name, or what its removal left. Remove it and install this one again: "
             "pip uninstall -y fastdiff torch-fastdiff, then python -m pip install ."
         )

@@ -71,7 +71,16 @@ def run(
             pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
             console.print(f"{len(samples)} pictures in [bold]{path}[/bold]")
     if as_json:
-        print_json({
-            "file": str(path), "model": model_name, "class": name, "count": count, "solver": solver.name, "steps": steps,
-            "guidance": guidance, "seed": seed, "seconds": round(time.perf_counter() - started, 3),
-        })  # fmt: skip
+        print_json(
+            {
+                "file": str(path),
+                "model": model_name,
+                "class": name,
+                "count": count,
+                "solver": solver.name,
+                "steps": steps,
+                "guidance": guidance,
+                "seed": seed,
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+        )

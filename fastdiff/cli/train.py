@@ -23,7 +23,9 @@ SAMPLES_A_CLASS = 6
 SAMPLE_EVERY = 2_000
 
 
-def run(name: str, out: str | None, steps: int | None, seed: int | None, font: str | None, device: str, compile: bool) -> None:
+def run(
+    name: str, out: str | None, steps: int | None, seed: int | None, font: str | None, device: str, compile: bool
+) -> None:
     """See `fastdiff train --help`."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

@@ -1,4 +1,4 @@
-"""Engines run a Program: one holds the buffers and does the combines, the loop in `fastdiff.engine.loop` calls the model."""
+"""Engines do the combines of a Program on its buffers; the loop in `fastdiff.engine.loop` calls the model."""
 
 from fastdiff.engine.loop import run
 

@@ -23,8 +23,10 @@ def supports(program: Program, x: Tensor) -> str | None:
         return f"the C++ engine takes float32 and float64 states, not {x.dtype}"
     for i in program.instructions:
         if isinstance(i, Combine) and (len(i.outputs) > core.MAX_OUTPUTS or len(i.sources()) > core.MAX_INPUTS):
-            return f"a step has {len(i.outputs)} outputs of {len(i.sources())} inputs; the kernel is compiled for at most " \
-                   f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
+            return (
+                f"a step has {len(i.outputs)} outputs of {len(i.sources())} inputs; the kernel is compiled for at most "
+                f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
+            )
     return None
 
 
@@ -50,22 +52,19 @@ class CpuEngine:
             num_threads=torch.get_num_threads(),
         )
         self._draw = draw
-        self._index: list[int] = []  # of the combine in the plan
-        self._noises: list[list[int]] = []
-        for instruction in program.instructions:
-            self._index.append(self._add(instruction) if isinstance(instruction, Combine) else -1)
-            self._noises.append(
-                [number for kind, number in instruction.sources() if kind == "noise"]
-                if isinstance(instruction, Combine) and draw is not None else []
-            )
+        self._index: dict[int, int] = {}  # of the instruction -> of the combine in the plan
+        self._noises: dict[int, list[int]] = {}  # what a combine reads from `draw`
+        for index, instruction in enumerate(program.instructions):
+            if isinstance(instruction, Combine):
+                self._index[index] = self._add(instruction)
+                if draw is not None:
+                    self._noises[index] = [number for kind, number in instruction.sources() if kind == "noise"]
 
     def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:
-        """Run the combine at `index` of the program on the network's outputs. Returns whether all results are finite."""
-        held = self._set_noises(index) if self._noises[index] else None
+        """Run the combine at `index` of the program on the network's outputs; whether all results are finite."""
+        held = self._set_noises(index) if self._noises else None
         finite = self._plan.run(
-            self._index[index],
-            0 if cond is None else cond.data_ptr(),
-            0 if uncond is None else uncond.data_ptr(),
+            self._index[index], 0 if cond is None else cond.data_ptr(), 0 if uncond is None else uncond.data_ptr()
         )
         del held
         return finite

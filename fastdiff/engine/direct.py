@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from fastdiff.guidance.classifier_free import CFG
 from fastdiff.noise import NoiseFunction
 from fastdiff.prediction import Prediction
-from fastdiff.schedules import Point, Schedule
+from fastdiff.schedules import Float64Array, Point, Schedule
 from fastdiff.solvers.registry import Solver
 
 
@@ -52,7 +53,7 @@ def integrate(
     network: Callable[..., Tensor],
     x: Tensor,
     schedule: Schedule,
-    times: Iterable[float],
+    times: Sequence[float] | Float64Array,
     prediction: Prediction,
     *,
     guidance: CFG | None = None,
@@ -73,6 +74,6 @@ def integrate(
         return draw(drawn - 1)
 
     keywords = {"noise": noise} if solver.stochastic else {}
-    for s, t in zip(points, points[1:]):
+    for s, t in pairwise(points):
         x = solver.step(model, x, s, t, history, **solver.options, **keywords)
     return x

@@ -84,36 +84,46 @@ class _Evaluator:
         cond: Mapping[str, Any],
         uncond: Mapping[str, Any],
     ) -> None:
-        self.program, self.model, self.batch, self.dtype = program, model, batch, dtype
-        self.inputs, self.state_dtype = buffers, buffers[0].dtype
-        times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
+        self.program, self.model, self.batch, self.dtype, self.state_dtype = (
+            program,
+            model,
+            batch,
+            dtype,
+            buffers[0].dtype,
+        )
         guided = any(call.guided for call in program.calls)
+        both = _join(cond, uncond, batch) if guided else {}
+        alone = dict(cond)
+        times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
         table = times.to(buffers[0].device, dtype)[:, None].expand(-1, 2 * batch if guided else batch).contiguous()
-        self.times = {id(call): row for call, row in zip(program.calls, table)}
-        self.shape, self.shape_guided = buffers[0][:batch].shape, torch.Size((2 * batch, *buffers[0].shape[1:]))
-        self.cond = dict(cond)
-        self.both = _join(cond, uncond, batch) if guided else {}
+        halves = [buffer[:batch] for buffer in buffers]
+        self.device, self.shapes = (
+            buffers[0].device,
+            {True: torch.Size((2 * batch, *buffers[0].shape[1:])), False: halves[0].shape},
+        )
+        self.arguments = {
+            id(call): (buffers[call.input], t, both)
+            if call.guided
+            else (halves[call.input], t[:batch] if guided else t, alone)
+            for call, t in zip(program.calls, table.unbind())
+        }
 
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """(conditional output, unconditional output or None), contiguous and in the state's dtype."""
-        x, t = self.inputs[call.input], self.times[id(call)]
-        if call.guided:
-            conditions, shape = self.both, self.shape_guided
-        else:
-            conditions, shape = self.cond, self.shape
-            if len(x) != self.batch:
-                x = x[: self.batch]
-            if len(t) != self.batch:
-                t = t[: self.batch]
+        x, t, conditions = self.arguments[id(call)]
         out = self.model(x if self.dtype is self.state_dtype else x.to(self.dtype), t, **conditions)
         if not isinstance(out, Tensor):
-            out = _tensor_in(out, self._where(call))
+            out = _tensor_in(out, where(self.program, call))
+        shape = self.shapes[call.guided]
         if out.shape != shape:
             raise SamplingError(
-                f"{self._where(call)}: the model returned shape {tuple(out.shape)}, expected {tuple(shape)}, that of its input"
+                f"{where(self.program, call)}: the model returned shape {tuple(out.shape)}, expected {tuple(shape)}, "
+                "that of its input"
             )
-        if out.device != x.device:
-            raise SamplingError(f"{self._where(call)}: the model returned a tensor on {out.device}, expected {x.device}")
+        if out.device != self.device:
+            raise SamplingError(
+                f"{where(self.program, call)}: the model returned a tensor on {out.device}, expected {self.device}"
+            )
         if out.dtype is not self.state_dtype:
             out = out.to(self.state_dtype)
         if not out.is_contiguous():
@@ -121,9 +131,6 @@ class _Evaluator:
         if call.guided:
             return out[: self.batch], out[self.batch :]
         return out, None
-
-    def _where(self, call: Call) -> str:
-        return where(self.program, call)
 
 
 def where(program: Program, call: Call) -> str:
@@ -141,7 +148,10 @@ def _tensor_in(out: Any, where: str) -> Tensor:
 
 def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int) -> dict[str, Any]:
     """One set of conditions for a batch of 2B: the conditional half first."""
-    expect(cond.keys() == uncond.keys(), f"cond and uncond must have the same keys, got {sorted(cond)} and {sorted(uncond)}")
+    expect(
+        cond.keys() == uncond.keys(),
+        f"cond and uncond must have the same keys, got {sorted(cond)} and {sorted(uncond)}",
+    )
     both = {}
     for key, value in cond.items():
         other = uncond[key]
@@ -149,8 +159,11 @@ def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int) -> dic
             expect(value is other or value == other, f"uncond[{key!r}] must equal cond[{key!r}], or both be tensors")
             both[key] = value
             continue
-        expect(value.shape[1:] == other.shape[1:] and len(value) == len(other) == batch,
-               f"cond[{key!r}] and uncond[{key!r}] must be ({batch}, ...) and alike, got {tuple(value.shape)} and {tuple(other.shape)}")
+        expect(
+            value.shape[1:] == other.shape[1:] and len(value) == len(other) == batch,
+            f"cond[{key!r}] and uncond[{key!r}] must be ({batch}, ...) and alike, "
+            f"got {tuple(value.shape)} and {tuple(other.shape)}",
+        )
         both[key] = torch.cat([value, other])
     return both
 

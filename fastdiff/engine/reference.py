@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastdiff.noise import NoiseFunction
-from fastdiff.program import Combine, Program
+from fastdiff.program import Combine, Program, Source
 
 
 class ReferenceEngine:
@@ -18,19 +20,16 @@ class ReferenceEngine:
         self.instructions, self.buffers, self.batch, self.draw = program.instructions, buffers, batch, draw
 
     def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:
-        """Run the combine at `index` of the program on the network's outputs. Returns whether all results are finite."""
+        """Run the combine at `index` of the program on the network's outputs; whether all results are finite."""
         instruction = self.instructions[index]
         assert isinstance(instruction, Combine)
-        values = {
-            (kind, number): (
-                self.buffers[number][: self.batch] if kind == "buffer"
-                else cond if kind == "cond"
-                else uncond if kind == "uncond"
-                else self.draw(number)
-            )
-            for kind, number in instruction.sources()
-        }
-        results = [sum(c * values[source] for source, c in output.terms) for output in instruction.outputs]
+        values: dict[Source, Any] = {("cond", 0): cond, ("uncond", 0): uncond}
+        for kind, number in instruction.sources():
+            if kind == "buffer":
+                values[kind, number] = self.buffers[number][: self.batch]
+            elif kind == "noise":
+                values[kind, number] = self.draw(number)
+        results: list[Any] = [sum(c * values[source] for source, c in output.terms) for output in instruction.outputs]
         for output, result in zip(instruction.outputs, results):
             buffer = self.buffers[output.slot]
             buffer[: self.batch] = result

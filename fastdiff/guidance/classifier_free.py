@@ -22,8 +22,10 @@ class CFG:
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        expect(isinstance(self.scale, (int, float)) and math.isfinite(self.scale),
-               f"guidance scale must be a finite number, got {self.scale!r}")
+        expect(
+            isinstance(self.scale, (int, float)) and math.isfinite(self.scale),
+            f"guidance scale must be a finite number, got {self.scale!r}",
+        )
         if self.interval is not None:
             low, high = self.interval
             expect(low < high, f"guidance interval must be (low, high) in lambda, got {self.interval!r}")

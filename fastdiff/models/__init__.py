@@ -1,0 +1,1 @@
+"""Reference models in plain PyTorch, and the bundled weights."""

@@ -32,7 +32,9 @@ class ResBlock(nn.Module):
     (B, in_channels, H, W) and an embedding (B, embedding_channels) -> (B, out_channels, H, W).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, *, groups: int, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding_channels: int, *, groups: int, dropout: float
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)

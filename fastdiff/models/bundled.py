@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -34,12 +34,12 @@ class ModelInfo:
     classes: tuple[str, ...]
     card: Mapping[str, Any]
 
-    def condition(self, classes: str | list[str] | None, batch: int) -> dict[str, Tensor]:
+    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
         """The `cond` of `fastdiff.sample` for a class, for one class a sample, or (None) for no class: {"y": (batch,)}.
 
         Raises ValueError that lists the near names.
         """
-        names = classes if isinstance(classes, list) else [classes] * batch
+        names = [classes] * batch if classes is None or isinstance(classes, str) else list(classes)
         expect(len(names) == batch, f"classes must be one name or one a sample ({batch}), got {len(names)}")
         return {"y": torch.tensor([self._number(name) for name in names])}
 
@@ -74,7 +74,7 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
 
 def load_files(description: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
     """A model from NAME.json and the NAME.safetensors beside it, as `save_files` writes them."""
-    from safetensors.torch import load as load_safetensors  # noqa: PLC0415 (not needed to import fastdiff)
+    from safetensors.torch import load as load_safetensors
 
     about = _read_description(description)
     weights = description.with_suffix(".safetensors")
@@ -88,10 +88,12 @@ def load_files(description: Path, *, device: torch.device | str = "cpu", dtype: 
             f"{weights} is not the file that was published: {len(content)} bytes with SHA-256 {digest}, expected "
             f"{about['sha256']}; it was truncated or changed, install the package again"
         )
-    network = {key: tuple(value) if isinstance(value, list) else value for key, value in about["network"].items()}
+    network: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in about["network"].items()
+    }
     model = UNet(UNetConfig(**network))
     model.load_state_dict(load_safetensors(content))
-    model.info = ModelInfo(  # type: ignore[assignment]
+    model.info = ModelInfo(
         name=about["name"],
         shape=tuple(about["shape"]),
         schedule=SCHEDULES[about["schedule"]](),
@@ -99,12 +101,13 @@ def load_files(description: Path, *, device: torch.device | str = "cpu", dtype: 
         classes=tuple(about["classes"]),
         card=about["training"],
     )
-    return model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(False)
 
 
 def save_files(path: Path, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Write path.safetensors (float16) and path.json, which holds `about` and the checksum of the weights."""
-    from safetensors.torch import save  # noqa: PLC0415
+    from safetensors.torch import save
 
     content = save({key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()})
     with replacing(path.with_suffix(".safetensors")) as temporary:

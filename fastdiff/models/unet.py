@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.models.blocks import AttentionBlock, Downsample, ResBlock, Upsample, timestep_embedding, zero_init
+
+if TYPE_CHECKING:
+    from fastdiff.models.bundled import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class UNet(nn.Module):
     Raises ValueError where these do not fit.
     """
 
+    info: ModelInfo  # of a model from fastdiff.load
+
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -53,7 +59,9 @@ class UNet(nn.Module):
             block = ResBlock(in_channels, out_channels, embedding, groups=groups, dropout=config.dropout)
             if level not in config.attention_levels:
                 return nn.ModuleList([block])
-            return nn.ModuleList([block, AttentionBlock(out_channels, head_channels=config.head_channels, groups=groups)])
+            return nn.ModuleList(
+                [block, AttentionBlock(out_channels, head_channels=config.head_channels, groups=groups)]
+            )
 
         last_level = len(config.channels) - 1
         self.conv_in = nn.Conv2d(config.image_channels, first, 3, padding=1)
@@ -98,20 +106,24 @@ class UNet(nn.Module):
     def _embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         config = self.config
         multiple = 2 ** (len(config.channels) - 1)
-        expect(x.ndim == 4 and x.shape[1] == config.image_channels and x.shape[2] % multiple == x.shape[3] % multiple == 0,
-               f"x must be (B, {config.image_channels}, H, W) with H and W divisible by {multiple}, got {tuple(x.shape)}")
+        expect(
+            x.ndim == 4 and x.shape[1] == config.image_channels and x.shape[2] % multiple == x.shape[3] % multiple == 0,
+            f"x must be (B, {config.image_channels}, H, W) with H and W divisible by {multiple}, got {tuple(x.shape)}",
+        )
         expect(t.shape == x.shape[:1], f"t must be ({x.shape[0]},), one time a sample, got {tuple(t.shape)}")
         embedding = self.time_embedding(timestep_embedding(t.to(x.dtype), config.channels[0]))
         if self.class_embedding is None:
             expect(y is None, "y was given, but the model has no classes")
             return embedding
-        expect(y is not None and y.shape == t.shape,
-               f"y must be ({x.shape[0]},), one class in 0..{config.num_classes} a sample, got "
-               f"{None if y is None else tuple(y.shape)}")
+        expect(
+            y is not None and y.shape == t.shape,
+            f"y must be ({x.shape[0]},), one class in 0..{config.num_classes} a sample, got "
+            f"{None if y is None else tuple(y.shape)}",
+        )
         return embedding + self.class_embedding(y)
 
 
-def _apply(layers: nn.ModuleList, h: Tensor, embedding: Tensor) -> Tensor:
-    for layer in layers:
+def _apply(layers: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    for layer in layers.children():
         h = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
     return h

@@ -1,4 +1,4 @@
-"""The operations that fastdiff makes fast: docstring, reference, what the kernels support, registration. One file an op."""
+"""The operations that fastdiff makes fast, one file each: docstring, reference, what kernels support, registration."""
 
 from fastdiff.ops.linear_combine import linear_combine
 

@@ -23,12 +23,16 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     """
     inputs = list(inputs)
     expect(len(inputs) > 0, "inputs must hold at least one tensor")
-    expect(len(coefficients) > 0 and all(len(row) == len(inputs) for row in coefficients),
-           f"coefficients must be rows of {len(inputs)} numbers, one an input, got rows of {[len(r) for r in coefficients]}")
+    expect(
+        len(coefficients) > 0 and all(len(row) == len(inputs) for row in coefficients),
+        f"coefficients must be rows of {len(inputs)} numbers, got rows of {[len(row) for row in coefficients]}",
+    )
     first = inputs[0]
     for k, x in enumerate(inputs):
-        expect(x.shape == first.shape and x.device == first.device,
-               f"inputs[{k}] is {tuple(x.shape)} on {x.device}, inputs[0] is {tuple(first.shape)} on {first.device}")
+        expect(
+            x.shape == first.shape and x.device == first.device,
+            f"inputs[{k}] is {tuple(x.shape)} on {x.device}, inputs[0] is {tuple(first.shape)} on {first.device}",
+        )
         if x.dtype != first.dtype:
             raise TypeError(f"inputs[{k}] is {x.dtype}, inputs[0] is {first.dtype}")
     if pick(supports(coefficients, inputs)) == "reference":

@@ -14,8 +14,8 @@ from fastdiff.errors import expect, unknown
 class Solver:
     """A solver as data.
 
-    step: the formula. order: of convergence, of the ODE or (strong, for stochastic solvers) in distribution. evaluations:
-    model calls a step. history: entries that a step looks back to. grid: the grid its paper uses. source: paper and
+    step: the formula. order: of convergence on the ODE, or in distribution for a stochastic solver. evaluations: model
+    calls a step. history: entries that a step looks back to. grid: the grid its paper uses. source: paper and
     equation. options: the keyword arguments of `step` and their values.
     """
 
@@ -33,8 +33,10 @@ class Solver:
         """This solver with other options. Raises ValueError for an option it does not have."""
         for name in options:
             if name not in self.options:
-                raise unknown(f"option of solver {self.name!r}", name, self.options) if self.options else ValueError(
-                    f"solver {self.name!r} has no options, got {name!r}"
+                raise (
+                    unknown(f"option of solver {self.name!r}", name, self.options)
+                    if self.options
+                    else ValueError(f"solver {self.name!r} has no options, got {name!r}")
                 )
         return replace(self, options={**self.options, **options})
 

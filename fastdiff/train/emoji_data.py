@@ -68,7 +68,7 @@ def load_emoji(size: int = 32, *, font: str | Path | None = None) -> EmojiData:
     import emoji
     from PIL import ImageFont, features
 
-    expect(features.check("raqm"), "this Pillow was built without raqm, which draws emoji sequences; install its wheel")
+    expect(bool(features.check("raqm")), "this Pillow lacks raqm, which draws emoji sequences; install its wheel")
     face = ImageFont.truetype(str(find_font(font)), FONT_SIZE)
     groups = emoji_groups()
     label_of = {_bare(e): label for label, members in enumerate(groups.values()) for e in members}

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastdiff.errors import expect
 from fastdiff.files import replacing
 from fastdiff.models.unet import UNet
-from fastdiff.schedules import SCHEDULES
+from fastdiff.schedules import SCHEDULES, VPDiscrete
 from fastdiff.train.emoji_data import EmojiData
 from fastdiff.train.recipes import Recipe
 
@@ -38,8 +38,13 @@ class Training:
     the folder belongs to another recipe or other data.
     """
 
-    def __init__(self, recipe: Recipe, data: EmojiData, folder: Path, *, device: str = "cpu", compile: bool = False) -> None:
-        expect(recipe.precision in ("bfloat16", "float32"), f"precision must be bfloat16 or float32, got {recipe.precision!r}")
+    def __init__(
+        self, recipe: Recipe, data: EmojiData, folder: Path, *, device: str = "cpu", compile: bool = False
+    ) -> None:
+        expect(
+            recipe.precision in ("bfloat16", "float32"),
+            f"precision must be bfloat16 or float32, got {recipe.precision!r}",
+        )
         self.recipe, self.folder, self.device = recipe, folder, torch.device(device)
         self.checkpoint_path, self.log_path = folder / "checkpoint.pt", folder / "log.csv"
 
@@ -52,17 +57,24 @@ class Training:
         self.fingerprint = data.fingerprint()
 
         schedule = SCHEDULES[recipe.schedule]()
+        assert isinstance(schedule, VPDiscrete), "the recipes train on discrete steps"
         times = np.arange(1, schedule.num_steps + 1) / schedule.num_steps
         self.alpha = torch.from_numpy(schedule.alpha(times)).float()
         self.sigma = torch.from_numpy(schedule.sigma(times)).float()
 
         torch.manual_seed(recipe.seed)
-        self.model = UNet(recipe.network).to(self.device, memory_format=torch.channels_last)
+        self.model = UNet(recipe.network).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+            self.model.parameters(),
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
-        self.step, self.seconds, self.losses, self.log = 0, 0.0, [], []
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self.log: list[tuple] = []
         if self.checkpoint_path.exists():
             self._restore()
         self.network: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
@@ -124,7 +136,10 @@ class Training:
             ("recipe", _without_steps(state["recipe"]), _without_steps(asdict(self.recipe))),
             ("data", state["data"], self.fingerprint),
         ):
-            expect(found == wanted, f"{self.checkpoint_path} was made with another {what}; give an empty folder, or {found!r}")
+            expect(
+                found == wanted,
+                f"{self.checkpoint_path} was made with another {what}; give an empty folder, or {found!r}",
+            )
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -147,7 +162,9 @@ class Training:
         self.ema.update_parameters(self.model)
         return float(loss.detach())
 
-    def _loss(self, network: Callable[..., Tensor], images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def _loss(
+        self, network: Callable[..., Tensor], images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Mean squared error of v = alpha eps - sigma x_0 (Salimans & Ho 2022, Section 4), times stratified."""
         batch = len(images)
         x0 = images.to(self.device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
@@ -163,7 +180,9 @@ class Training:
         """Linear warm-up, then a cosine to zero at the last step."""
         recipe = self.recipe
         progress = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-        return recipe.learning_rate * min((self.step + 1) / recipe.warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress))))
+        return recipe.learning_rate * min(
+            (self.step + 1) / recipe.warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress)))
+        )
 
     def _append_log(self) -> None:
         recent = self.losses[-VALIDATE_EVERY:]

@@ -1,4 +1,4 @@
-"""What `fastdiff train NAME` trains: the network and every setting of the run, so that a name and a seed reproduce it."""
+"""What `fastdiff train NAME` trains: the network and every setting of the run, reproduced by the name and a seed."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ RECIPES = {
         steps=12_000,
         batch=32,
         learning_rate=6e-4,
-    ),
+    )
 }

@@ -63,8 +63,8 @@ def test_sample(tmp_path):
     facts = json.loads(result.stdout)
     assert (facts["class"], facts["steps"], facts["seed"], facts["count"]) == ("animals", 3, 7, 5)
     model = fastdiff.load("emoji-unet-32")
-    expected = fastdiff.sample(model, (5, 3, 32, 32), steps=3, seed=7, guidance=2.0,
-                               cond=model.info.condition("animals", 5), uncond=model.info.condition(None, 5))  # fmt: skip
+    conditions = dict(cond=model.info.condition("animals", 5), uncond=model.info.condition(None, 5))
+    expected = fastdiff.sample(model, (5, 3, 32, 32), steps=3, seed=7, guidance=2.0, **conditions)
     sheet = pictures.grid(expected, 4)
     # Batches of two and of five round differently inside the network, by less than one grey level.
     assert np.abs(pixels(out).astype(int) - sheet).max() <= 1
@@ -92,7 +92,9 @@ def test_bad_arguments_end_with_one_line(arguments, message, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.parametrize("command", [["sample", "--out", "{}/grid.png"], ["demo", "--out", "{}"], ["train", "emoji-unet-32", "--out", "{}"]])
+@pytest.mark.parametrize(
+    "command", [["sample", "--out", "{}/grid.png"], ["demo", "--out", "{}"], ["train", "emoji-unet-32", "--out", "{}"]]
+)
 def test_a_folder_that_cannot_be_written_is_said_first(command, tmp_path):
     (tmp_path / "file").write_text("")
     result = fastdiff_command(*[part.format(tmp_path / "file" / "sub") for part in command])
@@ -105,7 +107,7 @@ def test_interrupting_a_sample_keeps_the_finished_pictures(tmp_path):
     out = tmp_path / "grid.png"
     process = subprocess.Popen(
         [*COMMAND, "sample", "--count", "100000", "--batch", "4", "--steps", "2", "--out", str(out), "--zoom", "1"],
-        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )  # fmt: skip
     time.sleep(12)
     process.send_signal(signal.SIGINT)

@@ -27,7 +27,9 @@ class Mixture:
     """Isotropic Gaussians in D dimensions: the exact denoiser of the golden cases."""
 
     def __init__(self):
-        self.means, self.stds, self.weights = (torch.from_numpy(ARRAYS[f"gmm/{k}"]) for k in ("means", "stds", "weights"))
+        self.means, self.stds, self.weights = (
+            torch.from_numpy(ARRAYS[f"gmm/{k}"]) for k in ("means", "stds", "weights")
+        )
 
     def x0(self, x, alpha, sigma):
         shape, x = x.shape, x.reshape(len(x), -1)
@@ -111,8 +113,14 @@ def test_case(name):
     calls: list[float] = []
     model = Mixture().network(schedule, case["prediction"], time_of, calls)
     result = fastdiff.sample(
-        model, x, schedule=schedule, prediction=case["prediction"], solver=case["solver"], grid=np.asarray(case["times"]),
-        noise=None if noise is None else noise.reshape(len(noise), *expected.shape), seed=0,
+        model,
+        x,
+        schedule=schedule,
+        prediction=case["prediction"],
+        solver=case["solver"],
+        grid=np.asarray(case["times"]),
+        noise=None if noise is None else noise.reshape(len(noise), *expected.shape),
+        seed=0,
     )
     error = (result - expected).abs().max() / expected.square().mean().sqrt()
     assert error <= tolerance

@@ -41,7 +41,9 @@ def test_networks_denoise_better_than_nothing():
     schedule, t = model.info.schedule, 0.5
     p = schedule.point(t)
     flag = torch.ones(1, 3, 32, 32)
-    flag[:, :, 6:26, 1:31] = torch.tensor([[-0.8, 0.9, 0.8], [-0.3, 0.9, -0.8], [0.5, 0.9, -0.8]]).repeat_interleave(10, 1)[:, None]
+    flag[:, :, 6:26, 1:31] = torch.tensor([[-0.8, 0.9, 0.8], [-0.3, 0.9, -0.8], [0.5, 0.9, -0.8]]).repeat_interleave(
+        10, 1
+    )[:, None]
     noise = fastdiff.noise.CounterNoise.of(0, 1).initial(flag.shape, torch.float32)
     x = p.alpha * flag + p.sigma * noise
     v = model(x, torch.tensor([schedule.model_time(t)]), torch.tensor([8]))
@@ -56,7 +58,7 @@ def test_unknown_names():
         fastdiff.load("emoji-unet-32").info.condition("flag", 1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def copy(tmp_path):
     for suffix in (".json", ".safetensors"):
         shutil.copy(bundled.folder() / f"emoji-unet-32{suffix}", tmp_path)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import assert_no_worse
 
 import fastdiff
-from conftest import assert_no_worse
 from fastdiff.native import core
 from fastdiff.ops import linear_combine as op
 from fastdiff.ops.linear_combine import linear_combine, reference, supports
@@ -25,8 +25,10 @@ def floor(coefficients, tensors, dtype):
     """Rounding of K fused multiply-adds: K eps times the sum of magnitudes."""
     if tensors[0].numel() == 0:
         return 0.0
-    return len(tensors) * EPS[dtype] * max(
-        float(sum(abs(c) * x.double().abs() for c, x in zip(row, tensors)).max()) for row in coefficients
+    return (
+        len(tensors)
+        * EPS[dtype]
+        * max(float(sum(abs(c) * x.double().abs() for c, x in zip(row, tensors)).max()) for row in coefficients)
     )
 
 
@@ -58,14 +60,16 @@ def check(coefficients, tensors, dtype):
 
 def test_views(isa, rng):
     base = torch.from_numpy(rng.standard_normal((6, 10, 14))).float()
-    inputs = [base[::2, :, ::2], base.transpose(1, 2)[1::2, ::2]. transpose(1, 2)]
+    inputs = [base[::2, :, ::2], base.transpose(1, 2)[1::2, ::2].transpose(1, 2)]
     inputs = [x[:3, :10, :7] for x in inputs]
     check([[1.5, -0.5]], inputs, torch.float32)
 
 
 def test_output_may_be_an_input(isa):
     x, y = torch.arange(100.0), torch.full((100,), 2.0)
-    core.linear_combine_float32([x.data_ptr(), y.data_ptr()], [x.data_ptr(), y.data_ptr()], [1.0, 1.0, 10.0, -1.0], 100, 2)
+    core.linear_combine_float32(
+        [x.data_ptr(), y.data_ptr()], [x.data_ptr(), y.data_ptr()], [1.0, 1.0, 10.0, -1.0], 100, 2
+    )
     assert torch.equal(x, torch.arange(100.0) + 20.0)
     assert torch.equal(y, torch.arange(100.0) - 2.0)
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import relative_error
+from gaussian import Gaussian, states
 
 import fastdiff
-from conftest import relative_error
 from fastdiff import sample
 from fastdiff.engine.direct import integrate
 from fastdiff.grids import make_grid
@@ -13,7 +14,6 @@ from fastdiff.noise import CounterNoise
 from fastdiff.prediction import PREDICTIONS
 from fastdiff.schedules import VE, VPDiscrete, VPLinear
 from fastdiff.solvers import SOLVERS, get_solver
-from gaussian import Gaussian, states
 
 VP = VPDiscrete.linear()
 COSINE = VPDiscrete.cosine()  # alpha(1) = 5e-5: formulas that divide by alpha twice lose 9 of float64's 16 digits
@@ -45,7 +45,9 @@ def test_three_ways_to_run_agree(isa, solver, prediction, guided):
     results = []
     for backend in ("reference", "cpu"):
         with fastdiff.use(backend):
-            results.append(sample(model, x, schedule=VP, prediction=prediction, solver=solver, grid=times, seed=5, **common))
+            results.append(
+                sample(model, x, schedule=VP, prediction=prediction, solver=solver, grid=times, seed=5, **common)
+            )
     for result in results:
         assert relative_error(result, direct) < 1e-10
 
@@ -55,8 +57,11 @@ def test_engines_agree_in_float32(isa, solver):
     results = []
     for backend in ("reference", "cpu"):
         with fastdiff.use(backend):
-            results.append(sample(network("v", COSINE), (8, 3, 9, 7), schedule=COSINE, prediction="v", solver=solver,
-                                  steps=25, seed=1))
+            results.append(
+                sample(
+                    network("v", COSINE), (8, 3, 9, 7), schedule=COSINE, prediction="v", solver=solver, steps=25, seed=1
+                )
+            )
     assert relative_error(*results) < 1e-5
 
 
@@ -65,8 +70,12 @@ def test_ddim_is_the_first_order_dpm_solver():
     x = states()
     for start, end in ((1.0, 0.6), (0.3, 0.1), (0.02, 0.0)):
         one = dict(schedule=VP, prediction="eps", grid=[start, end], seed=0)
-        assert relative_error(sample(network("eps"), x, solver="ddim", **one),
-                              sample(network("eps"), x, solver="dpmpp-2m", **one)) < 1e-12
+        assert (
+            relative_error(
+                sample(network("eps"), x, solver="ddim", **one), sample(network("eps"), x, solver="dpmpp-2m", **one)
+            )
+            < 1e-12
+        )
 
 
 def test_ddim_with_eta_one_is_ddpm():
@@ -88,8 +97,16 @@ def test_ancestral_sampling_reaches_the_data():
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=lambda s: s.name)
 def test_model_calls(solver):
     data = Gaussian(VPLinear())
-    sample(data.network("x0", lambda t: t), states(), schedule=data.schedule, prediction="x0", solver=solver,
-           grid="uniform", steps=7, seed=0)
+    sample(
+        data.network("x0", lambda t: t),
+        states(),
+        schedule=data.schedule,
+        prediction="x0",
+        solver=solver,
+        grid="uniform",
+        steps=7,
+        seed=0,
+    )
     # A method that looks at the end of its step cannot do so at the data.
     assert len(data.calls) == 7 * solver.evaluations - (solver.evaluations - 1)
     assert np.all(np.diff(data.calls) <= 0)
@@ -99,6 +116,13 @@ def test_a_last_step_to_the_data_returns_x0():
     data = Gaussian(VE())
     x = states() * 0.5
     for solver in SOLVERS:
-        result = sample(data.network("x0", lambda t: t), x, schedule=data.schedule, prediction="x0", solver=solver,
-                        grid=[0.5, 0.0], seed=0)
+        result = sample(
+            data.network("x0", lambda t: t),
+            x,
+            schedule=data.schedule,
+            prediction="x0",
+            solver=solver,
+            grid=[0.5, 0.0],
+            seed=0,
+        )
         assert relative_error(result, data.x0(x, 0.5)) < 1e-12

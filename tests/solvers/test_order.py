@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from gaussian import Gaussian, states
 
 from fastdiff import sample
 from fastdiff.schedules import VE, VPLinear
 from fastdiff.solvers import SOLVERS
-from gaussian import Gaussian, states
 
 DETERMINISTIC = [s for s in SOLVERS.values() if not s.stochastic or s.options.get("eta") == 0]
 # Times between which nothing is singular, so that the fitted slope is the method's own.
