@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fastdiff.native import core
+# `python -m pytest` puts the current folder first, where the sources are: the installed package is what is tested.
+ROOT = Path(__file__).parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+from fastdiff.native import core  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _outside_the_sources(tmp_path, monkeypatch):
+    """Commands that tests start must not find the sources either."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(params=core.supported_isas())
