@@ -10,8 +10,8 @@ except ImportError as error:
     folder = Path(__file__).parent
     if (folder.parent / "CMakeLists.txt").exists():
         advice = (
-            f"Python imports fastdiff from its source tree, {folder}, where nothing is compiled: run from another folder "
-            "after `python -m pip install .`, or install with `python -m pip install -e .`"
+            f"Python imports fastdiff from its source tree, {folder}, where nothing is compiled: run from another "
+            "folder after `python -m pip install .`, or install with `python -m pip install -e .`"
         )
     else:
         advice = "install the package again with `python -m pip install --force-reinstall .`"

@@ -56,8 +56,8 @@ def run(
             def on_validation(training: Training) -> None:
                 step, loss, validation, _ = training.log[-1]
                 console.print(f"step {step:,}: loss {loss:.4f}, on held-out emoji {validation:.4f}")
-                plot_losses(training, folder / "loss.png")
-                if step % SAMPLE_EVERY == 0 or step == recipe.steps:
+                plot_losses(training, folder / f"{name}-loss.png")
+                if step % SAMPLE_EVERY == 0:
                     save_samples(training, data.classes, folder / f"samples-{step:06d}.png")
                     export(training, data, folder / name)
 
@@ -65,7 +65,10 @@ def run(
     except KeyboardInterrupt:
         console.print(f"stopped at step {training.step:,}; the same command goes on from there")
         raise
-    console.print(f"done: [bold]{folder / name}.safetensors[/bold]")
+    plot_losses(training, folder / f"{name}-loss.png")
+    save_samples(training, data.classes, folder / f"{name}.png")
+    export(training, data, folder / name)
+    console.print(f"done: [bold]{folder / name}.safetensors[/bold], and beside it the description, card and pictures")
 
 
 def save_samples(training: Training, classes: tuple[str, ...], path: Path) -> None:

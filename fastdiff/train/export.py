@@ -5,13 +5,15 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fastdiff.files import replacing
 from fastdiff.models.bundled import save_files
-from fastdiff.train.emoji_data import EmojiData
+from fastdiff.train.emoji_data import HELD_OUT_EVERY, EmojiData
 from fastdiff.train.loop import Training
 
 
@@ -36,7 +38,7 @@ def describe(training: Training) -> dict[str, Any]:
 
 
 def export(training: Training, data: EmojiData, path: Path) -> None:
-    """Write path.safetensors and path.json from the averaged network."""
+    """Write path.safetensors, path.json and the model card path.md from the averaged network."""
     recipe = training.recipe
     about: Mapping[str, Any] = {
         "name": recipe.name,
@@ -48,3 +50,21 @@ def export(training: Training, data: EmojiData, path: Path) -> None:
         "training": describe(training),
     }
     save_files(path, about, training.ema.module.state_dict())
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(model_card(about), encoding="utf-8")
+
+
+def model_card(about: Mapping[str, Any]) -> str:
+    """The model card of a description, as Markdown."""
+    import jinja2  # not needed to import fastdiff
+
+    template = resources.files("fastdiff.train").joinpath("card.md.j2").read_text(encoding="utf-8")
+    resolutions = [about["shape"][-1] >> level for level in range(len(about["network"]["channels"]))]
+    page = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template)
+    return page.render(
+        about=about,
+        training=about["training"],
+        resolutions=resolutions,
+        attention=[resolutions[level] for level in about["network"]["attention_levels"]],
+        held_out_every=HELD_OUT_EVERY,
+    )
