@@ -49,7 +49,7 @@ def sample(
     solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options). steps: >= 1; the number of intervals
         of the grid, not of model calls (a step of "heun" calls the model twice).
     grid: a name in fastdiff.grids.GRIDS, a function (schedule, steps) -> times, or the decreasing times themselves;
-        the one of the solver's paper if None.
+        the solver's own if None.
     guidance: CFG(scale), or the scale, of classifier-free guidance; needs uncond.
     cond, uncond: keyword arguments of the model; tensors of (B, ...) under guidance.
     seed: one number, and sample k is the same at any batch size; or one a sample; None draws one from torch's

@@ -1,4 +1,5 @@
 // The solver's step: several outputs, each a weighted sum of several inputs, in one pass over memory. And its noise.
+// Products and sums are rounded one by one and in the order of the inputs, as in torch: the results are the same bits.
 // Compiled once an instruction set (see simd.h).
 #include "fastdiff/kernels.h"
 #include "fastdiff/simd.h"
@@ -26,14 +27,14 @@ int64_t combine_vectors(const T* const* inputs, int num_inputs, T* const* output
       for (int u = 0; u < U; ++u) x[u] = V::load(inputs[k] + i + u * V::size);
       for (int m = 0; m < M; ++m) {
         const V c = V::broadcast(coefficients[k * M + m]);
-        for (int u = 0; u < U; ++u) sums[m][u] = fma(c, x[u], sums[m][u]);
+        for (int u = 0; u < U; ++u) sums[m][u] = multiply_add(c, x[u], sums[m][u]);
       }
     }
     for (int m = 0; m < M; ++m)
       for (int u = 0; u < U; ++u) {
         sums[m][u].store(outputs[m] + i + u * V::size);
         if (copies[m]) sums[m][u].store(copies[m] + i + u * V::size);
-        check = fma(sums[m][u], zero, check);
+        check = multiply_add(sums[m][u], zero, check);
       }
   }
   T lanes[V::size];
@@ -51,7 +52,7 @@ bool combine(const T* const* inputs, int num_inputs, T* const* outputs, T* const
   for (; i < size; ++i) {
     T sums[M] = {};
     for (int k = 0; k < num_inputs; ++k)
-      for (int m = 0; m < M; ++m) sums[m] = fma(coefficients[k * M + m], inputs[k][i], sums[m]);
+      for (int m = 0; m < M; ++m) sums[m] += coefficients[k * M + m] * inputs[k][i];
     for (int m = 0; m < M; ++m) {
       outputs[m][i] = sums[m];
       if (copies[m]) copies[m][i] = sums[m];

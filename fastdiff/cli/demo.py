@@ -18,7 +18,7 @@ from fastdiff.cli.info import collect
 from fastdiff.files import replacing, writable_folder
 from fastdiff.models.unet import UNet
 
-CURVE_STEPS = (5, 8, 12, 20, 50)
+CURVE_STEPS = (5, 8, 12, 20, 50)  # and those of the two paths
 CURVE_SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM-Solver++(2M)"}
 CURVE_PICTURES = 3
 CONVERGED_STEPS = 100
@@ -56,8 +56,7 @@ class Demo:
                 (len(labels), *info.shape),
                 solver=solver,
                 steps=steps,
-                # The same times for both solvers, so that only the solver and the number of steps differ.
-                grid="uniform",
+                grid="logsnr",  # for both solvers, so that only they and the number of steps differ
                 guidance=self.guidance,
                 cond=info.condition(labels, len(labels)),
                 uncond=info.condition(None, len(labels)),
@@ -84,7 +83,7 @@ def run(
         ("fastdiff", "dpmpp-2m", steps, "cpu"),
         ("fastdiff, equal steps", "ddim", baseline_steps, "cpu"),
     )
-    curve_steps = len(CURVE_SOLVERS) * sum(CURVE_STEPS) + CONVERGED_STEPS
+    curve_steps = sorted({*CURVE_STEPS, baseline_steps, steps})
     with progress() as bar:
         demo.sample("dpmpp-2m", 2, "cpu")  # the first calls are slower: libraries load and choose their kernels
         runs = []
@@ -93,8 +92,10 @@ def run(
             started = time.perf_counter()
             samples = demo.sample(solver, count, backend, callback=lambda *_, task=task: bar.advance(task))
             runs.append(Run(title, solver, count, backend, samples, time.perf_counter() - started))
-        task = bar.add_task("error against the converged solution", total=curve_steps)
-        curves = convergence(demo, lambda *_: bar.advance(task))
+        task = bar.add_task(
+            "error against the converged solution", total=len(CURVE_SOLVERS) * sum(curve_steps) + CONVERGED_STEPS
+        )
+        curves = convergence(demo, curve_steps, lambda *_: bar.advance(task))
 
     baseline, fast, equal = runs
     difference = (equal.samples - baseline.samples).abs().max() / baseline.samples.square().mean().sqrt()
@@ -112,7 +113,10 @@ def run(
         "tolerance": TOLERANCE,
         "agree": bool(difference <= TOLERANCE),
         "errors": curves,
+        "error_of_baseline": curves["ddim"][baseline_steps],
+        "error_of_fastdiff": curves["dpmpp-2m"][steps],
         "error_pictures": CURVE_PICTURES,
+        "converged_steps": CONVERGED_STEPS,
         "report": str((folder / "index.html").resolve()),
     }
     write(folder, runs, demo, summary)
@@ -127,7 +131,7 @@ def run(
         )
 
 
-def convergence(demo: Demo, callback: Any) -> dict[str, dict[int, float]]:
+def convergence(demo: Demo, step_counts: list[int], callback: Any) -> dict[str, dict[int, float]]:
     """For each solver, steps -> RMS distance from the converged solution of the same noise, pixels in [-1, 1]."""
     converged = demo.sample("dpmpp-2m", CONVERGED_STEPS, "cpu", CURVE_PICTURES, callback)
     return {
@@ -135,7 +139,7 @@ def convergence(demo: Demo, callback: Any) -> dict[str, dict[int, float]]:
             steps: float(
                 (demo.sample(solver, steps, "cpu", CURVE_PICTURES, callback) - converged).square().mean().sqrt()
             )
-            for steps in CURVE_STEPS
+            for steps in step_counts
         }
         for solver in CURVE_SOLVERS
     }
@@ -167,7 +171,8 @@ def plot(errors: dict[str, dict[int, float]], path: Path) -> None:
     for solver, curve in errors.items():
         axes.loglog(list(curve), list(curve.values()), marker="o", label=CURVE_SOLVERS[solver])
     axes.set(xlabel="steps (one guided model call each)", ylabel="RMS distance from the converged solution")
-    axes.set_xticks(CURVE_STEPS, [str(steps) for steps in CURVE_STEPS])
+    ticks = sorted({steps for curve in errors.values() for steps in curve})
+    axes.set_xticks(ticks, [str(steps) for steps in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
@@ -187,5 +192,9 @@ def _print(runs: list[Run], summary: dict[str, Any]) -> None:
     console.print(
         f"at equal steps the two paths differ by {summary['difference_at_equal_steps']:.1e} of the RMS "
         f"(largest pixel; tolerance {summary['tolerance']:g})"
+    )
+    console.print(
+        f"distance from the converged solution (RMS, pixels in [-1, 1]): baseline {summary['error_of_baseline']:.3f}, "
+        f"fastdiff {summary['error_of_fastdiff']:.3f}"
     )
     console.print(f"report: [bold]{summary['report']}[/bold]")

@@ -21,7 +21,7 @@ def demo(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
     per_class: Annotated[int, typer.Option(help="Pictures of each class.", min=1)] = 4,
     baseline_steps: Annotated[int, typer.Option(help="DDIM steps of the baseline.", min=1)] = 50,
-    steps: Annotated[int, typer.Option(help="DPM-Solver++(2M) steps of the fast path.", min=1)] = 15,
+    steps: Annotated[int, typer.Option(help="DPM-Solver++(2M) steps of the fast path.", min=1)] = 18,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the pictures; the same on both paths.", min=0)] = 0,
     json: Json = False,

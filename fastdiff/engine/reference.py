@@ -24,12 +24,16 @@ class ReferenceEngine:
         instruction = self.instructions[index]
         assert isinstance(instruction, Combine)
         values: dict[Source, Any] = {("cond", 0): cond, ("uncond", 0): uncond}
-        for kind, number in instruction.sources():
+        sources = instruction.sources()
+        for kind, number in sources:
             if kind == "buffer":
                 values[kind, number] = self.buffers[number][: self.batch]
             elif kind == "noise":
                 values[kind, number] = self.draw(number)
-        results: list[Any] = [sum(c * values[source] for source, c in output.terms) for output in instruction.outputs]
+        results: list[Any] = []
+        for output in instruction.outputs:
+            terms = dict(output.terms)  # summed in the order of all sources, as the kernel does: the same bits
+            results.append(sum(terms[source] * values[source] for source in sources if source in terms))
         for output, result in zip(instruction.outputs, results):
             buffer = self.buffers[output.slot]
             buffer[: self.batch] = result

@@ -7,7 +7,7 @@ from math import expm1
 from fastdiff.solvers.registry import solver
 
 
-@solver(order=2, history=1, grid="karras", source="Lu et al. 2022, DPM-Solver++, Algorithm 2")
+@solver(order=2, history=1, grid="logsnr", source="Lu et al. 2022, DPM-Solver++, Algorithm 2")
 def dpmpp_2m(model, x, s, t, history):
     """Second-order multistep in x0. The first step, and the last one to the data, are of first order."""
     d = m = model.x0(x, s)

@@ -15,7 +15,7 @@ class Solver:
     """A solver as data.
 
     step: the formula. order: of convergence on the ODE, or in distribution for a stochastic solver. evaluations: model
-    calls a step. history: entries that a step looks back to. grid: the grid its paper uses. source: paper and
+    calls a step. history: entries that a step looks back to. grid: the one taken where none is named. source: paper and
     equation. options: the keyword arguments of `step` and their values.
     """
 

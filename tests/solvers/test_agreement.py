@@ -53,7 +53,8 @@ def test_three_ways_to_run_agree(isa, solver, prediction, guided):
 
 
 @pytest.mark.parametrize("solver", ALL, ids=lambda s: f"{s.name}{s.options or ''}")
-def test_engines_agree_in_float32(isa, solver):
+def test_engines_agree_to_the_bit(isa, solver):
+    """Also where the state is as ill-conditioned as it gets, and where rounding would be amplified over the steps."""
     results = []
     for backend in ("reference", "cpu"):
         with fastdiff.use(backend):
@@ -62,7 +63,7 @@ def test_engines_agree_in_float32(isa, solver):
                     network("v", COSINE), (8, 3, 9, 7), schedule=COSINE, prediction="v", solver=solver, steps=25, seed=1
                 )
             )
-    assert relative_error(*results) < 1e-5
+    assert torch.equal(*results)
 
 
 def test_ddim_is_the_first_order_dpm_solver():

@@ -6,9 +6,6 @@
 
 #include <stdint.h>
 
-#if defined(_MSC_VER)
-#include <math.h>
-#endif
 #if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
 #include <immintrin.h>
 #elif defined(FASTDIFF_ISA_NEON)
@@ -30,6 +27,8 @@ namespace fastdiff::FASTDIFF_ISA {
 template <class T>
 struct Vec;
 
+// multiply_add(a, b, c) = a * b + c, rounded after each of the two operations, as torch does it: not fused.
+
 #if defined(FASTDIFF_ISA_AVX512)
 
 template <>
@@ -40,7 +39,9 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
 };
-inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm512_add_ps(_mm512_mul_ps(a.v, b.v), c.v)};
+}
 
 template <>
 struct Vec<double> {
@@ -50,7 +51,9 @@ struct Vec<double> {
   static Vec broadcast(double x) { return {_mm512_set1_pd(x)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
 };
-inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm512_add_pd(_mm512_mul_pd(a.v, b.v), c.v)};
+}
 
 #elif defined(FASTDIFF_ISA_AVX2)
 
@@ -62,7 +65,9 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
 };
-inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {_mm256_add_ps(_mm256_mul_ps(a.v, b.v), c.v)};
+}
 
 template <>
 struct Vec<double> {
@@ -72,7 +77,9 @@ struct Vec<double> {
   static Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
 };
-inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {_mm256_add_pd(_mm256_mul_pd(a.v, b.v), c.v)};
+}
 
 #elif defined(FASTDIFF_ISA_NEON)
 
@@ -84,7 +91,7 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
   void store(float* p) const { vst1q_f32(p, v); }
 };
-inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return {vaddq_f32(vmulq_f32(a.v, b.v), c.v)}; }
 
 template <>
 struct Vec<double> {
@@ -94,22 +101,11 @@ struct Vec<double> {
   static Vec broadcast(double x) { return {vdupq_n_f64(x)}; }
   void store(double* p) const { vst1q_f64(p, v); }
 };
-inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
+inline Vec<double> multiply_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return {vaddq_f64(vmulq_f64(a.v, b.v), c.v)};
+}
 
-#endif
-
-#if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2) || defined(FASTDIFF_ISA_NEON)
-
-// One value, rounded as in a vector: what an element becomes must not depend on where a tensor ends.
-#if defined(_MSC_VER)
-inline float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
-inline double fma(double a, double b, double c) { return ::fma(a, b, c); }
-#else
-inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#endif
-
-#else  // baseline: short loops that any compiler turns into whatever vectors the target has; no fused multiply-add
+#else  // baseline: short loops that any compiler turns into whatever vectors the target has
 
 template <class T>
 struct Vec {
@@ -122,13 +118,11 @@ struct Vec {
   }
 };
 template <class T>
-inline Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
   Vec<T> r;
   for (int i = 0; i < 4; ++i) r.v[i] = a.v[i] * b.v[i] + c.v[i];
   return r;
 }
-inline float fma(float a, float b, float c) { return a * b + c; }
-inline double fma(double a, double b, double c) { return a * b + c; }
 
 #endif
 
