@@ -39,8 +39,8 @@ def sample(
 ) -> Tensor:
     """Draw samples from a diffusion model.
 
-    model(x, t, **cond) -> tensor of x's shape; x (B, ...), t (B,) in the units of its training. A model from
-    `fastdiff.load` knows its schedule and prediction.
+    model(x, t, **cond) -> tensor of x's shape; x (B, ...), t (B,) in the units of its training, float32 or (for float64
+    states) float64. A model from `fastdiff.load` knows its schedule and prediction.
 
     x_init_or_shape: the state at the first time of the grid, float32, float64, bfloat16 or float16 on any device; or
         the shape (B, ...) of the samples, for float32 noise on the device of the model's parameters.
@@ -59,7 +59,7 @@ def sample(
     callback(step, state): after every step; the state is overwritten later, clone it to keep it.
 
     Returns (B, ...) in the dtype and on the device of the initial state. Raises ValueError for arguments that do not
-    fit, SamplingError (naming the step) if the model returns another shape or NaN.
+    fit, SamplingError (naming the step) if the model fails or returns another shape or NaN.
     """
     info = getattr(model, "info", None)
     schedule = _schedule(schedule if schedule is not None else getattr(info, "schedule", None))

@@ -19,6 +19,7 @@ from fastdiff.program import Call, Program
 Callback = Callable[[int, Tensor], None]
 
 
+@torch.no_grad()
 def run(
     program: Program,
     model: Callable[..., Any],
@@ -33,9 +34,9 @@ def run(
     """Run a Program from the state x and return the sample, in x's shape and dtype.
 
     model(x, t, **cond) gets x (B, ...) in x's dtype and t (B,); in guided calls cond and uncond go in together as one
-    batch of 2B. States are float32 where x is of a half precision. callback(step, state) follows every step of a
-    program that keeps its states. Raises SamplingError, naming the step, if the model returns another shape or a value
-    that is not finite.
+    batch of 2B. States and times are float32 where x is of a half precision, which has no room for 999. callback(step,
+    state) follows every step of a program that keeps its states. Raises SamplingError, naming the step, if the model
+    returns another shape or a value that is not finite, or raises an exception itself.
     """
     state_dtype = torch.promote_types(x.dtype, torch.float32)
     batch = len(x)
@@ -59,15 +60,14 @@ def run(
     after = {index: (step, slot) for step, (index, slot) in enumerate(program.states)} if callback else {}
     outputs: tuple[Tensor | None, Tensor | None] = (None, None)
     call: Call | None = None
-    with torch.no_grad():
-        for index, instruction in enumerate(program.instructions):
-            if isinstance(instruction, Call):
-                call, outputs = instruction, evaluate(instruction)
-            elif not engine.combine(index, *outputs):
-                raise _not_finite(program, call, outputs)
-            if index in after:
-                step, slot = after[index]
-                callback(step, buffers[slot][:batch])  # type: ignore[misc]
+    for index, instruction in enumerate(program.instructions):
+        if isinstance(instruction, Call):
+            call, outputs = instruction, evaluate(instruction)
+        elif not engine.combine(index, *outputs):
+            raise _not_finite(program, call, outputs)
+        if index in after:
+            step, slot = after[index]
+            callback(step, buffers[slot][:batch])  # type: ignore[misc]
     return buffers[program.result][:batch].to(x.dtype, copy=program.result in guided_inputs)
 
 
@@ -84,23 +84,15 @@ class _Evaluator:
         cond: Mapping[str, Any],
         uncond: Mapping[str, Any],
     ) -> None:
-        self.program, self.model, self.batch, self.dtype, self.state_dtype = (
-            program,
-            model,
-            batch,
-            dtype,
-            buffers[0].dtype,
-        )
+        self.program, self.model, self.batch = program, model, batch
+        self.dtype, self.state_dtype, self.device = dtype, buffers[0].dtype, buffers[0].device
         guided = any(call.guided for call in program.calls)
         both = _join(cond, uncond, batch) if guided else {}
         alone = dict(cond)
         times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
-        table = times.to(buffers[0].device, dtype)[:, None].expand(-1, 2 * batch if guided else batch).contiguous()
+        table = times.to(self.device, self.state_dtype)[:, None].expand(-1, 2 * batch if guided else batch).contiguous()
         halves = [buffer[:batch] for buffer in buffers]
-        self.device, self.shapes = (
-            buffers[0].device,
-            {True: torch.Size((2 * batch, *buffers[0].shape[1:])), False: halves[0].shape},
-        )
+        self.shapes = {True: torch.Size((2 * batch, *buffers[0].shape[1:])), False: halves[0].shape}
         self.arguments = {
             id(call): (buffers[call.input], t, both)
             if call.guided
@@ -111,7 +103,15 @@ class _Evaluator:
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """(conditional output, unconditional output or None), contiguous and in the state's dtype."""
         x, t, conditions = self.arguments[id(call)]
-        out = self.model(x if self.dtype is self.state_dtype else x.to(self.dtype), t, **conditions)
+        if self.dtype is not self.state_dtype:
+            x = x.to(self.dtype)
+        try:
+            out = self.model(x, t, **conditions)
+        except Exception as error:
+            given = ", ".join(f"{name} {_describe(value)}" for name, value in {"x": x, "t": t, **conditions}.items())
+            raise SamplingError(
+                f"{where(self.program, call)}: the model raised {type(error).__name__}: {error}; it was given {given}"
+            ) from error
         if not isinstance(out, Tensor):
             out = _tensor_in(out, where(self.program, call))
         shape = self.shapes[call.guided]
@@ -136,6 +136,12 @@ class _Evaluator:
 def where(program: Program, call: Call) -> str:
     """For messages: which step a call belongs to."""
     return f"step {call.step + 1} of {program.calls[-1].step + 1} (t={call.point.t:.6g})"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
+    return type(value).__name__
 
 
 def _tensor_in(out: Any, where: str) -> Tensor:

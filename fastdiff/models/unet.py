@@ -111,7 +111,8 @@ class UNet(nn.Module):
             f"x must be (B, {config.image_channels}, H, W) with H and W divisible by {multiple}, got {tuple(x.shape)}",
         )
         expect(t.shape == x.shape[:1], f"t must be ({x.shape[0]},), one time a sample, got {tuple(t.shape)}")
-        embedding = self.time_embedding(timestep_embedding(t.to(x.dtype), config.channels[0]))
+        t = t.to(torch.promote_types(x.dtype, torch.float32))  # half precisions have no room for 999
+        embedding = self.time_embedding(timestep_embedding(t, config.channels[0]).to(x.dtype))
         if self.class_embedding is None:
             expect(y is None, "y was given, but the model has no classes")
             return embedding

@@ -55,6 +55,13 @@ def test_timestep_embedding():
     torch.testing.assert_close(out[0], torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64))
 
 
+def test_times_keep_their_precision_in_half_precision():
+    """999 and 1000 are one number in bfloat16."""
+    model = small().to(torch.bfloat16)
+    x, y = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16), torch.tensor([1])
+    assert not torch.equal(model(x, torch.tensor([997.0]), y), model(x, torch.tensor([999.0]), y))
+
+
 @pytest.mark.parametrize(
     ("x", "t", "y", "message"),
     [
