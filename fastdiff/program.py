@@ -228,6 +228,9 @@ class _Tracer:
     def eps(self, x: LinearForm, s: Point) -> LinearForm:
         return self._evaluate(x, s, self.prediction.eps)
 
+    def at_lam(self, lam: float) -> Point:
+        return self.schedule.point(float(self.schedule.t_of_lam(lam)))
+
     def noise(self) -> LinearForm:
         symbol = self._new(_Symbol("noise", 0, number=self.num_noises))
         self.num_noises += 1

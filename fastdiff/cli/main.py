@@ -62,6 +62,14 @@ def info(json: Json = False) -> None:
 
 
 @app.command()
+def solvers(json: Json = False) -> None:
+    """Every solver: order, model calls a step, whether it draws noise, options, source."""
+    from fastdiff.cli import solvers as command
+
+    command.run(json)
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train, e.g. emoji-unet-32.")],
     out: Annotated[

@@ -39,6 +39,9 @@ class _Model:
         a, b = self.prediction.eps(s)
         return a * x + b * self._output(x, s)
 
+    def at_lam(self, lam: float) -> Point:
+        return self.schedule.point(float(self.schedule.t_of_lam(lam)))
+
     def _output(self, x: Tensor, s: Point) -> Tensor:
         t = x.new_full((len(x),), self.schedule.model_time(s.t))
         out = self.network(x, t, **self.cond)

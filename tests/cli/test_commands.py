@@ -31,7 +31,7 @@ def pixels(path):
 
 def test_help_names_every_command():
     text = fastdiff_command("--help").stdout
-    assert all(name in text for name in ("demo", "sample", "info", "train"))
+    assert all(name in text for name in ("demo", "sample", "info", "solvers", "train"))
 
 
 def test_info():
@@ -45,6 +45,15 @@ def test_info():
     assert facts["instruction_set"] == "baseline (FASTDIFF_ISA)"
     assert "reference" in facts["kernels"]["linear_combine"]
     assert "emoji-unet-32" in fastdiff_command("info").stdout
+
+
+def test_solvers():
+    rows = json.loads(fastdiff_command("solvers", "--json").stdout)["solvers"]
+    assert {row["name"] for row in rows} == set(fastdiff.solvers.SOLVERS)
+    heun = next(row for row in rows if row["name"] == "heun")
+    assert (heun["order"], heun["calls_a_step"], heun["stochastic"]) == (2, 2, False)
+    text = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "200"}).stdout
+    assert all(row["name"] in text and row["source"] in text for row in rows)
 
 
 @pytest.mark.parametrize(("variable", "value"), [("FASTDIFF_ISA", "avx1024"), ("FASTDIFF_BACKEND", "gpu")])

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.grids import karras
+from fastdiff.grids import karras, logsnr
 from fastdiff.schedules import VE, VPDiscrete
-from fastdiff.solvers import get_solver
+from fastdiff.solvers import SOLVERS, get_solver
 
 FOLDER = Path(os.environ.get("FASTDIFF_GOLDEN") or Path(__file__).parents[1] / "data" / "golden")
 CASES = json.loads((FOLDER / "solvers.json").read_text())
@@ -79,13 +79,19 @@ def guided_diffusion(name, meta):
 
 
 def k_diffusion(name, meta):
-    solvers = {"heun": "heun", "dpmpp_2m": "dpmpp-2m"}
-    sampler = name.split("/")[1].split("-", 1)[1]
-    if sampler not in solvers or meta["schedule"] != "karras":
+    sampler = name.split("/")[1].split("-", 1)[1].replace("_", "-")
+    if sampler not in SOLVERS or meta["schedule"] not in ("karras", "exponential"):
         return f"{sampler} on the {meta['schedule']} grid is not in this version"
     schedule = VE(meta["sigma_min"], meta["sigma_max"])
-    times = karras(schedule, meta["steps"], rho=meta["rho"])
-    return dict(solver=solvers[sampler], schedule=schedule, times=times, prediction="x0", tolerance=FLOAT64)
+    times = (
+        karras(schedule, meta["steps"], rho=meta["rho"])
+        if meta["schedule"] == "karras"
+        else logsnr(schedule, meta["steps"])
+    )
+    options = {ours: meta[theirs] for ours, theirs in (("eta", "eta"), ("correction", "solver_type")) if theirs in meta}
+    return dict(
+        solver=get_solver(sampler, **options), schedule=schedule, times=times, prediction="x0", tolerance=FLOAT64
+    )
 
 
 def edm(name, meta):
@@ -137,4 +143,4 @@ def test_there_are_cases_of_every_solver():
         case = FAMILIES[family](name, meta) if family in FAMILIES else ""
         if isinstance(case, dict):
             covered.add(get_solver(case["solver"]).name)
-    assert covered == set(fastdiff.solvers.SOLVERS)
+    assert covered == set(SOLVERS)

@@ -8,14 +8,17 @@ from fastdiff import sample
 from fastdiff.schedules import VE, VPLinear
 from fastdiff.solvers import SOLVERS
 
-DETERMINISTIC = [s for s in SOLVERS.values() if not s.stochastic or s.options.get("eta") == 0]
+DETERMINISTIC = [s for s in SOLVERS.values() if not s.stochastic] + [
+    s.with_options(eta=0.0) for s in SOLVERS.values() if "eta" in s.options
+]
+HEUN_CORRECTION = SOLVERS["dpmpp-2m-sde"].with_options(eta=0.0, correction="heun")
 # Times between which nothing is singular, so that the fitted slope is the method's own.
 CASES = {"vp-linear": (VPLinear(), 0.9, 0.1), "ve": (VE(0.02, 20.0), 10.0, 0.1)}
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("solver", DETERMINISTIC, ids=lambda s: s.name)
+@pytest.mark.parametrize("solver", [*DETERMINISTIC, HEUN_CORRECTION], ids=lambda s: f"{s.name}{s.options or ''}")
 def test_order(solver, case, prediction):
     schedule, start, end = CASES[case]
     data = Gaussian(schedule)
