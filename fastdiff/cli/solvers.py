@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -11,7 +13,7 @@ from fastdiff.solvers import SOLVERS
 
 def run(as_json: bool) -> None:
     """See `fastdiff solvers --help`."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": solver.name,
             "order": solver.order,
@@ -31,7 +33,7 @@ def run(as_json: bool) -> None:
         table.add_column(heading)
     for row in rows:
         options = ", ".join(f"{key}={value}" for key, value in row["options"].items())
-        noise = "yes" if row["stochastic"] else "no"
+        noise = "no" if not row["stochastic"] else "if eta > 0" if row["options"].get("eta") == 0 else "yes"
         table.add_row(
             row["name"], str(row["order"]), str(row["calls_a_step"]), noise, options, row["grid"], row["source"]
         )

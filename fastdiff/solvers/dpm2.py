@@ -8,15 +8,13 @@ from fastdiff.solvers.euler import ancestral_split
 from fastdiff.solvers.registry import solver
 
 
-@solver(order=2, evaluations=2, grid="karras", source="Karras et al. 2022, EDM, Section 3, midpoint in log sigma")
+@solver(order=2, evaluations=2, grid="karras", source="k-diffusion, after Lu et al. 2022, DPM-Solver-2")
 def dpm_2(model, x, s, t, history):
     """The slope at the geometric mean of both ratios. The last step, to the data, is Euler's."""
     return t.alpha * _midpoint(model, x, s, t.sigma / t.alpha)
 
 
-@solver(
-    order=2, evaluations=2, grid="karras", source="Karras et al. 2022, EDM, Section 3, with eta of DDIM; k-diffusion"
-)
+@solver(order=2, evaluations=2, grid="karras", source="k-diffusion, after Lu et al. 2022, DPM-Solver-2")
 def dpm_2_ancestral(model, x, s, t, history, *, eta=1.0, noise):
     """`dpm_2` down to a lower noise than that of t, then noise up to it."""
     down, up = ancestral_split(s, t, eta)

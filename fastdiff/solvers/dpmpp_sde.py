@@ -12,7 +12,7 @@ from fastdiff.solvers.euler import ancestral_split
 from fastdiff.solvers.registry import solver
 
 
-@solver(order=2, history=1, grid="karras", source="Lu et al. 2022, DPM-Solver++, Eq. 18 (midpoint); k-diffusion (heun)")
+@solver(order=2, history=1, grid="karras", source="Lu et al. 2022, SDE-DPM-Solver++(2M); heun: k-diffusion")
 def dpmpp_2m_sde(model, x, s, t, history, *, eta=1.0, correction="midpoint", noise):
     """Second-order multistep. The first step, and the last one to the data, are of first order.
 

@@ -17,7 +17,7 @@ def euler(model, x, s, t, history):
     return t.alpha * (x / s.alpha + h * model.eps(x, s))
 
 
-@solver(order=1, grid="karras", source="Song et al. 2021, Score SDE, Appendix F, with eta of DDIM; k-diffusion")
+@solver(order=1, grid="karras", source="Song et al. 2021, Score SDE, Appendix F; k-diffusion")
 def euler_ancestral(model, x, s, t, history, *, eta=1.0, noise):
     """Euler's method down to a lower noise than that of t, then noise up to it. eta = 0 is `euler`."""
     down, up = ancestral_split(s, t, eta)
