@@ -6,6 +6,7 @@ Every grid takes a schedule and a number of steps and returns (steps + 1,) float
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 
@@ -69,8 +70,8 @@ def make_grid(grid: str | Grid | Float64Array, schedule: Schedule, steps: int) -
             raise unknown("grid", grid, GRIDS)
         grid = GRIDS[grid]
     if callable(grid):
-        expect(isinstance(steps, int) and steps >= 1, f"steps must be a whole number >= 1, got {steps!r}")
-        grid = grid(schedule, steps)
+        expect(isinstance(steps, Integral) and steps >= 1, f"steps must be a whole number >= 1, got {steps!r}")
+        grid = grid(schedule, int(steps))
     times = np.asarray(grid, dtype=np.float64)
     expect(times.ndim == 1 and times.size >= 2, f"grid must hold at least two times, got shape {times.shape}")
     expect(bool(np.all(np.diff(times) < 0)), f"the times of a grid must decrease, got {times.tolist()}")

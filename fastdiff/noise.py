@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -39,10 +40,12 @@ class CounterNoise:
         """
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        if isinstance(seed, int):
-            seeds, samples = (seed,) * batch, tuple(range(first_sample, first_sample + batch))
+        seeds: tuple[int, ...]
+        if isinstance(seed, Integral):
+            seeds, samples = (int(seed),) * batch, tuple(range(first_sample, first_sample + batch))
         else:
-            seeds, samples = tuple(seed), (0,) * batch
+            expect(isinstance(seed, Sequence), f"seed must be a whole number, one a sample, or None, got {seed!r}")
+            seeds, samples = tuple(seed), (0,) * batch  # type: ignore[arg-type]
             expect(len(seeds) == batch, f"seed must be one number or one a sample ({batch}), got {len(seeds)}")
         expect(first_sample >= 0, f"first_sample must be >= 0, got {first_sample!r}")
         expect(all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds), f"seed must be in [0, 2**64), got {seed!r}")
@@ -64,21 +67,26 @@ class CounterNoise:
         return rows[:, :count].reshape(*shape).to(dtype).contiguous()
 
 
-def reference_normal(count: int, seed: int, sample: int, draw: int) -> NDArray[np.float64]:
-    """The same normals in NumPy and float64: the definition that csrc/include/fastdiff/philox.h implements.
-
-    Philox4x32-10 (Salmon et al. 2011) with key `seed` and counter (block, draw, sample), then Box-Muller. Element
-    16 j + i of a group of 64 is normal j of block 16 group + i. Returns (count,).
-    """
-    blocks = np.arange(-(-count // GROUP) * 16, dtype=np.uint64)
+def philox(c: list[NDArray[np.uint64]], k0: int, k1: int) -> list[NDArray[np.uint64]]:
+    """Philox4x32-10 (Salmon et al. 2011, Section 3.3): four counter words and two key words to four words."""
     mask = np.uint64(0xFFFFFFFF)
-    c = [blocks, *(np.full_like(blocks, v) for v in (draw, sample & 0xFFFFFFFF, sample >> 32))]
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
     for _ in range(10):
         p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
         high0, high1 = p0 >> np.uint64(32), p1 >> np.uint64(32)
         c = [high1 ^ c[1] ^ np.uint64(k0), p1 & mask, high0 ^ c[3] ^ np.uint64(k1), p0 & mask]
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c
+
+
+def reference_normal(count: int, seed: int, sample: int, draw: int) -> NDArray[np.float64]:
+    """The same normals in NumPy and float64: the definition that csrc/include/fastdiff/philox.h implements.
+
+    Philox with key `seed` and counter (block, draw, sample), then Box-Muller. Element
+    16 j + i of a group of 64 is normal j of block 16 group + i. Returns (count,).
+    """
+    blocks = np.arange(-(-count // GROUP) * 16, dtype=np.uint64)
+    c = [blocks, *(np.full_like(blocks, v) for v in (draw, sample & 0xFFFFFFFF, sample >> 32))]
+    c = philox(c, seed & 0xFFFFFFFF, seed >> 32)
     normals = []
     for w1, w2 in ((c[0], c[1]), (c[2], c[3])):
         u1 = ((w1 >> np.uint64(1)).astype(np.float32) + np.float32(0.5)).astype(np.float64) * 2.0**-31

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 from fastdiff.errors import expect
@@ -34,10 +35,8 @@ class LinearForm:
         self.terms = terms  # symbol -> coefficient
 
     def __add__(self, other: LinearForm | int) -> LinearForm:
-        if other == 0:  # so that sum() works
-            return self
         if not isinstance(other, LinearForm):
-            return NotImplemented
+            return self if other == 0 else NotImplemented  # 0 + form, so that sum() works
         terms = dict(self.terms)
         for symbol, coefficient in other.terms.items():
             terms[symbol] = terms.get(symbol, 0.0) + coefficient
@@ -51,6 +50,14 @@ class LinearForm:
         return LinearForm({symbol: factor * coefficient for symbol, coefficient in self.terms.items()})
 
     __rmul__ = __mul__
+
+    def __bool__(self) -> bool:
+        raise TypeError("a solver's step must not look at values: they are not known when it is traced")
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("a solver's step must not compare values: they are not known when it is traced")
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __neg__(self) -> LinearForm:
         return self * -1.0
@@ -161,9 +168,12 @@ class Program:
     def from_json(cls, text: str) -> Program:
         """A program from `to_json`. Raises ValueError if it is not valid."""
         data = json.loads(text)
-        instructions = [_instruction_from_dict(dict(i)) for i in data.pop("instructions")]
-        states = tuple((index, slot) for index, slot in data.pop("states"))
-        return cls(instructions=tuple(instructions), states=states, **data)
+        try:
+            instructions = [_instruction_from_dict(dict(i)) for i in data.pop("instructions")]
+            states = tuple((index, slot) for index, slot in data.pop("states"))
+            return cls(instructions=tuple(instructions), states=states, **data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a Program: {error!r}") from error
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -272,6 +282,8 @@ def trace(
     a buffer, for callbacks. Raises ValueError for a step that divides by zero or does not give finite coefficients.
     """
     solver = get_solver(solver)
+    eta = solver.options.get("eta", 0.0)
+    expect(isinstance(eta, Real) and 0 <= float(eta) < math.inf, f"eta must be a finite number >= 0, got {eta!r}")
     tracer = _Tracer(schedule, prediction, guidance)
     points = schedule.points(times)
     noise = {"noise": tracer.noise} if solver.stochastic else {}
@@ -280,10 +292,12 @@ def trace(
     for tracer.step, (s, t) in enumerate(pairwise(points)):
         try:
             x = tracer.close(solver.step(tracer, x, s, t, history, **solver.options, **noise))
-        except ZeroDivisionError as error:
-            raise ValueError(
-                f"solver {solver.name!r} cannot step from t={s.t:g} to t={t.t:g} of {schedule.name}"
-            ) from error
+        except (ZeroDivisionError, OverflowError, ValueError) as error:
+            if isinstance(error, ValueError) and not str(error).startswith("math domain"):
+                raise
+            options = f" with {solver.options}" if solver.options else ""
+            step = f"from t={s.t:g} to t={t.t:g} of {schedule.name}"
+            raise ValueError(f"solver {solver.name!r}{options} cannot step {step}") from error
         states.append(next(iter(x.terms)))
     return _lower(solver.name, tracer, states, keep_states)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from fastdiff.grids import Grid, make_grid
 from fastdiff.guidance.classifier_free import CFG
 from fastdiff.noise import CounterNoise, Noise, given_noise
 from fastdiff.prediction import Prediction, get_prediction
-from fastdiff.program import trace
+from fastdiff.program import Program, trace
 from fastdiff.schedules import SCHEDULES, Float64Array, Schedule
 from fastdiff.solvers import Solver, get_solver
 
@@ -43,7 +45,7 @@ def sample(
     states) float64. A model from `fastdiff.load` knows its schedule and prediction.
 
     x_init_or_shape: the state at the first time of the grid, float32, float64, bfloat16 or float16 on any device; or
-        the shape (B, ...) of the samples, for float32 noise on the device of the model's parameters.
+        the shape (B, ...) of the samples, for noise in the dtype and on the device of the model's parameters.
     schedule: e.g. fastdiff.schedules.VPDiscrete.scaled_linear(), or a name in fastdiff.schedules.SCHEDULES.
     prediction: what the model's output means: "eps", "x0" or "v".
     solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options). steps: >= 1; the number of intervals
@@ -68,11 +70,11 @@ def sample(
         expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
     prediction = get_prediction(prediction)  # type: ignore[arg-type]
     method = get_solver(solver)
-    if isinstance(guidance, (int, float)):
-        guidance = CFG(guidance)
+    if isinstance(guidance, Real):
+        guidance = CFG(float(guidance))
     expect(guidance is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
     times = make_grid(grid if grid is not None else method.grid, schedule, steps)
-    program = trace(method, schedule, times, prediction, guidance=guidance, keep_states=callback is not None)
+    program = _traced(method, schedule, tuple(times.tolist()), prediction, guidance, callback is not None)
 
     if isinstance(x_init_or_shape, Tensor):
         x = x_init_or_shape
@@ -84,13 +86,27 @@ def sample(
     else:
         shape = tuple(x_init_or_shape)
         expect(
-            len(shape) >= 1 and all(isinstance(n, int) and n > 0 for n in shape),
+            len(shape) >= 1 and all(isinstance(n, Integral) and n > 0 for n in shape),
             f"the shape of the samples must be positive whole numbers, got {shape}",
         )
         counter = CounterNoise.of(seed, shape[0], first_sample)
-        x = schedule.prior_std(times[0]) * counter.initial(shape, torch.float32).to(_device(model))
+        device, dtype = _device_and_dtype(model)
+        x = (schedule.prior_std(times[0]) * counter.initial(shape, torch.float32)).to(device, dtype)
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
     return engine.run(program, model, x, cond=cond, uncond=uncond, counter=counter, draw=draw, callback=callback)
+
+
+@lru_cache(maxsize=64)
+def _traced(
+    solver: Solver,
+    schedule: Schedule,
+    times: tuple[float, ...],
+    prediction: Prediction,
+    guidance: CFG | None,
+    keep_states: bool,
+) -> Program:
+    """`trace`, done once for the same arguments."""
+    return trace(solver, schedule, times, prediction, guidance=guidance, keep_states=keep_states)
 
 
 def _schedule(schedule: Schedule | str | None) -> Schedule:
@@ -104,6 +120,9 @@ def _schedule(schedule: Schedule | str | None) -> Schedule:
     return schedule
 
 
-def _device(model: Callable[..., Any]) -> torch.device:
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
+def _device_and_dtype(model: Callable[..., Any]) -> tuple[torch.device, torch.dtype]:
+    """Where and in what the model computes: its first floating-point parameter, else the CPU and float32."""
+    for parameter in model.parameters() if isinstance(model, nn.Module) else ():
+        if parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.float32

@@ -47,6 +47,16 @@ class Schedule(ABC):
     t_min: float
     t_max: float
 
+    def key(self) -> tuple:
+        """What tells this schedule from others of its class; equal keys are equal schedules."""
+        return tuple((k, v.tobytes() if isinstance(v, np.ndarray) else v) for k, v in sorted(vars(self).items()))
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.key() == other.key()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.key()))
+
     @abstractmethod
     def log_alpha(self, t: ArrayLike) -> Float64Array:
         """log alpha(t)."""

@@ -35,6 +35,12 @@ def test_one_combine_a_call():
         assert kinds == [Call, Combine] * (len(kinds) // 2)
 
 
+def test_other_json_is_refused():
+    for text in ("{}", '{"instructions": [{"kind": "call"}]}', "[]"):
+        with pytest.raises(ValueError, match="not a Program"):
+            Program.from_json(text)
+
+
 @pytest.mark.parametrize(("name", "buffers"), [("ddim", 1), ("ddpm", 1), ("dpmpp-2m", 2), ("heun", 3)])
 def test_buffers_are_reused(name, buffers):
     """DDIM works in place, 2M also keeps the last x0, Heun the state and the first slope beside its input."""
@@ -84,6 +90,9 @@ def test_a_step_must_not_look_at_values():
 
     with pytest.raises(TypeError):
         program(made_with(looks))
+    for question in (bool, lambda form: form == 0):
+        with pytest.raises(TypeError, match="not known when it is traced"):
+            question(LinearForm({0: 1.0}))
 
 
 def test_a_step_may_ignore_the_model_call():

@@ -224,7 +224,7 @@ def test_a_state_that_overflows(backend):
 def test_an_initial_state_that_is_not_finite(backend):
     x = torch.zeros(2, 3, 8, 8)
     x[0, 0, 0, 0] = float("nan")
-    with pytest.raises(SamplingError, match=r"initial state|step 1 of 6"):
+    with pytest.raises(SamplingError, match="the initial state holds values that are NaN"):
         sample(Net(), x, **COMMON)
 
 
@@ -234,13 +234,74 @@ def test_an_initial_state_that_is_not_finite(backend):
         (lambda x, t: x[:, :1], r"step 1 of 6 .*returned shape \(2, 1, 8, 8\), expected \(2, 3, 8, 8\)"),
         (lambda x, t: "nothing", "step 1 of 6 .*returned str, expected a tensor"),
         (lambda x, t: torch.zeros(x.shape, device="meta"), "step 1 of 6 .*on meta, expected cpu"),
-        (Net(torch.float64), r"step 1 of 6 .*the model raised RuntimeError: .*given x float32 \(2, 3, 8, 8\) on cpu"),
+        (
+            Net(torch.float64).forward,
+            r"step 1 of 6 .*the model raised RuntimeError: .*given x float32 \(2, 3, 8, 8\) on cpu",
+        ),
         (lambda x: x, "step 1 of 6 .*the model raised TypeError"),
     ],
 )
 def test_a_model_that_returns_something_else(backend, model, message):
     with pytest.raises(SamplingError, match=message):
         sample(model, (2, 3, 8, 8), **COMMON)
+
+
+def test_numbers_of_numpy_are_numbers(backend):
+    plain = sample(Net(), (1, 3, 8, 8), seed=3, guidance=2.0, uncond={}, **COMMON)
+    other = {**COMMON, "steps": np.int64(6)}
+    assert torch.equal(plain, sample(Net(), (1, 3, 8, 8), seed=np.int64(3), guidance=np.float32(2), uncond={}, **other))
+
+
+def test_nested_conditions(backend):
+    def model(x, t, extra):
+        return torch.tanh(x) + extra["shift"][:, None, None, None] * extra["scale"]
+
+    cond, uncond = ({"extra": {"shift": torch.full((2,), value), "scale": 0.5}} for value in (0.3, 0.0))
+    guided = sample(model, (2, 3, 8, 8), seed=0, guidance=1.5, cond=cond, uncond=uncond, **COMMON)
+    plain = sample(model, (2, 3, 8, 8), seed=0, cond=cond, **COMMON)
+    assert not torch.equal(guided, plain)
+    uncond["extra"]["scale"] = 1.0
+    with pytest.raises(ValueError, match=r"cond\['extra'\]\['scale'\] and uncond.* must be equal"):
+        sample(model, (2, 3, 8, 8), guidance=1.5, cond=cond, uncond=uncond, **COMMON)
+    cond, uncond = {"shift": torch.tensor(1.0)}, {"shift": torch.tensor(0.0)}
+    with pytest.raises(ValueError, match=r"must be \(2, \.\.\.\) and alike"):
+        sample(Net(), (2, 3, 8, 8), guidance=1.5, cond=cond, uncond=uncond, **COMMON)
+
+
+def test_a_model_that_changes_its_input(backend):
+    with pytest.raises(SamplingError, match=r"step 1 of 6 .*changed its input x in place"):
+        sample(lambda x, t: x.mul_(0.9), (2, 3, 8, 8), **COMMON)
+
+
+def test_a_shape_takes_dtype_from_the_model(backend):
+    assert sample(Net(torch.bfloat16), (1, 3, 8, 8), seed=0, **COMMON).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("eta", [-1.0, float("nan"), "much"])
+@pytest.mark.parametrize("solver", [name for name, s in SOLVERS.items() if "eta" in s.options])
+def test_bad_eta(solver, eta):
+    with pytest.raises(ValueError, match="eta must be a finite number >= 0"):
+        sample(Net(), (1, 3, 8, 8), solver=fastdiff.solvers.get_solver(solver, eta=eta), **COMMON)
+
+
+def test_more_noise_than_there_is():
+    with pytest.raises(ValueError, match=r"solver 'ddim' with {'eta': 3.0} cannot step from t=1"):
+        sample(Net(), (1, 3, 8, 8), solver=fastdiff.solvers.get_solver("ddim", eta=3.0), **COMMON)
+
+
+def test_a_program_is_traced_once():
+    calls = []
+
+    def step(model, x, s, t, history):
+        calls.append(s)
+        return model.x0(x, s)
+
+    mine = fastdiff.solvers.Solver("mine", step, 1, 1, 0, "uniform", "", False)
+    for _ in range(3):  # equal schedules made anew are the same schedule
+        sample(Net(), (1, 3, 8, 8), solver=mine, seed=0, schedule=VPDiscrete.linear(), prediction="eps", steps=4)
+    assert len(calls) == 4
+    sample(Net(), (1, 3, 8, 8), solver=mine, seed=0, schedule=VPDiscrete.cosine(), prediction="eps", steps=4)
+    assert len(calls) == 8
 
 
 def test_backends():

@@ -5,6 +5,10 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #else
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
+
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -99,9 +103,16 @@ void parallel_for(int64_t count, int num_threads, void (*body)(void*, int64_t, i
     body(context, 0, count);
     return;
   }
-  // Not destroyed at exit, when threads may already be gone (Windows), nor used in a forked child.
-  static Pool& pool = *new Pool;
-  pool.run(count, parts, body, context);
+  // Never destroyed: at exit the threads may already be gone (Windows). A forked child has none of its parent's threads.
+  static Pool* pool = new Pool;
+#if !defined(_WIN32)
+  static pid_t owner = getpid();
+  if (owner != getpid()) {
+    owner = getpid();
+    pool = new Pool;
+  }
+#endif
+  pool->run(count, parts, body, context);
 }
 
 const char* threading() { return "std::thread"; }

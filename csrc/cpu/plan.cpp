@@ -14,13 +14,8 @@ namespace {
 constexpr int64_t kTile = 16 * kNormalGroup;   // elements whose noise is computed at a time, to stay in the first cache
 constexpr int64_t kSerialValues = 128 * 1024;  // values read and written below which threads cost more than they save
 
-bool linear_combine(const float* const* in, int k, float* const* out, float* const* copies, int m, const float* c, int64_t n) {
-  return kernels().linear_combine_f32(in, k, out, copies, m, c, n);
-}
-bool linear_combine(const double* const* in, int k, double* const* out, double* const* copies, int m, const double* c,
-                    int64_t n) {
-  return kernels().linear_combine_f64(in, k, out, copies, m, c, n);
-}
+LinearCombine<float> linear_combine(const Kernels& kernels, const float*) { return kernels.linear_combine_f32; }
+LinearCombine<double> linear_combine(const Kernels& kernels, const double*) { return kernels.linear_combine_f64; }
 
 // Noise is computed in float32 and widened where it must be, so that both precisions see the same.
 void widen(const float* from, float* to, int64_t size) {
@@ -81,6 +76,7 @@ template <class T>
 struct Plan<T>::Task {
   const Plan* plan;
   const Combine* combine;
+  const Kernels* kernels;  // looked up before the threads start, since the look-up may throw
   const T* inputs[kMaxInputs];
   std::atomic<bool> finite{true};
 
@@ -97,7 +93,8 @@ struct Plan<T>::Task {
       to[m] = combine->outputs[m] + first;
       copies[m] = combine->copies[m] ? combine->copies[m] + first : nullptr;
     }
-    if (!linear_combine(from, num_inputs, to, copies, num_outputs, combine->coefficients.data(), size))
+    const T* coefficients = combine->coefficients.data();
+    if (!linear_combine(*kernels, coefficients)(from, num_inputs, to, copies, num_outputs, coefficients, size))
       finite.store(false, std::memory_order_relaxed);
   }
 
@@ -117,7 +114,7 @@ struct Plan<T>::Task {
       const int64_t size = std::min(kTile, plan->elements_ - first);
       for (size_t k = 0; k < noise.size(); ++k) {
         if (inputs[k]) continue;
-        kernels().normal(normal, first, size, plan->seeds_[sample], plan->samples_[sample],
+        kernels->normal(normal, first, size, plan->seeds_[sample], plan->samples_[sample],
                          static_cast<uint32_t>(combine->numbers[k]) + 1);  // draw 0 is the initial state
         widen(normal, noise[k].data(), size);
       }
@@ -134,6 +131,7 @@ bool Plan<T>::run(int index, const T* cond, const T* uncond) const {
   Task task;
   task.plan = this;
   task.combine = &combine;
+  task.kernels = &kernels();
   bool computes_noise = false;
   for (size_t k = 0; k < combine.kinds.size(); ++k) {
     const int number = combine.numbers[k];

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 from torch import Tensor
 
@@ -17,11 +18,13 @@ from fastdiff.cli.console import console, print_json, progress
 from fastdiff.cli.info import collect
 from fastdiff.files import replacing, writable_folder
 from fastdiff.models.unet import UNet
+from fastdiff.noise import CounterNoise
 
 CURVE_STEPS = (5, 8, 12, 20, 50)  # and those of the two paths
 CURVE_SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM-Solver++(2M)"}
 CURVE_PICTURES = 3
 CONVERGED_STEPS = 100
+PICTURES = {"baseline": "baseline.png", "fastdiff": "fastdiff.png"}  # title of a run -> file
 TOLERANCE = 1e-5  # of the RMS of the picture, at equal steps
 
 
@@ -47,20 +50,21 @@ class Demo:
         self.labels = [name for name in self.classes for _ in range(per_class)]
 
     def sample(self, solver: str, steps: int, backend: str, count: int | None = None, callback: Any = None) -> Tensor:
-        """The first `count` pictures (all of them if None)."""
-        labels = self.labels if count is None else self.labels[:: max(1, len(self.labels) // count)][:count]
-        info = self.model.info
+        """All pictures, or `count` of them, spread over the classes."""
+        info, total = self.model.info, len(self.labels)
+        chosen = range(total) if count is None else range(0, total, -(-total // count))
+        labels = [self.labels[i] for i in chosen]
+        noise = CounterNoise.of(self.seed, total).initial((total, *info.shape), torch.float32)[list(chosen)]
         with fastdiff.use(backend):
             return fastdiff.sample(
                 self.model,
-                (len(labels), *info.shape),
+                noise,
                 solver=solver,
                 steps=steps,
                 grid="logsnr",  # for both solvers, so that only they and the number of steps differ
                 guidance=self.guidance,
                 cond=info.condition(labels, len(labels)),
                 uncond=info.condition(None, len(labels)),
-                seed=self.seed,
                 callback=callback,
             )
 
@@ -92,6 +96,8 @@ def run(
             started = time.perf_counter()
             samples = demo.sample(solver, count, backend, callback=lambda *_, task=task: bar.advance(task))
             runs.append(Run(title, solver, count, backend, samples, time.perf_counter() - started))
+            if title in PICTURES:  # written at once: whatever comes later, they are there
+                pictures.save_png(folder / PICTURES[title], pictures.grid(samples, per_class), zoom=3)
         task = bar.add_task(
             "error against the converged solution", total=len(CURVE_SOLVERS) * sum(curve_steps) + CONVERGED_STEPS
         )
@@ -146,13 +152,9 @@ def convergence(demo: Demo, step_counts: list[int], callback: Any) -> dict[str, 
 
 
 def write(folder: Path, runs: list[Run], demo: Demo, summary: dict[str, Any]) -> None:
-    """baseline.png, fastdiff.png, error.png and index.html."""
+    """error.png and index.html; the pictures are there already."""
     import jinja2
 
-    columns = len(demo.labels) // len(demo.classes)
-    baseline, fast, _ = runs
-    pictures.save_png(folder / "baseline.png", pictures.grid(baseline.samples, columns), zoom=3)
-    pictures.save_png(folder / "fastdiff.png", pictures.grid(fast.samples, columns), zoom=3)
     plot(summary["errors"], folder / "error.png")
     template = resources.files("fastdiff.cli").joinpath("demo.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)

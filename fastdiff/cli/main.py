@@ -96,9 +96,6 @@ def main(arguments: list[str] | None = None) -> Any:
 
     try:
         app(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except (ValueError, OSError, ImportError, NotImplementedError, SamplingError, WeightsError) as error:
         print(f"fastdiff: {error}", file=sys.stderr)
         sys.exit(2)

@@ -55,9 +55,13 @@ def run(
         engine = ReferenceEngine(
             program, buffers, batch, draw or (lambda n: counter.draw(n, x.shape, state_dtype).to(x.device))
         )
+    if not torch.isfinite(x).all():
+        raise SamplingError("the initial state holds values that are NaN or infinite")
     evaluate = _Evaluator(program, model, buffers, batch, x.dtype, cond or {}, uncond or {})
 
-    after = {index: (step, slot) for step, (index, slot) in enumerate(program.states)} if callback else {}
+    after: dict[int, list[tuple[int, int]]] = {}  # instruction -> (step, buffer of its state)
+    for step, (index, slot) in enumerate(program.states if callback else ()):
+        after.setdefault(index, []).append((step, slot))
     outputs: tuple[Tensor | None, Tensor | None] = (None, None)
     call: Call | None = None
     for index, instruction in enumerate(program.instructions):
@@ -65,8 +69,7 @@ def run(
             call, outputs = instruction, evaluate(instruction)
         elif not engine.combine(index, *outputs):
             raise _not_finite(program, call, outputs)
-        if index in after:
-            step, slot = after[index]
+        for step, slot in after.get(index, ()):
             callback(step, buffers[slot][:batch])  # type: ignore[misc]
     return buffers[program.result][:batch].to(x.dtype, copy=program.result in guided_inputs)
 
@@ -105,6 +108,7 @@ class _Evaluator:
         x, t, conditions = self.arguments[id(call)]
         if self.dtype is not self.state_dtype:
             x = x.to(self.dtype)
+        version = x._version
         try:
             out = self.model(x, t, **conditions)
         except Exception as error:
@@ -112,6 +116,11 @@ class _Evaluator:
             raise SamplingError(
                 f"{where(self.program, call)}: the model raised {type(error).__name__}: {error}; it was given {given}"
             ) from error
+        if x._version != version:
+            raise SamplingError(
+                f"{where(self.program, call)}: the model changed its input x in place, which is the solver's state; "
+                "let it work on a copy"
+            )
         if not isinstance(out, Tensor):
             out = _tensor_in(out, where(self.program, call))
         shape = self.shapes[call.guided]
@@ -152,31 +161,37 @@ def _tensor_in(out: Any, where: str) -> Tensor:
     return first
 
 
-def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """One set of conditions for a batch of 2B: the conditional half first."""
+def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int, inside: str = "") -> dict[str, Any]:
+    """One set of conditions for a batch of 2B: the conditional half first. Mappings are joined key by key."""
     expect(
         cond.keys() == uncond.keys(),
-        f"cond and uncond must have the same keys, got {sorted(cond)} and {sorted(uncond)}",
+        f"cond{inside} and uncond{inside} must have the same keys, got {sorted(cond)} and {sorted(uncond)}",
     )
-    both = {}
+    both: dict[str, Any] = {}
     for key, value in cond.items():
-        other = uncond[key]
-        if not isinstance(value, Tensor) or not isinstance(other, Tensor):
-            expect(value is other or value == other, f"uncond[{key!r}] must equal cond[{key!r}], or both be tensors")
+        other, name = uncond[key], f"{inside}[{key!r}]"
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            both[key] = _join(value, other, batch, name)
+        elif isinstance(value, Tensor) and isinstance(other, Tensor):
+            expect(
+                value.shape == other.shape and value.ndim > 0 and len(value) == batch,
+                f"cond{name} and uncond{name} must be ({batch}, ...) and alike, "
+                f"got {tuple(value.shape)} and {tuple(other.shape)}",
+            )
+            both[key] = torch.cat([value, other])
+        else:
+            same = value is other or (
+                not isinstance(value, Tensor) and not isinstance(other, Tensor) and value == other
+            )
+            expect(same, f"cond{name} and uncond{name} must be equal, or both tensors, or both mappings")
             both[key] = value
-            continue
-        expect(
-            value.shape[1:] == other.shape[1:] and len(value) == len(other) == batch,
-            f"cond[{key!r}] and uncond[{key!r}] must be ({batch}, ...) and alike, "
-            f"got {tuple(value.shape)} and {tuple(other.shape)}",
-        )
-        both[key] = torch.cat([value, other])
     return both
 
 
 def _not_finite(program: Program, call: Call | None, outputs: tuple[Tensor | None, Tensor | None]) -> SamplingError:
+    """What to say of a combine whose results are not all finite."""
     if call is None:
-        return SamplingError("the initial state holds values that are not finite")
+        return SamplingError("the initial state overflowed when it was scaled for the first call of the model")
     bad = sum(int((~torch.isfinite(out)).sum()) for out in outputs if out is not None)
     if bad:
         return SamplingError(f"{where(program, call)}: the model returned {bad} values that are NaN or infinite")

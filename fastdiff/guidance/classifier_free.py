@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from fastdiff.errors import expect
 from fastdiff.schedules import Point
@@ -23,7 +24,7 @@ class CFG:
 
     def __post_init__(self) -> None:
         expect(
-            isinstance(self.scale, (int, float)) and math.isfinite(self.scale),
+            isinstance(self.scale, Real) and math.isfinite(self.scale),
             f"guidance scale must be a finite number, got {self.scale!r}",
         )
         if self.interval is not None:

@@ -69,6 +69,21 @@ class AttentionBlock(nn.Module):
         return x + self.proj(h.transpose(-1, -2).reshape(batch, channels, height, width))
 
 
+class PositionEmbedding(nn.Module):
+    """Add a learned value to each channel and position: (B, C, size, size) -> (B, C, size, size).
+
+    A convolution sees where it is only by the zeros beyond the border. The learned form is that of Dosovitskiy et al.
+    2021, ViT, Section 3.1.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, channels, size, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
 class Downsample(nn.Module):
     """Halve the resolution by a strided convolution: (B, C, H, W) -> (B, C, H/2, W/2)."""
 

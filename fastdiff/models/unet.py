@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
-from fastdiff.models.blocks import AttentionBlock, Downsample, ResBlock, Upsample, timestep_embedding, zero_init
+from fastdiff.models.blocks import (
+    AttentionBlock,
+    Downsample,
+    PositionEmbedding,
+    ResBlock,
+    Upsample,
+    timestep_embedding,
+    zero_init,
+)
 
 if TYPE_CHECKING:
     from fastdiff.models.bundled import ModelInfo
@@ -22,13 +30,16 @@ class UNetConfig:
 
     channels: features at each resolution, each level at half the one before. blocks: residual blocks a level on the
     way down, one more on the way up. attention_levels: indices into `channels`. num_classes: 0 for an unconditional
-    model; otherwise class `num_classes` is the "no class" of classifier-free guidance.
+    model; otherwise class `num_classes` is the "no class" of classifier-free guidance. positions: pixels a side of the
+    only pictures that the network takes, with a learned embedding of each position at each level; 0 for one that takes
+    any size and knows of positions only what the borders tell.
     """
 
     channels: tuple[int, ...]
     blocks: int
     attention_levels: tuple[int, ...]
     num_classes: int = 0
+    positions: int = 0
     image_channels: int = 3
     embedding_channels: int = 256
     head_channels: int = 32
@@ -65,6 +76,7 @@ class UNet(nn.Module):
 
         last_level = len(config.channels) - 1
         self.conv_in = nn.Conv2d(config.image_channels, first, 3, padding=1)
+        self.positions = PositionEmbedding(first, config.positions) if config.positions else None
         self.down, skips, width = nn.ModuleList(), [first], first
         for level, channels in enumerate(config.channels):
             for _ in range(config.blocks):
@@ -72,7 +84,10 @@ class UNet(nn.Module):
                 width = channels
                 skips.append(width)
             if level < last_level:
-                self.down.append(nn.ModuleList([Downsample(width)]))
+                layers = nn.ModuleList([Downsample(width)])
+                if config.positions:
+                    layers.append(PositionEmbedding(width, config.positions >> (level + 1)))
+                self.down.append(layers)
                 skips.append(width)
 
         middle = stage(width, width, last_level)
@@ -94,6 +109,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         embedding = self._embed(x, t, y)
         h = self.conv_in(x)
+        if self.positions is not None:
+            h = self.positions(h)
         skips = [h]
         for layers in self.down:
             h = _apply(layers, h, embedding)
@@ -110,6 +127,10 @@ class UNet(nn.Module):
             x.ndim == 4 and x.shape[1] == config.image_channels and x.shape[2] % multiple == x.shape[3] % multiple == 0,
             f"x must be (B, {config.image_channels}, H, W) with H and W divisible by {multiple}, got {tuple(x.shape)}",
         )
+        expect(
+            not config.positions or x.shape[2:] == (config.positions, config.positions),
+            f"x must be {config.positions} pixels a side, the size of the learned positions, got {tuple(x.shape)}",
+        )
         expect(t.shape == x.shape[:1], f"t must be ({x.shape[0]},), one time a sample, got {tuple(t.shape)}")
         t = t.to(torch.promote_types(x.dtype, torch.float32))  # half precisions have no room for 999
         embedding = self.time_embedding(timestep_embedding(t, config.channels[0]).to(x.dtype))
@@ -121,7 +142,8 @@ class UNet(nn.Module):
             f"y must be ({x.shape[0]},), one class in 0..{config.num_classes} a sample, got "
             f"{None if y is None else tuple(y.shape)}",
         )
-        return embedding + self.class_embedding(y)
+        assert y is not None  # else refused above
+        return embedding + self.class_embedding(y.to(x.device))
 
 
 def _apply(layers: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastdiff.backends import pick
 from fastdiff.errors import expect
@@ -22,11 +23,19 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     the inputs. Raises ValueError where shapes do not fit, TypeError for mixed dtypes.
     """
     inputs = list(inputs)
-    expect(len(inputs) > 0, "inputs must hold at least one tensor")
+    _check(inputs)
     expect(
         len(coefficients) > 0 and all(len(row) == len(inputs) for row in coefficients),
         f"coefficients must be rows of {len(inputs)} numbers, got rows of {[len(row) for row in coefficients]}",
     )
+    if pick(supports(coefficients, inputs)) == "reference":
+        return reference(coefficients, inputs)
+    flat = [float(c) for column in zip(*coefficients) for c in column]
+    return tuple(torch.ops.fastdiff.linear_combine(inputs, flat, len(coefficients)))
+
+
+def _check(inputs: Sequence[Tensor]) -> None:
+    expect(len(inputs) > 0, "inputs must hold at least one tensor")
     first = inputs[0]
     for k, x in enumerate(inputs):
         expect(
@@ -35,12 +44,6 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
         )
         if x.dtype != first.dtype:
             raise TypeError(f"inputs[{k}] is {x.dtype}, inputs[0] is {first.dtype}")
-    if pick(supports(coefficients, inputs)) == "reference":
-        return reference(coefficients, inputs)
-    flat = [float(c) for column in zip(*coefficients) for c in column]
-    if torch.compiler.is_compiling() or any(type(x) is not Tensor or x.requires_grad for x in inputs):
-        return tuple(torch.ops.fastdiff.linear_combine(inputs, flat, len(coefficients)))
-    return tuple(_cpu(inputs, flat, len(coefficients)))  # nothing to record: the dispatcher would take most of the time
 
 
 def reference(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -53,6 +56,8 @@ def reference(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor])
 def supports(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> str | None:
     """Why the compiled kernel cannot take this, or None."""
     x = inputs[0]
+    if forward_ad._current_level >= 0:
+        return "forward-mode gradients are being computed, and the operator has only backward ones"
     if x.device.type != "cpu":
         return f"inputs are on {x.device}, and the C++ kernel runs on the CPU"
     if x.dtype not in _KERNELS:
@@ -71,6 +76,12 @@ _library.define("linear_combine(Tensor[] inputs, float[] coefficients, int num_o
 
 
 def _cpu(inputs: list[Tensor], coefficients: list[float], num_outputs: int) -> list[Tensor]:
+    _check(inputs)  # whoever calls the operator by its registered name: the kernel gets bare addresses
+    expect(
+        len(coefficients) == len(inputs) * num_outputs and inputs[0].dtype in _KERNELS,
+        f"expected {len(inputs)} x {num_outputs} coefficients and float32 or float64 inputs, "
+        f"got {len(coefficients)} and {inputs[0].dtype}",
+    )
     inputs = [x.contiguous() for x in inputs]
     outputs = [torch.empty_like(inputs[0]) for _ in range(num_outputs)]
     _KERNELS[inputs[0].dtype](

@@ -7,7 +7,7 @@ from math import sqrt
 from fastdiff.solvers.registry import solver
 
 
-@solver(order=1, grid="leading", source="Song et al. 2021, DDIM, Eq. 12")
+@solver(order=1, grid="trailing", source="Song et al. 2021, DDIM, Eq. 12")
 def ddim(model, x, s, t, history, *, eta=0.0, noise):
     """eta = 0 is deterministic, eta = 1 the ancestral sampler of DDPM; Eq. 16 gives the noise between."""
     x0 = model.x0(x, s)

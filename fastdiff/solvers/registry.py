@@ -27,7 +27,7 @@ class Solver:
     grid: str
     source: str
     stochastic: bool
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)  # solvers are keys of a cache
 
     def with_options(self, **options: Any) -> Solver:
         """This solver with other options. Raises ValueError for an option it does not have."""

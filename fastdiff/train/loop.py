@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -80,12 +83,13 @@ class Training:
         self.network: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
 
     def run(self, *, on_step: Callable[[Training, float], None], on_validation: Callable[[Training], None]) -> None:
-        """Train to the recipe's last step; on KeyboardInterrupt the state is saved before it is raised again.
+        """Train to the recipe's last step. On Ctrl-C the step in hand is finished and the state saved before
+        KeyboardInterrupt is raised; on a second Ctrl-C at once, the last checkpoint stands.
 
         on_step(training, loss) follows every step, on_validation(training) every `VALIDATE_EVERY`-th and the last.
         """
         started = time.monotonic() - self.seconds
-        try:
+        with _interrupts_wait() as interrupted:
             while self.step < self.recipe.steps:
                 loss = self._train_step()
                 self.losses.append(loss)
@@ -96,11 +100,11 @@ class Training:
                 if self.step % VALIDATE_EVERY == 0 or done:
                     self._append_log()
                     on_validation(self)
-                if self.step % CHECKPOINT_EVERY == 0 or done:
+                stop = interrupted()
+                if self.step % CHECKPOINT_EVERY == 0 or done or stop:
                     self.save()
-        except KeyboardInterrupt:
-            self.save()
-            raise
+                if stop:
+                    raise KeyboardInterrupt
 
     def save(self) -> None:
         """Write checkpoint.pt and log.csv, each whole or not at all."""
@@ -187,6 +191,27 @@ class Training:
     def _append_log(self) -> None:
         recent = self.losses[-VALIDATE_EVERY:]
         self.log.append((self.step, sum(recent) / len(recent), self.validation_loss(), self.seconds))
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[Callable[[], bool]]:
+    """Inside the block the first Ctrl-C only sets what the yielded function returns; the second one raises."""
+    asked = False
+
+    def on_interrupt(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _without_steps(recipe: dict) -> dict:

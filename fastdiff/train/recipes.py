@@ -36,7 +36,9 @@ class Recipe:
 RECIPES = {
     "emoji-unet-32": Recipe(
         name="emoji-unet-32",
-        network=UNetConfig(channels=(64, 96, 144), blocks=1, attention_levels=(2,), head_channels=48, num_classes=9),
+        network=UNetConfig(
+            channels=(64, 96, 144), blocks=1, attention_levels=(2,), head_channels=48, num_classes=9, positions=32
+        ),
         size=32,
         steps=12_000,
         batch=32,

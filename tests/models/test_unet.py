@@ -22,12 +22,15 @@ def small(**changes):
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_shapes(size, blocks):
     x = torch.randn(2, 3, *size)
-    out = small(blocks=blocks)(x, torch.tensor([0.0, 999.0]), torch.tensor([0, 3]))
+    out = small(blocks=blocks, positions=size[0] if size[0] == size[1] else 0)(
+        x, torch.tensor([0.0, 999.0]), torch.tensor([0, 3])
+    )
     assert out.shape == x.shape
 
 
-def test_every_parameter_has_a_gradient():
-    model = small()
+@pytest.mark.parametrize("positions", [0, 8])
+def test_every_parameter_has_a_gradient(positions):
+    model = small(positions=positions)
     y = torch.tensor([0, 1, 2, 3])
     model(torch.randn(4, 3, 8, 8), torch.tensor([0.0, 10.0, 500.0, 999.0]), y).square().mean().backward()
     dead = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -75,6 +78,14 @@ def test_times_keep_their_precision_in_half_precision():
 def test_bad_input(x, t, y, message):
     with pytest.raises(ValueError, match=message):
         small()(torch.zeros(x), torch.zeros(t), None if y is None else torch.zeros(y, dtype=torch.int64))
+
+
+def test_positions_fix_the_size_and_are_added():
+    model = small(positions=8)
+    with pytest.raises(ValueError, match="x must be 8 pixels a side"):
+        model(torch.zeros(1, 3, 16, 16), torch.zeros(1), torch.tensor([0]))
+    layer, x = model.positions, torch.randn(2, 16, 8, 8)
+    torch.testing.assert_close(layer(x) - x, layer.weight.expand_as(x))
 
 
 def test_classes_for_a_model_without():

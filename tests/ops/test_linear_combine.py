@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_no_worse
+from torch.autograd import forward_ad
 
 import fastdiff
 from fastdiff.native import core
-from fastdiff.ops import linear_combine as op
 from fastdiff.ops.linear_combine import linear_combine, reference, supports
 
 EPS = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: torch.finfo(torch.float64).eps}
@@ -162,9 +162,23 @@ def test_threads_do_not_change_the_result(rng):
         assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
 
 
-def test_is_what_the_registry_calls(rng):
-    assert op is linear_combine or op.linear_combine is linear_combine
+def test_the_registered_operator(rng):
+    """Called by its name it checks as much: the kernel itself gets bare addresses."""
+    op = torch.ops.fastdiff.linear_combine
     coefficients, tensors = make(rng, (5,), 2, 2, torch.float32)
     flat = np.asarray(coefficients).T.reshape(-1).tolist()
-    ours = torch.ops.fastdiff.linear_combine(tensors, flat, 2)
-    assert all(torch.equal(a, b) for a, b in zip(ours, linear_combine(coefficients, tensors)))
+    assert all(torch.equal(a, b) for a, b in zip(op(tensors, flat, 2), linear_combine(coefficients, tensors)))
+    with pytest.raises(ValueError, match=r"inputs\[1\] is \(1,\)"):
+        op([torch.ones(64), torch.ones(1)], [1.0, 1.0], 1)
+    with pytest.raises(TypeError, match="float64"):
+        op([torch.ones(3), torch.ones(3).double()], [1.0, 1.0], 1)
+    with pytest.raises(ValueError, match="float16"):
+        op([torch.ones(3).half()], [1.0], 1)
+    with pytest.raises(ValueError, match="coefficients"):
+        op([torch.ones(3)], [1.0], 2)
+
+
+def test_forward_mode_gradients_come_from_the_reference():
+    with forward_ad.dual_level():
+        (y,) = linear_combine([[2.0]], [forward_ad.make_dual(torch.ones(3), torch.ones(3))])
+        assert torch.equal(forward_ad.unpack_dual(y).tangent, torch.full((3,), 2.0))

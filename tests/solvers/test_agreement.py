@@ -53,15 +53,14 @@ def test_three_ways_to_run_agree(isa, solver, prediction, guided):
 
 
 @pytest.mark.parametrize("solver", ALL, ids=lambda s: f"{s.name}{s.options or ''}")
-def test_engines_agree_to_the_bit(isa, solver):
+@pytest.mark.parametrize("shape", [(8, 3, 9, 7), (2, 3, 61, 67)])  # the second: many tiles of noise, two threads
+def test_engines_agree_to_the_bit(isa, solver, shape):
     """Also where the state is as ill-conditioned as it gets, and where rounding would be amplified over the steps."""
     results = []
     for backend in ("reference", "cpu"):
         with fastdiff.use(backend):
             results.append(
-                sample(
-                    network("v", COSINE), (8, 3, 9, 7), schedule=COSINE, prediction="v", solver=solver, steps=25, seed=1
-                )
+                sample(network("v", COSINE), shape, schedule=COSINE, prediction="v", solver=solver, steps=25, seed=1)
             )
     assert torch.equal(*results)
 

@@ -1,5 +1,7 @@
 """Training: reproducible, resumed to the bit, interruptible; the data set."""
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -46,15 +48,25 @@ def test_a_seed_reproduces_the_run(tmp_path, data):
     assert a.losses == b.losses != c.losses
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, data):
+@pytest.mark.parametrize("moment", ["optimizer", "ema", "between"])
+def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, data, moment):
+    """Ctrl-C in the middle of step 3 or right after it: that step is finished, saved, and not done twice."""
     whole = run(RECIPE, data, tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    training, steps = Training(RECIPE, data, tmp_path / "parts"), []
 
-    def interrupt(training, _):
-        if training.step == 3:
-            raise KeyboardInterrupt
+    def press(*_):
+        steps.append(training.step)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
 
+    if moment == "optimizer":
+        training.optimizer.register_step_post_hook(press)
+    elif moment == "ema":
+        update = training.ema.update_parameters
+        training.ema.update_parameters = lambda model: (press(), update(model))
     with pytest.raises(KeyboardInterrupt):
-        run(RECIPE, data, tmp_path / "parts", interrupt)
+        training.run(on_step=press if moment == "between" else lambda *_: None, on_validation=lambda _: None)
     resumed = Training(RECIPE, data, tmp_path / "parts")
     assert resumed.step == 3
     resumed.run(on_step=lambda *_: None, on_validation=lambda _: None)
