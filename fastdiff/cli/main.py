@@ -79,14 +79,11 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0)] = None,
     font: Annotated[str | None, typer.Option(help="Path of NotoColorEmoji.ttf, if it is not in a usual place.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the network (needs a C++ compiler).")
-    ] = False,
 ) -> None:
     """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it."""
     from fastdiff.cli import train as command
 
-    command.run(recipe, out, steps, seed, font, device, compile)
+    command.run(recipe, out, steps, seed, font, device)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -23,9 +23,7 @@ SAMPLES_A_CLASS = 6
 SAMPLE_EVERY = 2_000
 
 
-def run(
-    name: str, out: str | None, steps: int | None, seed: int | None, font: str | None, device: str, compile: bool
-) -> None:
+def run(name: str, out: str | None, steps: int | None, seed: int | None, font: str | None, device: str) -> None:
     """See `fastdiff train --help`."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
@@ -34,7 +32,7 @@ def run(
     folder = writable_folder(out or f"runs/{name}")
     with console.status("drawing the emoji"):
         data = load_emoji(recipe.size, font=font)
-    training = Training(recipe, data, folder, device=device, compile=compile)
+    training = Training(recipe, data, folder, device=device)
     console.print(
         f"{name}: {sum(p.numel() for p in training.model.parameters()):,} parameters, "
         f"{len(training.images):,} pictures and {len(training.validation_images)} held out, in [bold]{folder}[/bold]"

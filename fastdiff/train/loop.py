@@ -41,9 +41,7 @@ class Training:
     the folder belongs to another recipe or other data.
     """
 
-    def __init__(
-        self, recipe: Recipe, data: EmojiData, folder: Path, *, device: str = "cpu", compile: bool = False
-    ) -> None:
+    def __init__(self, recipe: Recipe, data: EmojiData, folder: Path, *, device: str = "cpu") -> None:
         expect(
             recipe.precision in ("bfloat16", "float32"),
             f"precision must be bfloat16 or float32, got {recipe.precision!r}",
@@ -80,7 +78,6 @@ class Training:
         self.log: list[tuple] = []
         if self.checkpoint_path.exists():
             self._restore()
-        self.network: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
 
     def run(self, *, on_step: Callable[[Training, float], None], on_validation: Callable[[Training], None]) -> None:
         """Train to the recipe's last step. On Ctrl-C the step in hand is finished and the state saved before
@@ -158,7 +155,7 @@ class Training:
         labels = torch.where(dropped, self.recipe.network.num_classes, labels)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        loss = self._loss(self.network, self.images[chosen], labels, generator)
+        loss = self._loss(self.model, self.images[chosen], labels, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()

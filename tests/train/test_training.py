@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdiff.models import bundled
-from fastdiff.models.unet import UNetConfig
+from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.train import emoji_data
 from fastdiff.train.emoji_data import EmojiData, emoji_groups, find_font, load_emoji
 from fastdiff.train.export import export
@@ -79,6 +79,15 @@ def test_it_learns(tmp_path, data):
     training = run(replace(RECIPE, steps=150, learning_rate=3e-3), data, tmp_path)
     assert np.mean(training.losses[-20:]) < 0.75 * np.mean(training.losses[:10])
     assert training.log[-1][0] == 150
+
+
+def test_every_parameter_is_trained(tmp_path, data):
+    """A run in which all levels but the first got no gradient went unnoticed for hours: its loss fell all the same."""
+    torch.manual_seed(RECIPE.seed)
+    network = replace(RECIPE.network, positions=8)
+    fresh = dict(UNet(network).named_parameters())
+    trained = run(replace(RECIPE, network=network, steps=8), data, tmp_path).model.named_parameters()
+    assert [name for name, p in trained if torch.equal(p, fresh[name]) or (p == 0).all()] == []
 
 
 def test_another_recipe_or_other_data_is_refused(tmp_path, data):
