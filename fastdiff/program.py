@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from numbers import Real
 from typing import Any
@@ -126,10 +127,23 @@ class Program:
     def __post_init__(self) -> None:
         self.validate()
 
-    @property
+    @cached_property
     def calls(self) -> tuple[Call, ...]:
         """The model calls in order."""
         return tuple(i for i in self.instructions if isinstance(i, Call))
+
+    @cached_property
+    def tables(self) -> dict[int, tuple[list[int], tuple[Source, ...], list[float]]]:
+        """For every combine, by the index of its instruction: the slots of its outputs, its sources, and the matrix of
+        coefficients, flat, that of source k and output m at [k * outputs + m]. Made once."""
+        tables = {}
+        for index, instruction in enumerate(self.instructions):
+            if isinstance(instruction, Combine):
+                sources = instruction.sources()
+                terms = [dict(output.terms) for output in instruction.outputs]
+                coefficients = [of.get(source, 0.0) for source in sources for of in terms]
+                tables[index] = ([output.slot for output in instruction.outputs], sources, coefficients)
+        return tables
 
     @property
     def nfe(self) -> int:

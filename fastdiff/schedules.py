@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,15 +48,21 @@ class Schedule(ABC):
     t_min: float
     t_max: float
 
+    @cached_property
     def key(self) -> tuple:
-        """What tells this schedule from others of its class; equal keys are equal schedules."""
-        return tuple((k, v.tobytes() if isinstance(v, np.ndarray) else v) for k, v in sorted(vars(self).items()))
+        """What tells this schedule from others: its class and parameters. Equal keys are equal schedules."""
+        parameters = sorted((k, v) for k, v in vars(self).items() if k not in ("key", "_hash"))
+        return type(self), *((k, v.tobytes() if isinstance(v, np.ndarray) else v) for k, v in parameters)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.key() == other.key()  # type: ignore[attr-defined]
+        return self is other or (isinstance(other, Schedule) and self.key == other.key)
 
     def __hash__(self) -> int:
-        return hash((type(self), self.key()))
+        return self._hash
 
     @abstractmethod
     def log_alpha(self, t: ArrayLike) -> Float64Array:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdiff.native import core
 from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import Combine, Program
+from fastdiff.program import Program
 
 _PLANS = {torch.float32: core.PlanFloat32, torch.float64: core.PlanFloat64}
 _KINDS = {"buffer": 0, "cond": 1, "uncond": 2, "noise": 3}  # enum class Source in csrc/include/fastdiff/plan.h
@@ -21,10 +21,10 @@ def supports(program: Program, x: Tensor) -> str | None:
         return f"the state is on {x.device}, and the C++ engine runs on the CPU"
     if x.dtype not in _PLANS:
         return f"the C++ engine takes float32 and float64 states, not {x.dtype}"
-    for i in program.instructions:
-        if isinstance(i, Combine) and (len(i.outputs) > core.MAX_OUTPUTS or len(i.sources()) > core.MAX_INPUTS):
+    for slots, sources, _ in program.tables.values():
+        if len(slots) > core.MAX_OUTPUTS or len(sources) > core.MAX_INPUTS:
             return (
-                f"a step has {len(i.outputs)} outputs of {len(i.sources())} inputs; the kernel is compiled for at most "
+                f"a step has {len(slots)} outputs of {len(sources)} inputs; the kernel is compiled for at most "
                 f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
             )
     return None
@@ -54,11 +54,11 @@ class CpuEngine:
         self._draw = draw
         self._index: dict[int, int] = {}  # of the instruction -> of the combine in the plan
         self._noises: dict[int, list[int]] = {}  # what a combine reads from `draw`
-        for index, instruction in enumerate(program.instructions):
-            if isinstance(instruction, Combine):
-                self._index[index] = self._add(instruction)
-                if draw is not None:
-                    self._noises[index] = [number for kind, number in instruction.sources() if kind == "noise"]
+        for index, (slots, sources, coefficients) in program.tables.items():
+            kinds, numbers = [_KINDS[kind] for kind, _ in sources], [number for _, number in sources]
+            self._index[index] = self._plan.add(slots, kinds, numbers, coefficients)
+            if draw is not None:
+                self._noises[index] = [number for kind, number in sources if kind == "noise"]
 
     def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:
         """Run the combine at `index` of the program on the network's outputs; whether all results are finite."""
@@ -68,16 +68,6 @@ class CpuEngine:
         )
         del held
         return finite
-
-    def _add(self, combine: Combine) -> int:
-        sources = combine.sources()
-        by_output = [dict(output.terms) for output in combine.outputs]
-        return self._plan.add(
-            outputs=[output.slot for output in combine.outputs],
-            kinds=[_KINDS[kind] for kind, _ in sources],
-            numbers=[number for _, number in sources],
-            coefficients=[terms.get(source, 0.0) for source in sources for terms in by_output],
-        )
 
     def _set_noises(self, index: int) -> list[Tensor]:
         """Draw this combine's noises; they must be kept until it has run."""
