@@ -153,11 +153,11 @@ def _describe(value: Any) -> str:
     return type(value).__name__
 
 
-def _tensor_in(out: Any, where: str) -> Tensor:
+def _tensor_in(out: Any, step: str) -> Tensor:
     """The tensor in what some models return: (tensor, ...) or an object with `.sample`, as diffusers' models do."""
     first = out[0] if isinstance(out, (tuple, list)) and out else getattr(out, "sample", None)
     if not isinstance(first, Tensor):
-        raise SamplingError(f"{where}: the model returned {type(out).__name__}, expected a tensor")
+        raise SamplingError(f"{step}: the model returned {type(out).__name__}, expected a tensor")
     return first
 
 

@@ -76,9 +76,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, data, moment):
 
 
 def test_it_learns(tmp_path, data):
-    training = run(replace(RECIPE, steps=150, learning_rate=3e-3), data, tmp_path)
-    assert np.mean(training.losses[-20:]) < 0.75 * np.mean(training.losses[:10])
-    assert training.log[-1][0] == 150
+    training = run(replace(RECIPE, steps=400, learning_rate=3e-3), data, tmp_path)
+    assert np.mean(training.losses[-20:]) < 0.6 * np.mean(training.losses[:10])
+    assert training.log[-1][0] == 400
 
 
 def test_every_parameter_is_trained(tmp_path, data):
