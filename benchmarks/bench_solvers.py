@@ -24,8 +24,9 @@ from fastdiff.bench.timing import interleave
 from fastdiff.cli.info import collect
 from fastdiff.noise import CounterNoise
 from fastdiff.prediction import get_prediction
-from fastdiff.program import Program, trace
+from fastdiff.program import Program
 from fastdiff.schedules import VPDiscrete
+from fastdiff.tracing import trace
 
 SHAPES = [(1, 4, 64, 64), (8, 4, 128, 128)]
 STEPS = 50

@@ -3,7 +3,7 @@
 from fastdiff import grids, models, ops, schedules, solvers
 from fastdiff.backends import use
 from fastdiff.errors import SamplingError, WeightsError
-from fastdiff.guidance.classifier_free import CFG
+from fastdiff.guidance import CFG, Classifier, Threshold
 from fastdiff.models.bundled import load
 from fastdiff.sampling import sample
 
@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CFG",
+    "Classifier",
     "SamplingError",
+    "Threshold",
     "WeightsError",
     "grids",
     "load",

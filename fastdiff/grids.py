@@ -28,15 +28,28 @@ def quadratic(schedule: Schedule, steps: int) -> Float64Array:
 
 def logsnr(schedule: Schedule, steps: int) -> Float64Array:
     """Equal spacing in lambda = log(alpha / sigma) (Lu et al. 2022, DPM-Solver, Section 3.3)."""
-    lam = np.linspace(schedule.lam(schedule.t_max), schedule.lam(schedule.t_min), steps)
+    lam = np.linspace(_first_lam(schedule), schedule.lam(schedule.t_min), steps)
     return _to_data(_pin_ends(schedule.t_of_lam(lam), schedule))
 
 
 def karras(schedule: Schedule, steps: int, *, rho: float = 7.0) -> Float64Array:
     """Equal spacing in (sigma / alpha)^(1 / rho) (Karras et al. 2022, EDM, Eq. 5)."""
-    first, last = np.exp(-schedule.lam(schedule.t_max)), np.exp(-schedule.lam(schedule.t_min))
+    first, last = np.exp(-_first_lam(schedule)), np.exp(-schedule.lam(schedule.t_min))
     ratio = np.linspace(first ** (1 / rho), last ** (1 / rho), steps) ** rho
     return _to_data(_pin_ends(schedule.t_of_lam(-np.log(ratio)), schedule))
+
+
+def exponential(schedule: Schedule, steps: int) -> Float64Array:
+    """Equal spacing in log(sigma / alpha), k-diffusion's name for `logsnr`."""
+    return logsnr(schedule, steps)
+
+
+def shifted(schedule: Schedule, steps: int) -> Float64Array:
+    """Equal spacing in t, moved towards the noise: shift t / (1 + (shift - 1) t) (Esser et al. 2024, Eq. 23), the shift
+    being the schedule's. Unlike the other grids it has no point of its own at t_min: the last step ends at the data."""
+    shift = getattr(schedule, "shift", 1.0)
+    t = np.linspace(schedule.t_max, 0.0, steps + 1)
+    return shift * t / (1 + (shift - 1) * t)
 
 
 def leading(schedule: Schedule, steps: int) -> Float64Array:
@@ -57,7 +70,8 @@ def linspace(schedule: Schedule, steps: int) -> Float64Array:
     return _to_data((np.round(np.linspace(n - 1, 0, steps)) + 1) / n)
 
 
-GRIDS: dict[str, Grid] = {g.__name__: g for g in (uniform, quadratic, logsnr, karras, leading, trailing, linspace)}
+_GRIDS = (uniform, quadratic, logsnr, exponential, karras, shifted, leading, trailing, linspace)
+GRIDS: dict[str, Grid] = {g.__name__: g for g in _GRIDS}
 
 
 def make_grid(grid: str | Grid | Float64Array, schedule: Schedule, steps: int) -> Float64Array:
@@ -83,6 +97,12 @@ def make_grid(grid: str | Grid | Float64Array, schedule: Schedule, steps: int) -
 
 def _to_data(times: Float64Array) -> Float64Array:
     return np.append(times, 0.0)
+
+
+def _first_lam(schedule: Schedule) -> float:
+    lam = float(schedule.lam(schedule.t_max))
+    expect(np.isfinite(lam), f"this grid divides by alpha, which is 0 at the start of {schedule.name}; use uniform")
+    return lam
 
 
 def _pin_ends(times: Float64Array, schedule: Schedule) -> Float64Array:

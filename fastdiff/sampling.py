@@ -14,12 +14,13 @@ from fastdiff import engine
 from fastdiff.engine.loop import Callback
 from fastdiff.errors import expect, unknown
 from fastdiff.grids import Grid, make_grid
-from fastdiff.guidance.classifier_free import CFG
+from fastdiff.guidance import CFG, Classifier, Guidance, Threshold
 from fastdiff.noise import CounterNoise, Noise, given_noise
 from fastdiff.prediction import Prediction, get_prediction
-from fastdiff.program import Program, trace
+from fastdiff.program import Program
 from fastdiff.schedules import SCHEDULES, Float64Array, Schedule
 from fastdiff.solvers import Solver, get_solver
+from fastdiff.tracing import trace
 
 
 def sample(
@@ -31,7 +32,8 @@ def sample(
     solver: Solver | str = "dpmpp-2m",
     steps: int = 20,
     grid: str | Grid | Float64Array | None = None,
-    guidance: CFG | float | None = None,
+    guidance: Guidance | float | None = None,
+    threshold: Threshold | float | None = None,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
@@ -47,12 +49,13 @@ def sample(
     x_init_or_shape: the state at the first time of the grid, float32, float64, bfloat16 or float16 on any device; or
         the shape (B, ...) of the samples, for noise in the dtype and on the device of the model's parameters.
     schedule: e.g. fastdiff.schedules.VPDiscrete.scaled_linear(), or a name in fastdiff.schedules.SCHEDULES.
-    prediction: what the model's output means: "eps", "x0" or "v".
+    prediction: what the model's output means: a name in fastdiff.prediction.PREDICTIONS.
     solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options). steps: >= 1; the number of intervals
         of the grid, not of model calls (a step of "heun" calls the model twice).
     grid: a name in fastdiff.grids.GRIDS, a function (schedule, steps) -> times, or the decreasing times themselves;
-        the solver's own if None.
-    guidance: CFG(scale), or the scale, of classifier-free guidance; needs uncond.
+        the schedule's or the solver's own if None.
+    guidance: CFG(scale), or the scale, of classifier-free guidance, which needs uncond; or a Classifier.
+    threshold: Threshold(limit, percentile), or the limit, that keeps x0 in range.
     cond, uncond: keyword arguments of the model; tensors of (B, ...) under guidance.
     seed: one number, and sample k is the same at any batch size; or one a sample; None draws one from torch's
         generator. first_sample: number of the first sample under one seed, to make a large set in batches.
@@ -72,9 +75,14 @@ def sample(
     method = get_solver(solver)
     if isinstance(guidance, Real):
         guidance = CFG(float(guidance))
-    expect(guidance is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
-    times = make_grid(grid if grid is not None else method.grid, schedule, steps)
-    program = _traced(method, schedule, tuple(times.tolist()), prediction, guidance, callback is not None)
+    if isinstance(threshold, Real):
+        threshold = Threshold(float(threshold))
+    expect(
+        not isinstance(guidance, CFG) or uncond is not None,
+        "guidance needs uncond, the model's arguments without the condition",
+    )
+    times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
+    program = _traced(method, schedule, tuple(times.tolist()), prediction, guidance, threshold, callback is not None)
 
     if isinstance(x_init_or_shape, Tensor):
         x = x_init_or_shape
@@ -93,7 +101,18 @@ def sample(
         device, dtype = _device_and_dtype(model)
         x = (schedule.prior_std(times[0]) * counter.initial(shape, torch.float32)).to(device, dtype)
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
-    return engine.run(program, model, x, cond=cond, uncond=uncond, counter=counter, draw=draw, callback=callback)
+    classifier = guidance if isinstance(guidance, Classifier) else None
+    return engine.run(
+        program,
+        model,
+        x,
+        cond=cond,
+        uncond=uncond,
+        classifier=classifier,
+        counter=counter,
+        draw=draw,
+        callback=callback,
+    )
 
 
 @lru_cache(maxsize=64)
@@ -102,11 +121,12 @@ def _traced(
     schedule: Schedule,
     times: tuple[float, ...],
     prediction: Prediction,
-    guidance: CFG | None,
+    guidance: Guidance | None,
+    threshold: Threshold | None,
     keep_states: bool,
 ) -> Program:
     """`trace`, done once for the same arguments."""
-    return trace(solver, schedule, times, prediction, guidance=guidance, keep_states=keep_states)
+    return trace(solver, schedule, times, prediction, guidance=guidance, threshold=threshold, keep_states=keep_states)
 
 
 def _schedule(schedule: Schedule | str | None) -> Schedule:

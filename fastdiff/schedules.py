@@ -38,15 +38,17 @@ class Point:
 
 
 class Schedule(ABC):
-    """What solvers, grids and training ask of a schedule; subclasses give log_alpha, sigma and t_of_lam.
+    """What solvers, grids and training ask of a schedule; subclasses give log_alpha, sigma, t_of_lam and rates.
 
-    t_min, t_max: the range of times on which the network was trained. name: for tables and files.
+    t_min, t_max: the range of times on which the network was trained. name: for tables and files. grid: the one that
+    is customary for it, None where that is the solver's affair.
     All methods take a float or an array of any shape and return a float64 array of that shape.
     """
 
     name: str
     t_min: float
     t_max: float
+    grid: str | None = None
 
     @cached_property
     def key(self) -> tuple:
@@ -75,6 +77,17 @@ class Schedule(ABC):
     @abstractmethod
     def t_of_lam(self, lam: ArrayLike) -> Float64Array:
         """The time at which log(alpha / sigma) is `lam`."""
+
+    @abstractmethod
+    def rates(self, t: float) -> tuple[float, float]:
+        """(d alpha / dt, d sigma / dt); from the left where they jump."""
+
+    def drift_diffusion(self, t: float) -> tuple[float, float]:
+        """(f, g^2) of the forward SDE dx = f x dt + g dw: f = d log alpha / dt, g^2 = d sigma^2 / dt - 2 f sigma^2
+        (Kingma et al. 2021, Variational Diffusion Models, Appendix A)."""
+        p, (d_alpha, d_sigma) = self.point(t), self.rates(t)
+        f = d_alpha / p.alpha
+        return f, 2 * p.sigma * (d_sigma - f * p.sigma)
 
     def alpha(self, t: ArrayLike) -> Float64Array:
         """alpha(t), the scale of the data."""
@@ -111,6 +124,15 @@ class VariancePreserving(Schedule):
     @abstractmethod
     def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
         """The inverse of `log_alpha`."""
+
+    @abstractmethod
+    def log_alpha_rate(self, t: float) -> float:
+        """d log alpha / dt; from the left where it jumps."""
+
+    def rates(self, t: float) -> tuple[float, float]:
+        p, rate = self.point(t), self.log_alpha_rate(t)
+        # sigma^2 = 1 - alpha^2, so that sigma' = -alpha alpha' / sigma.
+        return p.alpha * rate, -(p.alpha**2) * rate / p.sigma if p.sigma > 0 else math.inf
 
     def sigma(self, t: ArrayLike) -> Float64Array:
         return np.sqrt(-np.expm1(2 * self.log_alpha(t)))
@@ -165,20 +187,20 @@ class VPDiscrete(VariancePreserving):
     def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
         return np.asarray(np.interp(np.asarray(log_alpha), self._knot_log_alpha[::-1], self._knot_t[::-1]))
 
+    def log_alpha_rate(self, t: float) -> float:
+        index = max(1, int(np.searchsorted(self._knot_t, t)))
+        return float(self._knot_log_alpha[index] - self._knot_log_alpha[index - 1]) * self.num_steps
+
     def model_time(self, t: float) -> float:
         return self.num_steps * t - 1.0
 
 
-class VPLinear(VariancePreserving):
-    """The continuous variance-preserving SDE with beta(t) linear in t (Song et al. 2021, Score SDE, Eq. 33).
-
-    log alpha(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2 on t in (0, 1]. The network receives t.
-    """
+class _LinearBeta(Schedule):
+    """beta(t) linear in t: log alpha(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2 on t in (0, 1]."""
 
     def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0, *, t_min: float = 1e-3) -> None:
         expect(0 < beta_0 < beta_1, f"0 < beta_0 < beta_1 must hold, got beta_0={beta_0!r}, beta_1={beta_1!r}")
         expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
-        self.name = "vp-linear"
         self.beta_0, self.beta_1 = beta_0, beta_1
         self.t_min, self.t_max = t_min, 1.0
 
@@ -187,25 +209,79 @@ class VPLinear(VariancePreserving):
         return -(t**2) * (self.beta_1 - self.beta_0) / 4 - t * self.beta_0 / 2
 
     def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
+        """The inverse of `log_alpha`."""
         # The root of a quadratic in the form without cancellation: t = 2c / (b + sqrt(b^2 + 4ac)).
         c = -np.asarray(log_alpha, dtype=np.float64)
         a, b = (self.beta_1 - self.beta_0) / 4, self.beta_0 / 2
         return 2 * c / (b + np.sqrt(b**2 + 4 * a * c))
 
+    def log_alpha_rate(self, t: float) -> float:
+        """-beta(t) / 2."""
+        return -0.5 * (self.beta_0 + t * (self.beta_1 - self.beta_0))
 
-class VE(Schedule):
-    """The variance-exploding process (Song et al. 2021, Score SDE; Karras et al. 2022, EDM): alpha = 1, sigma(t) = t.
 
-    sigma_min, sigma_max: the noise levels the network was trained on. The network receives sigma.
+class VPLinear(_LinearBeta, VariancePreserving):
+    """The continuous variance-preserving SDE with beta(t) linear in t (Song et al. 2021, Score SDE, Eq. 33).
+
+    The network receives t.
     """
 
-    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+    name = "vp-linear"
+
+
+class SubVP(_LinearBeta):
+    """The sub-variance-preserving SDE (Song et al. 2021, Score SDE, Eq. 14 and 29): alpha of VPLinear, sigma = 1 -
+    alpha^2.
+
+    The network receives t.
+    """
+
+    name = "sub-vp"
+
+    def sigma(self, t: ArrayLike) -> Float64Array:
+        return -np.expm1(2 * self.log_alpha(t))
+
+    def t_of_lam(self, lam: ArrayLike) -> Float64Array:
+        # alpha = (1 - alpha^2) r with r = e^lam: 1 / alpha = 1 / (2 r) + sqrt(1 / (4 r^2) + 1), the square root without
+        # overflow.
+        half = 0.5 * np.exp(-np.asarray(lam, dtype=np.float64))
+        return self.t_of_log_alpha(-np.log(half + np.hypot(half, 1.0)))
+
+    def prior_std(self, t: float) -> float:
+        return 1.0
+
+    def rates(self, t: float) -> tuple[float, float]:
+        p, rate = self.point(t), self.log_alpha_rate(t)
+        return p.alpha * rate, -2 * p.alpha**2 * rate
+
+
+class _Exploding(Schedule):
+    """alpha = 1; sigma_min, sigma_max: the noise levels the network was trained on. The network receives sigma."""
+
+    def __init__(self, sigma_min: float, sigma_max: float) -> None:
         expect(0 < sigma_min < sigma_max, f"0 < sigma_min < sigma_max must hold, got {sigma_min!r} and {sigma_max!r}")
-        self.name = "ve"
-        self.t_min, self.t_max = sigma_min, sigma_max
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
     def log_alpha(self, t: ArrayLike) -> Float64Array:
         return np.zeros_like(np.asarray(t, dtype=np.float64))
+
+    def model_time(self, t: float) -> float:
+        return float(self.sigma(t))
+
+
+class EDM(_Exploding):
+    """The variance-exploding process with the noise level as its time (Karras et al. 2022, EDM): alpha = 1, sigma(t) =
+    t.
+
+    sigma_min, sigma_max: the noise levels the network was trained on. The network receives sigma, or what its
+    prediction type says.
+    """
+
+    name = "edm"
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        super().__init__(sigma_min, sigma_max)
+        self.t_min, self.t_max = sigma_min, sigma_max
 
     def sigma(self, t: ArrayLike) -> Float64Array:
         return np.asarray(t, dtype=np.float64)
@@ -213,11 +289,83 @@ class VE(Schedule):
     def t_of_lam(self, lam: ArrayLike) -> Float64Array:
         return np.exp(-np.asarray(lam, dtype=np.float64))
 
+    def rates(self, t: float) -> tuple[float, float]:
+        return 0.0, 1.0
+
+
+class VE(_Exploding):
+    """The variance-exploding SDE (Song et al. 2021, Score SDE, Eq. 30 and Appendix C): alpha = 1 and
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t on t in (0, 1]; t = 0 is the data itself, sigma = 0.
+
+    sigma_min, sigma_max: the noise levels the network was trained on. The network receives sigma.
+    """
+
+    name = "ve"
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, *, t_min: float = 1e-5) -> None:
+        super().__init__(sigma_min, sigma_max)
+        expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
+        self.t_min, self.t_max = t_min, 1.0
+
+    def sigma(self, t: ArrayLike) -> Float64Array:
+        t = np.asarray(t, dtype=np.float64)
+        return np.where(t > 0, self.sigma_min * (self.sigma_max / self.sigma_min) ** t, 0.0)
+
+    def t_of_lam(self, lam: ArrayLike) -> Float64Array:
+        sigma = np.exp(-np.asarray(lam, dtype=np.float64))
+        return np.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+    def rates(self, t: float) -> tuple[float, float]:
+        return 0.0, float(self.sigma(t)) * math.log(self.sigma_max / self.sigma_min)
+
+
+class RectifiedFlow(Schedule):
+    """The straight path from data to noise: alpha = 1 - t, sigma = t (Liu et al. 2023, Rectified Flow; Lipman et al.
+    2023, Flow Matching).
+
+    shift: of its customary grid, "shifted" (Esser et al. 2024, Stable Diffusion 3, Eq. 23). time_scale: the network
+    receives time_scale t (1000 for Stable Diffusion 3, 1 for Flux). Raises ValueError for a shift that is not positive.
+    """
+
+    name = "rectified-flow"
+    grid = "shifted"
+
+    def __init__(self, shift: float = 1.0, *, time_scale: float = 1.0, t_min: float = 1e-3) -> None:
+        expect(0 < shift < math.inf, f"shift must be positive and finite, got {shift!r}")
+        expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
+        self.shift, self.time_scale = shift, time_scale
+        self.t_min, self.t_max = t_min, 1.0
+
+    @classmethod
+    def for_resolution(cls, pixels: int, trained_pixels: int, *, time_scale: float = 1.0) -> RectifiedFlow:
+        """The shift that gives an image of `pixels` the uncertainty that one of `trained_pixels` has at the same t: the
+        square root of their ratio (Esser et al. 2024, Eq. 23)."""
+        return cls(math.sqrt(pixels / trained_pixels), time_scale=time_scale)
+
+    def log_alpha(self, t: ArrayLike) -> Float64Array:
+        with np.errstate(divide="ignore"):
+            return np.log1p(-np.asarray(t, dtype=np.float64))
+
+    def sigma(self, t: ArrayLike) -> Float64Array:
+        return np.asarray(t, dtype=np.float64)
+
+    def t_of_lam(self, lam: ArrayLike) -> Float64Array:
+        return np.exp(-np.logaddexp(0.0, np.asarray(lam, dtype=np.float64)))  # 1 / (1 + e^lam)
+
+    def rates(self, t: float) -> tuple[float, float]:
+        return -1.0, 1.0
+
+    def model_time(self, t: float) -> float:
+        return self.time_scale * t
+
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": VPDiscrete.linear,
     "scaled-linear": VPDiscrete.scaled_linear,
     "cosine": VPDiscrete.cosine,
     "vp-linear": VPLinear,
+    "sub-vp": SubVP,
     "ve": VE,
+    "edm": EDM,
+    "rectified-flow": RectifiedFlow,
 }

@@ -5,10 +5,11 @@ import pytest
 from fastdiff import CFG
 from fastdiff.grids import make_grid
 from fastdiff.prediction import get_prediction
-from fastdiff.program import Call, Combine, LinearForm, Output, Program, trace
+from fastdiff.program import Call, Combine, Output, Program
 from fastdiff.schedules import Point, VPDiscrete
 from fastdiff.solvers import SOLVERS, get_solver
 from fastdiff.solvers.registry import Solver
+from fastdiff.tracing import LinearForm, trace
 
 SCHEDULE = VPDiscrete.scaled_linear()
 

@@ -4,51 +4,63 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
-from fastdiff.guidance.classifier_free import CFG
+from fastdiff.guidance import Guidance, Threshold
 from fastdiff.noise import NoiseFunction
 from fastdiff.prediction import Prediction
 from fastdiff.schedules import Float64Array, Point, Schedule
+from fastdiff.solvers.interface import StepModel
 from fastdiff.solvers.registry import Solver
+from fastdiff.transforms import TRANSFORMS
 
 
-class _Model:
-    """The `model` of a step function: converts what the network returns to x0 or eps."""
+class TensorModel(StepModel):
+    """The `model` of a step function that runs on tensors. calls: how often the network was called."""
 
     def __init__(
         self,
         network: Callable[..., Tensor],
         schedule: Schedule,
         prediction: Prediction,
-        guidance: CFG | None,
-        cond: Mapping[str, Any],
-        uncond: Mapping[str, Any],
+        *,
+        guidance: Guidance | None = None,
+        threshold: Threshold | None = None,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
     ) -> None:
-        self.network, self.schedule, self.prediction, self.guidance = network, schedule, prediction, guidance
-        self.cond, self.uncond = cond, uncond
+        super().__init__(schedule, prediction, guidance, threshold)
+        self.network, self.cond, self.uncond = network, cond or {}, uncond or {}
+        self.calls = 0
 
-    def x0(self, x: Tensor, s: Point) -> Tensor:
-        a, b = self.prediction.x0(s)
-        return a * x + b * self._output(x, s)
+    def close(self, x: Tensor) -> Tensor:
+        return x
 
-    def eps(self, x: Tensor, s: Point) -> Tensor:
-        a, b = self.prediction.eps(s)
-        return a * x + b * self._output(x, s)
+    def apply(self, function: str, *quantities: Tensor, **parameters: float | str) -> Tensor:
+        return TRANSFORMS[function](*quantities, **parameters)
 
-    def at_lam(self, lam: float) -> Point:
-        return self.schedule.point(float(self.schedule.t_of_lam(lam)))
-
-    def _output(self, x: Tensor, s: Point) -> Tensor:
-        t = x.new_full((len(x),), self.schedule.model_time(s.t))
+    def _call(self, x: Tensor, s: Point, guided: bool, variance: bool) -> tuple[Tensor, Tensor]:
+        t = x.new_full((len(x),), self.prediction.time(self.schedule, s))
+        self.calls += 1
         out = self.network(x, t, **self.cond)
-        if self.guidance is None or not self.guidance.active(s):
-            return out
+        if self.prediction.split:
+            out, self._learned = out.chunk(2, dim=1)
+        if not guided:
+            return out, out
+        assert self.cfg is not None
         uncond = self.network(x, t, **self.uncond)
-        return uncond + self.guidance.scale * (out - uncond)
+        if self.prediction.split:
+            uncond = uncond.chunk(2, dim=1)[0]
+        return uncond + self.cfg.scale * (out - uncond), out
+
+    def _variance(self) -> Tensor:
+        return self._learned
+
+    def _evaluate_classifier(self, x: Tensor, s: Point) -> Tensor:
+        assert self.classifier is not None
+        return self.classifier.gradient(x, x.new_full((len(x),), self.prediction.time(self.schedule, s)))
 
 
 def integrate(
@@ -59,15 +71,17 @@ def integrate(
     times: Sequence[float] | Float64Array,
     prediction: Prediction,
     *,
-    guidance: CFG | None = None,
-    cond: Mapping[str, Any] | None = None,
-    uncond: Mapping[str, Any] | None = None,
     draw: NoiseFunction | None = None,
+    start: Sequence[Tensor] = (),
+    **options: Any,
 ) -> Tensor:
-    """The sample that `solver` reaches from x along `times`. draw(number) gives the noises, in order."""
-    model = _Model(network, schedule, prediction, guidance, cond or {}, uncond or {})
-    points = schedule.points(times)
-    history: deque = deque(maxlen=solver.history)
+    """The sample that `solver` reaches from x along `times`.
+
+    draw(number): the noises, in order. start: states after the first steps, taken instead of the solver's own, so that
+    a multistep method can be tested with an exact history. options: those of TensorModel.
+    """
+    model = TensorModel(network, schedule, prediction, **options)
+    entries: deque = deque(maxlen=solver.history)
     drawn = 0
 
     def noise() -> Tensor:
@@ -77,6 +91,10 @@ def integrate(
         return draw(drawn - 1)
 
     keywords = {"noise": noise} if solver.stochastic else {}
-    for s, t in pairwise(points):
-        x = solver.step(model, x, s, t, history, **solver.options, **keywords)
+    intervals = solver.intervals(schedule.points(times))
+    model.steps = len(intervals)
+    for model.step, (s, *model.inner, t) in enumerate(intervals):
+        x = solver.step(model, x, s, t, entries, **solver.options, **keywords)
+        if model.step < len(start):
+            x = start[model.step]
     return x

@@ -13,8 +13,10 @@ from fastdiff.engine import cpu
 from fastdiff.engine.cpu import CpuEngine
 from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import SamplingError, expect
+from fastdiff.guidance import Classifier
 from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import Call, Program
+from fastdiff.program import Apply, Call, Program
+from fastdiff.transforms import TRANSFORMS
 
 Callback = Callable[[int, Tensor], None]
 
@@ -27,6 +29,7 @@ def run(
     *,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
+    classifier: Classifier | None = None,
     counter: CounterNoise,
     draw: NoiseFunction | None = None,
     callback: Callback | None = None,
@@ -57,16 +60,20 @@ def run(
         )
     if not torch.isfinite(x).all():
         raise SamplingError("the initial state holds values that are NaN or infinite")
-    evaluate = _Evaluator(program, model, buffers, batch, x.dtype, cond or {}, uncond or {})
+    evaluate = _Evaluator(program, model, classifier, buffers, batch, x.dtype, cond or {}, uncond or {})
 
     after: dict[int, list[tuple[int, int]]] = {}  # instruction -> (step, buffer of its state)
     for step, (index, slot) in enumerate(program.states if callback else ()):
         after.setdefault(index, []).append((step, slot))
     outputs: tuple[Tensor | None, Tensor | None] = (None, None)
-    call: Call | None = None
+    call: Call | Apply | None = None
     for index, instruction in enumerate(program.instructions):
         if isinstance(instruction, Call):
             call, outputs = instruction, evaluate(instruction)
+        elif isinstance(instruction, Apply):
+            inputs = (buffers[slot][:batch] for slot in instruction.inputs)
+            result = TRANSFORMS[instruction.function](*inputs, **dict(instruction.parameters))
+            call, outputs = instruction, (result.contiguous(), None)
         elif not engine.combine(index, *outputs):
             raise _not_finite(program, call, outputs)
         for step, slot in after.get(index, ()):
@@ -81,13 +88,14 @@ class _Evaluator:
         self,
         program: Program,
         model: Callable[..., Any],
+        classifier: Classifier | None,
         buffers: list[Tensor],
         batch: int,
         dtype: torch.dtype,
         cond: Mapping[str, Any],
         uncond: Mapping[str, Any],
     ) -> None:
-        self.program, self.model, self.batch = program, model, batch
+        self.program, self.model, self.classifier, self.batch = program, model, classifier, batch
         self.dtype, self.state_dtype, self.device = dtype, buffers[0].dtype, buffers[0].device
         guided = any(call.guided for call in program.calls)
         both = _join(cond, uncond, batch) if guided else {}
@@ -95,6 +103,7 @@ class _Evaluator:
         times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
         table = times.to(self.device, self.state_dtype)[:, None].expand(-1, 2 * batch if guided else batch).contiguous()
         halves = [buffer[:batch] for buffer in buffers]
+        self.halves = halves
         self.shapes = {True: torch.Size((2 * batch, *buffers[0].shape[1:])), False: halves[0].shape}
         self.arguments = {
             id(call): (buffers[call.input], t, both)
@@ -106,35 +115,47 @@ class _Evaluator:
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """(conditional output, unconditional output or None), contiguous and in the state's dtype."""
         x, t, conditions = self.arguments[id(call)]
+        shape, model, name = self.shapes[call.guided], self.model, "model"
+        if call.network == "classifier":
+            assert self.classifier is not None
+            model, name, conditions = self.classifier.gradient, "classifier", {}
+        elif self.program.split_output:
+            shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
         if self.dtype is not self.state_dtype:
             x = x.to(self.dtype)
         version = x._version
         try:
-            out = self.model(x, t, **conditions)
+            out = model(x, t, **conditions)
         except Exception as error:
             given = ", ".join(f"{name} {_describe(value)}" for name, value in {"x": x, "t": t, **conditions}.items())
             raise SamplingError(
-                f"{where(self.program, call)}: the model raised {type(error).__name__}: {error}; it was given {given}"
+                f"{where(self.program, call)}: the {name} raised {type(error).__name__}: {error}; it was given {given}"
             ) from error
         if x._version != version:
             raise SamplingError(
-                f"{where(self.program, call)}: the model changed its input x in place, which is the solver's state; "
+                f"{where(self.program, call)}: the {name} changed its input x in place, which is the solver's state; "
                 "let it work on a copy"
             )
         if not isinstance(out, Tensor):
             out = _tensor_in(out, where(self.program, call))
-        shape = self.shapes[call.guided]
         if out.shape != shape:
+            expected = (
+                "that of its input" if shape[1:] == x.shape[1:] else "the prediction's channels and the variance's"
+            )
             raise SamplingError(
-                f"{where(self.program, call)}: the model returned shape {tuple(out.shape)}, expected {tuple(shape)}, "
-                "that of its input"
+                f"{where(self.program, call)}: the {name} returned shape {tuple(out.shape)}, "
+                f"expected {tuple(shape)}, {expected}"
             )
         if out.device != self.device:
             raise SamplingError(
-                f"{where(self.program, call)}: the model returned a tensor on {out.device}, expected {self.device}"
+                f"{where(self.program, call)}: the {name} returned a tensor on {out.device}, expected {self.device}"
             )
         if out.dtype is not self.state_dtype:
             out = out.to(self.state_dtype)
+        if out.shape[1:] != x.shape[1:]:
+            out, variance = out.chunk(2, dim=1)
+            if call.variance is not None:
+                self.halves[call.variance].copy_(variance[: self.batch])
         if not out.is_contiguous():
             out = out.contiguous()
         if call.guided:
@@ -142,9 +163,10 @@ class _Evaluator:
         return out, None
 
 
-def where(program: Program, call: Call) -> str:
-    """For messages: which step a call belongs to."""
-    return f"step {call.step + 1} of {program.calls[-1].step + 1} (t={call.point.t:.6g})"
+def where(program: Program, call: Call | Apply) -> str:
+    """For messages: the solver, and the step that a call belongs to."""
+    time = f" (t={call.point.t:.6g})" if isinstance(call, Call) else f" ({call.function})"
+    return f"{program.name}, step {call.step + 1} of {program.calls[-1].step + 1}{time}"
 
 
 def _describe(value: Any) -> str:
@@ -188,11 +210,14 @@ def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int, inside
     return both
 
 
-def _not_finite(program: Program, call: Call | None, outputs: tuple[Tensor | None, Tensor | None]) -> SamplingError:
+def _not_finite(
+    program: Program, call: Call | Apply | None, outputs: tuple[Tensor | None, Tensor | None]
+) -> SamplingError:
     """What to say of a combine whose results are not all finite."""
     if call is None:
         return SamplingError("the initial state overflowed when it was scaled for the first call of the model")
     bad = sum(int((~torch.isfinite(out)).sum()) for out in outputs if out is not None)
     if bad:
-        return SamplingError(f"{where(program, call)}: the model returned {bad} values that are NaN or infinite")
+        name = call.network if isinstance(call, Call) else call.function
+        return SamplingError(f"{where(program, call)}: the {name} returned {bad} values that are NaN or infinite")
     return SamplingError(f"{where(program, call)}: the state overflowed, though the model's output is finite")

@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+from torch import Tensor
+
 from fastdiff.errors import expect
 from fastdiff.schedules import Point
+from fastdiff.transforms import per_sample, transform
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,14 @@ class CFG:
 
     scale: Ho & Salimans 2022, Eq. 6, with scale = 1 + w. interval: (low, high) in lambda = log(alpha / sigma), outside
     of which the conditional output is used alone and the unconditional one is not computed (Kynkaanniemi et al. 2024,
-    Applying Guidance in a Limited Interval). Raises ValueError for a scale that is not finite.
+    Applying Guidance in a Limited Interval). rescale: share, in [0, 1], of the output that is brought back to the
+    standard deviation of the conditional one (Lin et al. 2024, Common Diffusion Noise Schedules, Eq. 15 and 16).
+    Raises ValueError for a scale that is not finite, an empty interval or another share.
     """
 
     scale: float
     interval: tuple[float, float] | None = None
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
         expect(
@@ -30,8 +36,16 @@ class CFG:
         if self.interval is not None:
             low, high = self.interval
             expect(low < high, f"guidance interval must be (low, high) in lambda, got {self.interval!r}")
+        expect(0 <= self.rescale <= 1, f"guidance rescale must lie in [0, 1], got {self.rescale!r}")
 
     def active(self, point: Point) -> bool:
         """Whether guidance changes the output at this point."""
         low, high = self.interval or (-math.inf, math.inf)
         return self.scale != 1 and low <= point.lam <= high
+
+
+@transform
+def rescale_guidance(guided: Tensor, conditional: Tensor, *, share: float) -> Tensor:
+    """Eq. 15 and 16 of Lin et al. 2024, the standard deviations over each sample."""
+    ratio = conditional.flatten(1).std(1) / guided.flatten(1).std(1)
+    return guided * per_sample(share * ratio + (1 - share), guided)

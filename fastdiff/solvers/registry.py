@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from fastdiff.errors import expect, unknown
+from fastdiff.schedules import Point
+
+Spans = Callable[..., Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,9 @@ class Solver:
 
     step: the formula. order: of convergence on the ODE, or in distribution for a stochastic solver. evaluations: model
     calls a step. history: entries that a step looks back to. grid: the one taken where none is named. source: paper and
-    equation. options: the keyword arguments of `step` and their values.
+    equation. options: the keyword arguments of `step` and their values. spans: for a solver whose steps take several
+    intervals of the grid, how many each takes, from their number, whether the last one ends at the data, and the
+    options. adaptive: it chooses its own times between the ends of the grid.
     """
 
     name: str
@@ -27,7 +33,19 @@ class Solver:
     grid: str
     source: str
     stochastic: bool
+    spans: Spans | None = None
+    adaptive: bool = False
     options: dict[str, Any] = field(default_factory=dict, hash=False)  # solvers are keys of a cache
+
+    def intervals(self, points: Sequence[Point]) -> list[list[Point]]:
+        """The points of every step, from its start to its end, inner points included. Raises ValueError for a grid that
+        does not suit the solver."""
+        count = len(points) - 1
+        if self.spans is None:
+            return [list(pair) for pair in pairwise(points)]
+        ends = [0, *accumulate(self.spans(count, points[-1].sigma == 0, **self.options))]
+        expect(ends[-1] == count, f"solver {self.name!r} cannot divide {count} intervals of a grid into its steps")
+        return [list(points[start : end + 1]) for start, end in pairwise(ends)]
 
     def with_options(self, **options: Any) -> Solver:
         """This solver with other options. Raises ValueError for an option it does not have."""
@@ -44,15 +62,30 @@ class Solver:
 SOLVERS: dict[str, Solver] = {}
 
 
-def solver(*, order: int, source: str, evaluations: int = 1, history: int = 0, grid: str = "uniform") -> Callable:
-    """Register a step function under its name, with dashes; its keyword-only arguments but `noise` are its options."""
+def solver(
+    *,
+    order: int,
+    source: str,
+    evaluations: int = 1,
+    history: int = 0,
+    grid: str = "uniform",
+    name: str | None = None,
+    spans: Spans | None = None,
+    adaptive: bool = False,
+    **values: Any,
+) -> Callable:
+    """Register a step function under its name, with dashes, or `name`; its keyword-only arguments but `noise` are its
+    options, with `values` in place of their defaults, so that one function may serve several solvers."""
 
     def register(step: Callable[..., Any]) -> Callable[..., Any]:
-        name = step.__name__.replace("_", "-")
-        expect(name not in SOLVERS, f"solver {name!r} is registered twice")
+        label = name or step.__name__.replace("_", "-")
+        expect(label not in SOLVERS, f"solver {label!r} is registered twice")
         keywords = {k: p.default for k, p in inspect.signature(step).parameters.items() if p.kind is p.KEYWORD_ONLY}
         stochastic = keywords.pop("noise", None) is not None
-        SOLVERS[name] = Solver(name, step, order, evaluations, history, grid, source, stochastic, keywords)
+        expect(values.keys() <= keywords.keys(), f"solver {label!r} has options {keywords}, not {values}")
+        SOLVERS[label] = Solver(
+            label, step, order, evaluations, history, grid, source, stochastic, spans, adaptive, {**keywords, **values}
+        )
         return step
 
     return register

@@ -29,15 +29,23 @@ class Gaussian:
         return self.mean + gain * (x - p.alpha * self.mean)
 
     def network(self, prediction: str, time_of: Callable[[float], float]) -> Callable[..., Tensor]:
-        """model(x, t) that predicts `prediction`; time_of maps the network's time back to the schedule's."""
+        """model(x, t) that predicts `prediction`; time_of maps the network's time back to the schedule's.
+
+        The variance that a split prediction asks for is tanh(x).
+        """
         kind = get_prediction(prediction)
+        if kind.noise_time is not None:  # EDM's ln(sigma / alpha) / 4
+            time_of = lambda time: float(self.schedule.t_of_lam(-4 * time))  # noqa: E731
 
         def model(x: Tensor, t: Tensor, **_) -> Tensor:
             assert t.shape == (len(x),)
             time = time_of(float(t[0]))
             self.calls.append(time)
-            a, b = kind.x0(self.schedule.point(time))
-            return (self.x0(x, time) - a * x) / b
+            point = self.schedule.point(time)
+            a, b = kind.x0(point)
+            x = x / kind.scale(point)
+            out = (self.x0(x, time) - a * x) / b
+            return torch.cat([out, x.tanh()], 1) if kind.split else out
 
         return model
 

@@ -1,0 +1,130 @@
+"""What a step function sees as `model`: the same formulas on tensors and on symbols."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from fastdiff.guidance import Classifier, Guidance, Threshold
+from fastdiff.guidance.classifier_free import CFG
+from fastdiff.prediction import Prediction
+from fastdiff.schedules import Point, Schedule
+
+
+class StepModel(ABC):
+    """The network behind a schedule, a prediction type and guidance. Quantities (states, x0, eps, noise) are tensors
+    (B, ...) or linear forms; step functions may add, subtract and scale them.
+
+    steps: how many the run has, step: the index of the one in hand. inner: the grid's points strictly between its ends,
+    for solvers that span several intervals of the grid in one step.
+    """
+
+    step: int = 0
+    steps: int = 0
+    inner: Sequence[Point] = ()
+
+    def __init__(
+        self, schedule: Schedule, prediction: Prediction, guidance: Guidance | None, threshold: Threshold | None
+    ) -> None:
+        self.schedule, self.prediction, self.threshold = schedule, prediction, threshold
+        self.cfg = guidance if isinstance(guidance, CFG) else None
+        self.classifier = guidance if isinstance(guidance, Classifier) else None
+
+    # ---- for step functions
+
+    def x0(self, x: Any, s: Point) -> Any:
+        """The data that the network sees in x."""
+        return self.x0_eps(x, s)[0]
+
+    def eps(self, x: Any, s: Point) -> Any:
+        """The noise that the network sees in x."""
+        return self.x0_eps(x, s)[1]
+
+    def score(self, x: Any, s: Point) -> Any:
+        """The gradient of log p_s(x), -eps / sigma."""
+        return self.eps(x, s) * (-1 / s.sigma)
+
+    def velocity(self, x: Any, s: Point) -> Any:
+        """dx/dt of the probability-flow ODE, d_alpha x0 + d_sigma eps; needs no division by alpha or sigma."""
+        x0, eps = self.x0_eps(x, s)
+        d_alpha, d_sigma = self.schedule.rates(s.t)
+        return d_alpha * x0 + d_sigma * eps
+
+    def x0_eps(self, x: Any, s: Point, *, classifier: bool = True) -> tuple[Any, Any]:
+        """Both from one call of the network. classifier=False leaves the classifier's gradient out."""
+        return self._views(*self._evaluate(x, s), s, classifier)
+
+    def x0_eps_variance(self, x: Any, s: Point, *, classifier: bool = True) -> tuple[Any, Any, Any]:
+        """Also the second half of the output's channels, of a network that has learned a variance."""
+        x, out = self._evaluate(x, s, variance=True)
+        variance = self._variance()
+        return *self._views(x, out, s, classifier), variance
+
+    def classifier_gradient(self, x: Any, s: Point) -> Any:
+        """scale times the gradient of log p(y | x), where the guidance is a classifier's; None where it is not."""
+        if self.classifier is None:
+            return None
+        return self.classifier.scale * self._evaluate_classifier(self.close(x), s)
+
+    def at_lam(self, lam: float) -> Point:
+        """The schedule's point where log(alpha / sigma) is `lam`."""
+        return self.schedule.point(float(self.schedule.t_of_lam(lam)))
+
+    def at(self, t: float) -> Point:
+        """The schedule's point at time t."""
+        return self.schedule.point(t)
+
+    @property
+    def steps_left(self) -> int:
+        """How many steps the run still has, the one in hand included."""
+        return self.steps - self.step
+
+    @abstractmethod
+    def apply(self, function: str, *quantities: Any, **parameters: float | str) -> Any:
+        """A function in `fastdiff.transforms.TRANSFORMS` of these quantities."""
+
+    # ---- for tracers and engines
+
+    @abstractmethod
+    def close(self, x: Any) -> Any:
+        """x as a quantity that is computed once."""
+
+    @abstractmethod
+    def _call(self, x: Any, s: Point, guided: bool, variance: bool) -> tuple[Any, Any]:
+        """(output mixed by guidance, conditional output alone) of the network on x as it takes it."""
+
+    @abstractmethod
+    def _variance(self) -> Any:
+        """The second half of the last call's output."""
+
+    @abstractmethod
+    def _evaluate_classifier(self, x: Any, s: Point) -> Any:
+        """The classifier's gradient."""
+
+    def _evaluate(self, x: Any, s: Point, variance: bool = False) -> tuple[Any, Any]:
+        """(x, the guided output)."""
+        scale = self.prediction.scale(s)
+        if scale == 1:
+            x = u = self.close(x)
+        else:  # the network's input is what is kept; x is taken from it
+            u = self.close(scale * x)
+            x = u / scale
+        guided = self.cfg is not None and self.cfg.active(s)
+        out, conditional = self._call(u, s, guided, variance)
+        if guided and self.cfg is not None and self.cfg.rescale:
+            out = self.apply("rescale_guidance", out, conditional, share=float(self.cfg.rescale))
+        return x, out
+
+    def _views(self, x: Any, out: Any, s: Point, classifier: bool) -> tuple[Any, Any]:
+        (a0, b0), (a1, b1) = self.prediction.x0(s), self.prediction.eps(s)
+        x0 = (a0 * x if a0 else 0) + b0 * out
+        eps = (a1 * x if a1 else 0) + b1 * out
+        gradient = self.classifier_gradient(x, s) if classifier else None
+        if gradient is not None:  # Dhariwal & Nichol 2021, Algorithm 2
+            eps = eps - s.sigma * gradient
+            x0 = x0 + s.sigma**2 / s.alpha * gradient
+        if self.threshold is not None:
+            x0 = self.apply(self.threshold.function, x0, **self.threshold.parameters())
+            eps = (x - s.alpha * x0) / s.sigma
+        return self.close(x0), self.close(eps)
