@@ -7,7 +7,17 @@ when a Program is traced, so a step must not look inside them. `history` is a de
 that earlier steps appended; solvers that declare `noise` receive a function that draws a standard normal.
 """
 
-from fastdiff.solvers import ddim, ddpm, dpm2, dpmpp, dpmpp_sde, euler, heun  # noqa: F401  (each registers its solvers)
+from fastdiff.solvers import (  # noqa: F401  (each registers its solvers)
+    analytic_dpm,
+    ddim,
+    ddpm,
+    dpm2,
+    dpmpp,
+    dpmpp_sde,
+    euler,
+    heun,
+    splitting,
+)
 from fastdiff.solvers.registry import SOLVERS, Solver, get_solver, solver
 
 __all__ = ["SOLVERS", "Solver", "get_solver", "solver"]

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from fastdiff.errors import expect
 from fastdiff.guidance import Classifier, Guidance, Threshold
 from fastdiff.guidance.classifier_free import CFG
 from fastdiff.prediction import Prediction
@@ -57,6 +58,10 @@ class StepModel(ABC):
 
     def x0_eps_variance(self, x: Any, s: Point, *, classifier: bool = True) -> tuple[Any, Any, Any]:
         """Also the second half of the output's channels, of a network that has learned a variance."""
+        expect(
+            self.prediction.split,
+            f"a learned variance needs a prediction like 'eps+variance', not {self.prediction.name!r}",
+        )
         x, out = self._evaluate(x, s, variance=True)
         variance = self._variance()
         return *self._views(x, out, s, classifier), variance
@@ -120,11 +125,11 @@ class StepModel(ABC):
         (a0, b0), (a1, b1) = self.prediction.x0(s), self.prediction.eps(s)
         x0 = (a0 * x if a0 else 0) + b0 * out
         eps = (a1 * x if a1 else 0) + b1 * out
-        gradient = self.classifier_gradient(x, s) if classifier else None
-        if gradient is not None:  # Dhariwal & Nichol 2021, Algorithm 2
-            eps = eps - s.sigma * gradient
-            x0 = x0 + s.sigma**2 / s.alpha * gradient
         if self.threshold is not None:
             x0 = self.apply(self.threshold.function, x0, **self.threshold.parameters())
             eps = (x - s.alpha * x0) / s.sigma
+        gradient = self.classifier_gradient(x, s) if classifier else None
+        if gradient is not None:  # Dhariwal & Nichol 2021, Algorithm 2; of a limited x0, as released
+            eps = eps - s.sigma * gradient
+            x0 = x0 + s.sigma**2 / s.alpha * gradient
         return self.close(x0), self.close(eps)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdiff import Classifier
+from fastdiff.prediction import Prediction, get_prediction
 from fastdiff.schedules import Schedule
 from fastdiff.solvers import Solver
 
@@ -35,11 +37,12 @@ class Case:
     solver: Solver
     schedule: Schedule
     times: Any
-    prediction: str
+    prediction: str | Prediction
     tolerance: float = FLOAT64
     scale: float = 1.0
     time_of: Callable[[float], float] = lambda t: t
     variance: Callable[[Tensor], Tensor] | None = None
+    classifier: tuple[int, float] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -73,7 +76,23 @@ class Mixture:
             p = case.schedule.point(case.time_of(float(t[0])))
             x0 = self.x0(x, p.alpha, p.sigma)
             eps = (x - p.alpha * x0) / p.sigma
-            out = {"x0": x0, "eps": eps, "eps+variance": eps, "score": -eps / p.sigma}[case.prediction]
+            views = {"x0": x0, "eps": eps, "eps+variance": eps, "score": -eps / p.sigma}
+            out = views[get_prediction(case.prediction).name]
             return out if case.variance is None else torch.cat([out, case.variance(x)], 1)
 
         return model
+
+    def classifier(self, case: Case, calls: list[float]) -> Classifier:
+        """That of the case's component: the gradient of the logarithm of its responsibility."""
+        assert case.classifier is not None
+        component, scale = case.classifier
+
+        def gradient(x: Tensor, t: Tensor) -> Tensor:
+            calls.append(float(t[0]))
+            p = case.schedule.point(case.time_of(float(t[0])))
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                log_r = self.logits(x, p.alpha, p.sigma).log_softmax(1)[:, component]
+                return torch.autograd.grad(log_r.sum(), x)[0]
+
+        return Classifier(gradient, scale)

@@ -1,9 +1,21 @@
-"""openai/guided-diffusion: respaced DDPM and DDIM."""
+"""openai/guided-diffusion: respaced DDPM and DDIM, with clipping, learned variances and classifiers."""
 
+from dataclasses import replace
+
+import numpy as np
 from case import FLOAT32_TABLES, Case
 
+from fastdiff.prediction import PREDICTIONS
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import get_solver
+
+
+def float32_tables(p):
+    """1 / alpha and -sigma / alpha as the original's tables hold them. At the start of the cosine schedule, where alpha
+    is 5e-5, x0 is the difference of two numbers 20,000 times larger, and their rounding is worth up to 1.5e-5 of the
+    sample.
+    """
+    return float(np.float32(1 / p.alpha)), -float(np.float32(p.sigma / p.alpha))
 
 
 def respaced(respacing, total=1000):
@@ -23,15 +35,22 @@ def respaced(respacing, total=1000):
 
 def case(name, meta):
     schedule = {"linear": VPDiscrete.linear, "cosine": VPDiscrete.cosine}[meta["schedule"]]()
-    if meta["sampler"] == "ddim":
+    if meta["sampler"] == "p":
+        kinds = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED_RANGE": "learned"}
+        solver = get_solver("ddpm", variance=kinds[meta["model_var_type"]])
+    elif meta["sampler"] == "ddim":
         solver = get_solver("ddim", eta=meta["eta"])
     else:
-        solver = get_solver("ddpm", variance=meta["model_var_type"].removeprefix("FIXED_").lower())
+        solver = get_solver(meta["sampler"], order=meta["order"])
+    learned = meta["model_var_type"] == "LEARNED_RANGE"
     return Case(
         solver,
         schedule,
         times=[(n + 1) / 1000 for n in reversed(respaced(meta["respacing"]))] + [0.0],
-        prediction="eps",
+        prediction=replace(PREDICTIONS["eps+variance" if learned else "eps"], x0=float32_tables),
         tolerance=FLOAT32_TABLES,
         time_of=lambda n: (n + 1) / 1000,
+        variance=(lambda x: x.tanh()) if learned else None,
+        classifier=(meta["target_component"], meta["classifier_scale"]) if "classifier_scale" in meta else None,
+        arguments={"threshold": 1.0} if meta.get("clip_denoised") else {},
     )

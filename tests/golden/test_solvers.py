@@ -28,8 +28,11 @@ def test_case(name):
     x = case.scale * torch.from_numpy(ARRAYS[f"{name}/x_init"]).reshape(expected.shape)
     noise = torch.from_numpy(ARRAYS[f"{name}/noise"]) if f"{name}/noise" in ARRAYS else None
     calls: list[float] = []
+    classifier_calls: list[float] = []
+    mixture = Mixture()
+    guidance = {} if case.classifier is None else {"guidance": mixture.classifier(case, classifier_calls)}
     result = fastdiff.sample(
-        Mixture().network(case, calls),
+        mixture.network(case, calls),
         x,
         schedule=case.schedule,
         prediction=case.prediction,
@@ -37,11 +40,14 @@ def test_case(name):
         grid=np.asarray(case.times),
         noise=None if noise is None else noise.reshape(len(noise), *expected.shape),
         seed=0,
+        **guidance,
         **case.arguments,
     )
     error = (result - expected).abs().max() / expected.square().mean().sqrt()
     assert error <= case.tolerance
     assert np.allclose(calls, ARRAYS[f"{name}/model_times"], rtol=1e-6)
+    if classifier_calls:
+        assert np.allclose(classifier_calls, ARRAYS[f"{name}/classifier_times"])
 
 
 def test_the_families_are_those_of_the_data():
