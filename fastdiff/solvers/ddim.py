@@ -10,8 +10,7 @@ from fastdiff.solvers.registry import solver
 @solver(order=1, grid="trailing", source="Song et al. 2021, DDIM, Eq. 12")
 def ddim(model, x, s, t, history, *, eta=0.0, noise):
     """eta = 0 is deterministic, eta = 1 the ancestral sampler of DDPM; Eq. 16 gives the noise between."""
-    x0 = model.x0(x, s)
-    eps = (x - s.alpha * x0) / s.sigma
+    x0, eps = model.x0_eps(x, s)
     sigma = eta * ancestral_sigma(s, t)
     mean = t.alpha * x0 + sqrt(t.sigma**2 - sigma**2) * eps
     return mean + sigma * noise() if sigma > 0 else mean

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastdiff import Classifier
 from fastdiff.prediction import Prediction, get_prediction
-from fastdiff.schedules import Schedule
+from fastdiff.schedules import Point, Schedule
 from fastdiff.solvers import Solver
 
 FOLDER = Path(os.environ.get("FASTDIFF_GOLDEN") or Path(__file__).parents[1] / "data" / "golden")
@@ -29,9 +29,10 @@ FLOAT64 = 1e-8
 class Case:
     """The arguments of `fastdiff.sample` for a case. times: the grid. tolerance: of the README beside the data.
 
-    scale: of x_init. time_of: from the network's time to the schedule's; the identity unless given. variance: of x and
-    t, the second half of the network's output. arguments: further ones of `fastdiff.sample`. split_noise: how a row of
-    the stored noises is handed to the solver.
+    data_schedule: that of the exact model, where the solver's is a rounded one. scale: of x_init. time_of: from the
+    network's time to the schedule's; the identity unless given. variance: of x and t, the second half of the network's
+    output. arguments: further ones of `fastdiff.sample`. split_noise: how a row of the stored noises is handed to the
+    solver.
     """
 
     solver: Solver
@@ -43,7 +44,12 @@ class Case:
     time_of: Callable[[float], float] = lambda t: t
     variance: Callable[[Tensor], Tensor] | None = None
     classifier: tuple[int, float] | None = None
+    data_schedule: Schedule | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def point(self, time: float) -> Point:
+        """Where the network is when it is given this time."""
+        return (self.data_schedule or self.schedule).point(self.time_of(time))
 
 
 class Mixture:
@@ -73,7 +79,7 @@ class Mixture:
 
         def model(x: Tensor, t: Tensor) -> Tensor:
             calls.append(float(t[0]))
-            p = case.schedule.point(case.time_of(float(t[0])))
+            p = case.point(float(t[0]))
             x0 = self.x0(x, p.alpha, p.sigma)
             eps = (x - p.alpha * x0) / p.sigma
             views = {"x0": x0, "eps": eps, "eps+variance": eps, "score": -eps / p.sigma}
@@ -89,7 +95,7 @@ class Mixture:
 
         def gradient(x: Tensor, t: Tensor) -> Tensor:
             calls.append(float(t[0]))
-            p = case.schedule.point(case.time_of(float(t[0])))
+            p = case.point(float(t[0]))
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
                 log_r = self.logits(x, p.alpha, p.sigma).log_softmax(1)[:, component]

@@ -10,12 +10,27 @@ from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import get_solver
 
 
-def float32_tables(p):
-    """1 / alpha and -sigma / alpha as the original's tables hold them. At the start of the cosine schedule, where alpha
-    is 5e-5, x0 is the difference of two numbers 20,000 times larger, and their rounding is worth up to 1.5e-5 of the
-    sample.
-    """
-    return float(np.float32(1 / p.alpha)), -float(np.float32(p.sigma / p.alpha))
+class Float32Bars(VPDiscrete):
+    """alpha and sigma from alpha_bar in float32, as the original's DDIM takes them: near the data, 1 - alpha_bar has
+    four digits left."""
+
+    def alpha(self, t):
+        return np.sqrt(np.exp(2 * self.log_alpha(t)).astype(np.float32).astype(np.float64))
+
+    def sigma(self, t):
+        return np.sqrt(1 - self.alpha(t) ** 2)
+
+
+def with_float32_tables(prediction, exact):
+    """The prediction with 1 / alpha and sigma / alpha as the original's tables hold them. At the start of the cosine
+    schedule, where alpha is 5e-5, x0 is the difference of two numbers 20,000 times larger, and their rounding is worth
+    up to 1.5e-5 of the sample."""
+
+    def x0(p):
+        p = exact.point(p.t)
+        return float(np.float32(1 / p.alpha)), -float(np.float32(p.sigma / p.alpha))
+
+    return replace(PREDICTIONS[prediction], x0=x0)
 
 
 def respaced(respacing, total=1000):
@@ -34,7 +49,7 @@ def respaced(respacing, total=1000):
 
 
 def case(name, meta):
-    schedule = {"linear": VPDiscrete.linear, "cosine": VPDiscrete.cosine}[meta["schedule"]]()
+    exact = {"linear": VPDiscrete.linear, "cosine": VPDiscrete.cosine}[meta["schedule"]]()
     if meta["sampler"] == "p":
         kinds = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED_RANGE": "learned"}
         solver = get_solver("ddpm", variance=kinds[meta["model_var_type"]])
@@ -45,12 +60,13 @@ def case(name, meta):
     learned = meta["model_var_type"] == "LEARNED_RANGE"
     return Case(
         solver,
-        schedule,
+        Float32Bars(exact.betas) if meta["sampler"] == "ddim" else exact,
         times=[(n + 1) / 1000 for n in reversed(respaced(meta["respacing"]))] + [0.0],
-        prediction=replace(PREDICTIONS["eps+variance" if learned else "eps"], x0=float32_tables),
+        prediction=with_float32_tables("eps+variance" if learned else "eps", exact),
         tolerance=FLOAT32_TABLES,
         time_of=lambda n: (n + 1) / 1000,
         variance=(lambda x: x.tanh()) if learned else None,
         classifier=(meta["target_component"], meta["classifier_scale"]) if "classifier_scale" in meta else None,
+        data_schedule=exact,
         arguments={"threshold": 1.0} if meta.get("clip_denoised") else {},
     )
