@@ -2,6 +2,7 @@
 
 from fastdiff import grids, models, ops, schedules, solvers
 from fastdiff.backends import use
+from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
 from fastdiff.guidance import CFG, Classifier, Threshold
 from fastdiff.models.bundled import load
@@ -15,6 +16,8 @@ __all__ = [
     "SamplingError",
     "Threshold",
     "WeightsError",
+    "diffuse",
+    "encode",
     "grids",
     "load",
     "models",

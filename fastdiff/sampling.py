@@ -7,6 +7,7 @@ from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ def sample(
     uncond: Mapping[str, Any] | None = None,
     seed: int | Sequence[int] | None = None,
     first_sample: int = 0,
+    start: float | None = None,
     noise: Noise = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -59,6 +61,8 @@ def sample(
     cond, uncond: keyword arguments of the model; tensors of (B, ...) under guidance.
     seed: one number, and sample k is the same at any batch size; or one a sample; None draws one from torch's
         generator. first_sample: number of the first sample under one seed, to make a large set in batches.
+    start: the schedule's time at which x_init is, where that is not the grid's first: what the grid has after it is run
+        (see fastdiff.diffuse for partial starts: SDEdit, Boomerang, TDPM).
     noise: the solver's noise from a torch.Generator, a tensor (draws, B, ...) or a function of the draw's number
         instead; the initial state still comes from the seed.
     callback(step, state): after every step; the state is overwritten later, clone it to keep it.
@@ -66,12 +70,7 @@ def sample(
     Returns (B, ...) in the dtype and on the device of the initial state. Raises ValueError for arguments that do not
     fit, SamplingError (naming the step) if the model fails or returns another shape or NaN.
     """
-    info = getattr(model, "info", None)
-    schedule = _schedule(schedule if schedule is not None else getattr(info, "schedule", None))
-    if prediction is None:
-        prediction = getattr(info, "prediction", None)
-        expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
-    prediction = get_prediction(prediction)  # type: ignore[arg-type]
+    schedule, prediction = resolve(model, schedule, prediction)
     method = get_solver(solver)
     if isinstance(guidance, Real):
         guidance = CFG(float(guidance))
@@ -82,7 +81,9 @@ def sample(
         "guidance needs uncond, the model's arguments without the condition",
     )
     times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
-    program = _traced(method, schedule, tuple(times.tolist()), prediction, guidance, threshold, callback is not None)
+    if start is not None:
+        times = _from(start, times, isinstance(x_init_or_shape, Tensor))
+    program = traced(method, schedule, tuple(times.tolist()), prediction, guidance, threshold, callback is not None)
 
     if isinstance(x_init_or_shape, Tensor):
         x = x_init_or_shape
@@ -116,7 +117,7 @@ def sample(
 
 
 @lru_cache(maxsize=64)
-def _traced(
+def traced(
     solver: Solver,
     schedule: Schedule,
     times: tuple[float, ...],
@@ -127,6 +128,30 @@ def _traced(
 ) -> Program:
     """`trace`, done once for the same arguments."""
     return trace(solver, schedule, times, prediction, guidance=guidance, threshold=threshold, keep_states=keep_states)
+
+
+def resolve(
+    model: Callable[..., Any], schedule: Schedule | str | None, prediction: Prediction | str | None
+) -> tuple[Schedule, Prediction]:
+    """The schedule and the prediction type, from the arguments or from what the model says of itself.
+
+    Raises ValueError where neither has them, or for an unknown name.
+    """
+    info = getattr(model, "info", None)
+    schedule = _schedule(schedule if schedule is not None else getattr(info, "schedule", None))
+    if prediction is None:
+        prediction = getattr(info, "prediction", None)
+        expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
+    return schedule, get_prediction(prediction)  # type: ignore[arg-type]
+
+
+def _from(start: float, times: Float64Array, has_state: bool) -> Float64Array:
+    """The grid from `start` on."""
+    expect(has_state, "start needs x_init, the state at that time, not a shape")
+    expect(
+        times[-1] < start <= times[0], f"start must lie within the grid ({times[-1]:g}, {times[0]:g}], got {start!r}"
+    )
+    return np.concatenate([[start], times[times < start]])
 
 
 def _schedule(schedule: Schedule | str | None) -> Schedule:
