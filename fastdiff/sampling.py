@@ -101,6 +101,9 @@ def sample(
         counter = CounterNoise.of(seed, shape[0], first_sample)
         device, dtype = _device_and_dtype(model)
         x = (schedule.prior_std(times[0]) * counter.initial(shape, torch.float32)).to(device, dtype)
+    if isinstance(noise, (Tensor, list, tuple)):
+        wanted = f"solver {method.name!r} draws {program.num_noises} noises in this run"
+        expect(len(noise) >= program.num_noises, f"{wanted}, and noise holds {len(noise)}")
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
     classifier = guidance if isinstance(guidance, Classifier) else None
     return engine.run(

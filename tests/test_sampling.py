@@ -166,7 +166,7 @@ def test_given_noise_replaces_the_solvers_noise(backend):
         (dict(prediction=None), "prediction must be given"),
         (dict(seed=-1), "seed must be"),
         (dict(seed=[1, 2, 3]), "one a sample"),
-        (dict(noise=torch.zeros(0, 2, 3, 8, 8), solver="ddpm"), "asks for draw 0"),
+        (dict(noise=torch.zeros(0, 2, 3, 8, 8), solver="ddpm"), "draws 5 noises in this run, and noise holds 0"),
         (dict(grid=np.array([0.1, 0.9])), "must decrease"),
     ],
 )
@@ -194,8 +194,8 @@ def test_schedule_of_another_type():
 def test_unknown_solver_option():
     with pytest.raises(ValueError, match="option of solver 'ddim' 'etaa'; did you mean 'eta'"):
         fastdiff.solvers.get_solver("ddim", etaa=1.0)
-    with pytest.raises(ValueError, match="'dpmpp-2m' has no options"):
-        fastdiff.solvers.get_solver("dpmpp-2m", eta=1.0)
+    with pytest.raises(ValueError, match="'heun' has no options"):
+        fastdiff.solvers.get_solver("heun", eta=1.0)
     with pytest.raises(ValueError, match="unknown variance 'medium'"):
         sample(Net(), (1, 3, 8, 8), solver=fastdiff.solvers.get_solver("ddpm", variance="medium"), **COMMON)
 

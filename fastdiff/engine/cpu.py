@@ -69,6 +69,10 @@ class CpuEngine:
         del held
         return finite
 
+    def first_not_finite(self) -> int | None:
+        """Nothing is deferred: every combine has said so itself."""
+        return None
+
     def _set_noises(self, index: int) -> list[Tensor]:
         """Draw this combine's noises; they must be kept until it has run."""
         assert self._draw is not None

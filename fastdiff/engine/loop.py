@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import SamplingError, expect
 from fastdiff.guidance import Classifier
 from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import Apply, Call, Program
+from fastdiff.program import Apply, Call, Combine, Program
 from fastdiff.transforms import TRANSFORMS
 
 Callback = Callable[[int, Tensor], None]
@@ -55,9 +55,8 @@ def run(
     if pick(cpu.supports(program, buffers[0])) == "cpu":
         engine = CpuEngine(program, buffers, batch, counter, draw)
     else:
-        engine = ReferenceEngine(
-            program, buffers, batch, draw or (lambda n: counter.draw(n, x.shape, state_dtype).to(x.device))
-        )
+        draw = draw or (lambda n: counter.draw(n, x.shape, state_dtype).to(x.device, non_blocking=True))
+        engine = ReferenceEngine(program, buffers, batch, draw, deferred=x.device.type != "cpu")
     if not torch.isfinite(x).all():
         raise SamplingError("the initial state holds values that are NaN or infinite")
     evaluate = _Evaluator(program, model, classifier, buffers, batch, x.dtype, cond or {}, uncond or {})
@@ -78,6 +77,10 @@ def run(
             raise _not_finite(program, call, outputs)
         for step, slot in after.get(index, ()):
             callback(step, buffers[slot][:batch])  # type: ignore[misc]
+    bad = engine.first_not_finite()
+    if bad is not None:
+        call = next(i for i in reversed(program.instructions[:bad]) if not isinstance(i, Combine))
+        raise _not_finite(program, call, ())
     return buffers[program.result][:batch].to(x.dtype, copy=program.result in guided_inputs)
 
 
@@ -210,14 +213,15 @@ def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int, inside
     return both
 
 
-def _not_finite(
-    program: Program, call: Call | Apply | None, outputs: tuple[Tensor | None, Tensor | None]
-) -> SamplingError:
-    """What to say of a combine whose results are not all finite."""
+def _not_finite(program: Program, call: Call | Apply | None, outputs: Sequence[Tensor | None]) -> SamplingError:
+    """What to say of a combine whose results are not all finite; outputs: of the call before it, if they are still
+    known."""
     if call is None:
         return SamplingError("the initial state overflowed when it was scaled for the first call of the model")
     bad = sum(int((~torch.isfinite(out)).sum()) for out in outputs if out is not None)
     if bad:
         name = call.network if isinstance(call, Call) else call.function
         return SamplingError(f"{where(program, call)}: the {name} returned {bad} values that are NaN or infinite")
+    if not outputs:
+        return SamplingError(f"{where(program, call)}: the state or the model's output is NaN or infinite")
     return SamplingError(f"{where(program, call)}: the state overflowed, though the model's output is finite")

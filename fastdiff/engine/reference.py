@@ -12,15 +12,23 @@ from fastdiff.program import Combine, Program, Source
 
 
 class ReferenceEngine:
-    """buffers: one a slot of the program, (B, ...) or (2B, ...) with a second copy for guided calls (see loop.py)."""
+    """buffers: one a slot of the program, (B, ...) or (2B, ...) with a second copy for guided calls (see loop.py).
+
+    deferred: results are not looked at until `first_not_finite`, so that a device is not waited for at every step.
+    """
 
     name = "reference"
 
-    def __init__(self, program: Program, buffers: list[Tensor], batch: int, draw: NoiseFunction) -> None:
+    def __init__(
+        self, program: Program, buffers: list[Tensor], batch: int, draw: NoiseFunction, *, deferred: bool
+    ) -> None:
         self.instructions, self.buffers, self.batch, self.draw = program.instructions, buffers, batch, draw
+        self.deferred = deferred
+        self.finite: list[tuple[int, Tensor]] = []  # instruction, whether its results are
 
     def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:
-        """Run the combine at `index` of the program on the network's outputs; whether all results are finite."""
+        """Run the combine at `index` of the program on the network's outputs; whether all results are finite, as far as
+        that is known yet."""
         instruction = self.instructions[index]
         assert isinstance(instruction, Combine)
         values: dict[Source, Any] = {("cond", 0): cond, ("uncond", 0): uncond}
@@ -39,4 +47,15 @@ class ReferenceEngine:
             buffer[: self.batch] = result
             if len(buffer) > self.batch:
                 buffer[self.batch :] = result
-        return all(bool(torch.isfinite(result).all()) for result in results)
+        finite = torch.stack([torch.isfinite(result).all() for result in results]).all()
+        if not self.deferred:
+            return bool(finite)
+        self.finite.append((index, finite))
+        return True
+
+    def first_not_finite(self) -> int | None:
+        """The first deferred combine whose results are not all finite."""
+        if not self.finite:
+            return None
+        flags = torch.stack([flag for _, flag in self.finite]).tolist()
+        return next((index for (index, _), flag in zip(self.finite, flags) if not flag), None)

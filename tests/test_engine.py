@@ -1,0 +1,89 @@
+"""What the sampling loop does between two model calls: nothing but the combine."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastdiff
+from fastdiff import engine
+from fastdiff.engine.reference import ReferenceEngine
+from fastdiff.grids import make_grid
+from fastdiff.noise import CounterNoise
+from fastdiff.prediction import get_prediction
+from fastdiff.program import Call, Program
+from fastdiff.schedules import VPDiscrete
+from fastdiff.solvers import SOLVERS
+from fastdiff.tracing import trace
+
+SCHEDULE = VPDiscrete.linear()
+LINEAR = [name for name, s in SOLVERS.items() if not s.adaptive]
+
+
+class Recorder(TorchDispatchMode):
+    """The operators that torch runs, in the order that it runs them."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def program(name, steps=8, **options) -> Program:
+    return trace(name, SCHEDULE, make_grid("uniform", SCHEDULE, steps), get_prediction("eps"), **options)
+
+
+def operators(name, backend, guidance=None):
+    """Those between the second call of the model and the last one."""
+    seen = []
+    outputs = {n: torch.zeros(n, 3, 8, 8) for n in (2, 4)}
+
+    def model(x, t):
+        seen.append(len(recorder.names))
+        return outputs[len(x)]
+
+    traced = program(name, guidance=guidance)
+    if any(not isinstance(i, Call) and hasattr(i, "function") for i in traced.instructions):
+        pytest.skip(f"{name} applies functions that are not linear")
+    with fastdiff.use(backend), Recorder() as recorder:
+        engine.run(traced, model, torch.zeros(2, 3, 8, 8), counter=CounterNoise.of(0, 2))
+    return recorder.names[seen[1] : seen[-1]]
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_no_operator_runs_between_calls(name):
+    """The C++ engine allocates nothing and asks torch for nothing; the joint output of a guided call is viewed
+    twice."""
+    assert operators(name, "cpu") == []
+    assert set(operators(name, "cpu", fastdiff.CFG(2.0))) <= {"aten.slice.Tensor"}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_device_is_not_waited_for(name, monkeypatch):
+    """The reference engine, as it runs on a GPU, reads no value before the end."""
+    init = ReferenceEngine.__init__
+    monkeypatch.setattr(
+        ReferenceEngine, "__init__", lambda *arguments, **options: init(*arguments, **{**options, "deferred": True})
+    )
+    names = operators(name, "reference")
+    assert names
+    assert not {"aten._local_scalar_dense.default", "aten.is_nonzero.default", "aten.equal.default"} & set(names)
+
+
+@pytest.mark.parametrize("bad_call", [1, 4, 8])
+def test_a_deferred_break_down_is_named(bad_call, monkeypatch):
+    init = ReferenceEngine.__init__
+    monkeypatch.setattr(
+        ReferenceEngine, "__init__", lambda *arguments, **options: init(*arguments, **{**options, "deferred": True})
+    )
+    calls = []
+
+    def model(x, t):
+        calls.append(t)
+        return torch.full_like(x, float("nan") if len(calls) == bad_call else 0.0)
+
+    message = rf"ddim, step {bad_call} of 8 .*is NaN or infinite"
+    with fastdiff.use("reference"), pytest.raises(fastdiff.SamplingError, match=message):
+        engine.run(program("ddim"), model, torch.zeros(2, 3, 8, 8), counter=CounterNoise.of(0, 2))
