@@ -23,7 +23,8 @@ def uniform(schedule: Schedule, steps: int) -> Float64Array:
 
 def quadratic(schedule: Schedule, steps: int) -> Float64Array:
     """Equal spacing in sqrt(t) (Song et al. 2021, DDIM, Appendix D.2)."""
-    return _to_data(np.linspace(schedule.t_max**0.5, schedule.t_min**0.5, steps) ** 2)
+    times = np.linspace(schedule.t_max**0.5, schedule.t_min**0.5, steps) ** 2
+    return _to_data(_pin_ends(times, schedule))
 
 
 def logsnr(schedule: Schedule, steps: int) -> Float64Array:
@@ -52,6 +53,25 @@ def shifted(schedule: Schedule, steps: int) -> Float64Array:
     return shift * t / (1 + (shift - 1) * t)
 
 
+def fast(schedule: Schedule, steps: int, *, order: int = 3) -> Float64Array:
+    """The points of DPM-Solver-fast (Lu et al. 2022, DPM-Solver, Section 3.4) for steps - 1 model calls down to t_min,
+    and one to the data: its steps, of the orders of `fast_orders`, are equal in lambda, and their inner points too."""
+    orders = fast_orders(steps - 1, order)
+    outer = np.linspace(_first_lam(schedule), schedule.lam(schedule.t_min), len(orders) + 1)
+    lam = np.concatenate([np.linspace(*ends, k + 1)[:-1] for *ends, k in zip(outer, outer[1:], orders)] + [outer[-1:]])
+    return _to_data(_pin_ends(schedule.t_of_lam(lam), schedule))
+
+
+def fast_orders(calls: int, order: int) -> list[int]:
+    """The steps of DPM-Solver-fast by their orders, which add up to `calls`: as many of `order` as the last ones, which
+    are lower, leave room for (Lu et al. 2022, DPM-Solver, Section 3.4; for order 2 their code)."""
+    expect(order in (1, 2, 3), f"order must be 1, 2 or 3, got {order!r}")
+    full, rest = divmod(calls, order)
+    if order == 3 and rest == 0 and full > 0:
+        return [3] * (full - 1) + [2, 1]
+    return [order] * full + [rest] * (rest > 0)
+
+
 def leading(schedule: Schedule, steps: int) -> Float64Array:
     """Every (N // steps)-th training step from n = 0 upwards (Song et al. 2021, DDIM, released code)."""
     n = _training_steps(schedule, steps)
@@ -70,7 +90,7 @@ def linspace(schedule: Schedule, steps: int) -> Float64Array:
     return _to_data((np.round(np.linspace(n - 1, 0, steps)) + 1) / n)
 
 
-_GRIDS = (uniform, quadratic, logsnr, exponential, karras, shifted, leading, trailing, linspace)
+_GRIDS = (uniform, quadratic, logsnr, exponential, karras, shifted, fast, leading, trailing, linspace)
 GRIDS: dict[str, Grid] = {g.__name__: g for g in _GRIDS}
 
 
@@ -106,7 +126,7 @@ def _first_lam(schedule: Schedule) -> float:
 
 
 def _pin_ends(times: Float64Array, schedule: Schedule) -> Float64Array:
-    """Undo the rounding of the inverse at the ends."""
+    """Undo the rounding of the way there and back at the ends."""
     times[0] = schedule.t_max
     if len(times) > 1:
         times[-1] = schedule.t_min

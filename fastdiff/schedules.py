@@ -295,7 +295,7 @@ class EDM(_Exploding):
 
 class VE(_Exploding):
     """The variance-exploding SDE (Song et al. 2021, Score SDE, Eq. 30 and Appendix C): alpha = 1 and
-    sigma(t) = sigma_min (sigma_max / sigma_min)^t on t in (0, 1]; t = 0 is the data itself, sigma = 0.
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t down to t_min, and from there linear to sigma = 0 at the data.
 
     sigma_min, sigma_max: the noise levels the network was trained on. The network receives sigma.
     """
@@ -309,14 +309,18 @@ class VE(_Exploding):
 
     def sigma(self, t: ArrayLike) -> Float64Array:
         t = np.asarray(t, dtype=np.float64)
-        return np.where(t > 0, self.sigma_min * (self.sigma_max / self.sigma_min) ** t, 0.0)
+        geometric = self.sigma_min * (self.sigma_max / self.sigma_min) ** np.maximum(t, self.t_min)
+        return geometric * np.minimum(t / self.t_min, 1.0)
 
     def t_of_lam(self, lam: ArrayLike) -> Float64Array:
         sigma = np.exp(-np.asarray(lam, dtype=np.float64))
-        return np.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+        last = self.sigma(self.t_min)
+        geometric = np.log(np.maximum(sigma, last) / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+        return geometric * np.minimum(sigma / last, 1.0)
 
     def rates(self, t: float) -> tuple[float, float]:
-        return 0.0, float(self.sigma(t)) * math.log(self.sigma_max / self.sigma_min)
+        slope = math.log(self.sigma_max / self.sigma_min) if t > self.t_min else 1 / self.t_min
+        return 0.0, float(self.sigma(max(t, self.t_min))) * slope
 
 
 class RectifiedFlow(Schedule):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fastdiff.grids import GRIDS, make_grid
 from fastdiff.schedules import EDM, SCHEDULES, VE, RectifiedFlow, SubVP, VariancePreserving, VPDiscrete, VPLinear
 
+searching = settings(deadline=None, max_examples=50)
 ALL = [make() for make in SCHEDULES.values()]
 PRESERVING = [s for s in ALL if isinstance(s, VariancePreserving)]
 
@@ -21,7 +22,7 @@ def test_variance_is_preserved(schedule):
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=lambda s: s.name)
-@settings(deadline=None, max_examples=50)
+@searching
 @given(fraction=st.floats(0, 1))
 def test_lambda_has_its_inverse(schedule, fraction):
     t = schedule.t_min + fraction * (schedule.t_max - schedule.t_min)
@@ -63,6 +64,13 @@ def test_rectified_flow_shift():
     np.testing.assert_allclose(times, [1, 12 / 13, 4 / 5, 4 / 7, 0])
     with pytest.raises(ValueError, match="divides by alpha"):
         make_grid("karras", schedule, 4)
+
+
+def test_ve_goes_on_to_the_data():
+    ve = VE(0.01, 50.0)
+    assert ve.sigma(ve.t_min) == pytest.approx(0.01, rel=1e-4)
+    assert [float(ve.sigma(share * ve.t_min)) for share in (0.0, 0.25)] == [0, 0.25 * float(ve.sigma(ve.t_min))]
+    assert float(ve.t_of_lam(-math.log(0.001))) == pytest.approx(1e-6, rel=1e-3)
 
 
 def test_discrete_betas():
@@ -115,6 +123,13 @@ def test_training_step_grids():
     assert as_steps("leading", 4) == [750, 500, 250, 0]
     assert as_steps("trailing", 4) == [999, 749, 499, 249]  # Lin et al. 2024, Table 2
     assert as_steps("linspace", 4) == [999, 666, 333, 0]
+
+
+@searching
+@given(sigma_max=st.floats(1.0, 200.0), name=st.sampled_from(["uniform", "quadratic", "logsnr", "karras", "shifted"]))
+def test_a_grid_starts_at_t_max_to_the_bit(sigma_max, name):
+    """quadratic squared a root, and its rounding left the schedule's range."""
+    assert make_grid(name, EDM(0.002, sigma_max), 7)[0] == sigma_max
 
 
 def test_karras_grid_is_even_in_the_power():
