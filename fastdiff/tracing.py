@@ -119,6 +119,8 @@ class _Tracer(StepModel):
         """A symbol for the form; the form itself if it is one already (but a noise, which has no buffer)."""
         if list(form.terms.values()) == [1.0] and self.symbols[self._symbol(form)].kind != "noise":
             return form
+        if not all(map(math.isfinite, form.terms.values())):
+            raise ZeroDivisionError("a coefficient is not finite")
         return self._new(_Symbol("value", len(self.barriers), form))
 
     def _call(self, x: LinearForm, s: Point, guided: bool, variance: bool) -> tuple[LinearForm, LinearForm]:
@@ -173,7 +175,8 @@ def trace(
     noise = {"noise": model.noise} if solver.stochastic else {}
     history: deque = deque(maxlen=solver.history)
     x, states = LinearForm({0: 1.0}), []
-    intervals = solver.intervals(schedule.points(times))
+    model.grid = schedule.points(times)
+    intervals = solver.intervals(model.grid)
     model.steps = len(intervals)
     for model.step, (s, *model.inner, t) in enumerate(intervals):
         try:

@@ -91,7 +91,8 @@ def integrate(
         return draw(drawn - 1)
 
     keywords = {"noise": noise} if solver.stochastic else {}
-    intervals = solver.intervals(schedule.points(times))
+    model.grid = schedule.points(times)
+    intervals = solver.intervals(model.grid)
     model.steps = len(intervals)
     for model.step, (s, *model.inner, t) in enumerate(intervals):
         x = solver.step(model, x, s, t, entries, **solver.options, **keywords)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import isnan
 from typing import Any
 
 from fastdiff.errors import expect
@@ -18,12 +19,13 @@ class StepModel(ABC):
     (B, ...) or linear forms; step functions may add, subtract and scale them.
 
     steps: how many the run has, step: the index of the one in hand. inner: the grid's points strictly between its ends,
-    for solvers that span several intervals of the grid in one step.
+    for solvers that span several intervals of the grid in one step. grid: all points of the run.
     """
 
     step: int = 0
     steps: int = 0
     inner: Sequence[Point] = ()
+    grid: Sequence[Point] = ()
 
     def __init__(
         self, schedule: Schedule, prediction: Prediction, guidance: Guidance | None, threshold: Threshold | None
@@ -74,6 +76,8 @@ class StepModel(ABC):
 
     def at_lam(self, lam: float) -> Point:
         """The schedule's point where log(alpha / sigma) is `lam`."""
+        if isnan(lam):  # between -inf, where alpha is 0, and a number
+            raise ZeroDivisionError("lambda is not finite")
         return self.schedule.point(float(self.schedule.t_of_lam(lam)))
 
     def at(self, t: float) -> Point:
@@ -84,6 +88,11 @@ class StepModel(ABC):
     def steps_left(self) -> int:
         """How many steps the run still has, the one in hand included."""
         return self.steps - self.step
+
+    @property
+    def noisy_steps_left(self) -> int:
+        """The same without a last step to the data."""
+        return self.steps_left - (len(self.grid) > 0 and self.grid[-1].sigma == 0)
 
     @abstractmethod
     def apply(self, function: str, *quantities: Any, **parameters: float | str) -> Any:
