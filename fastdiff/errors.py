@@ -25,4 +25,5 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return ValueError(f"unknown {kind} {name!r}; {hint}known: {', '.join(names)}")
+    known_names = f"known: {', '.join(names)}" if len(names) <= 20 or not near else f"there are {len(names)}"
+    return ValueError(f"unknown {kind} {name!r}; {hint}{known_names}")

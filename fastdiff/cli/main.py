@@ -62,11 +62,14 @@ def info(json: Json = False) -> None:
 
 
 @app.command()
-def solvers(json: Json = False) -> None:
-    """Every solver: order, model calls a step, whether it draws noise, options, source."""
+def solvers(
+    name: Annotated[str | None, typer.Argument(help="One solver, with its options and what they do.")] = None,
+    json: Json = False,
+) -> None:
+    """Every solver: order, model calls a step, whether it draws noise, source; or one of them in full."""
     from fastdiff.cli import solvers as command
 
-    command.run(json)
+    command.run(name, json)
 
 
 @app.command()

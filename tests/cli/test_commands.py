@@ -52,8 +52,19 @@ def test_solvers():
     assert {row["name"] for row in rows} == set(fastdiff.solvers.SOLVERS)
     heun = next(row for row in rows if row["name"] == "heun")
     assert (heun["order"], heun["calls_a_step"], heun["stochastic"]) == (2, 2, False)
-    text = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "200"}).stdout
+    text = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "300"}).stdout
     assert all(row["name"] in text and row["source"] in text for row in rows)
+    narrow = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "60"}).stdout
+    assert all(row["name"] in narrow for row in rows)
+
+
+def test_one_solver_in_full():
+    text = fastdiff_command("solvers", "ddim").stdout
+    assert "eta = 0 is deterministic" in text
+    assert "  eta=0.0" in text
+    wrong = fastdiff_command("solvers", "dimm")
+    assert wrong.returncode == 2
+    assert "did you mean 'ddim'" in wrong.stderr
 
 
 @pytest.mark.parametrize(("variable", "value"), [("FASTDIFF_ISA", "avx1024"), ("FASTDIFF_BACKEND", "gpu")])
