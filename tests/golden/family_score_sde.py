@@ -30,5 +30,6 @@ def case(name, meta):
         discretization="released",
         norm="batch",
     )
-    times = np.append(np.linspace(1.0, meta.get("eps", last), meta["N"]), 0.0)
-    return Case(solver, kind(), times, prediction="score")
+    last = meta.get("eps", last)
+    times = np.append(np.linspace(1.0, last, meta["N"]), 0.0)
+    return Case(solver, kind(t_min=last / 2), times, prediction="score")  # VE turns to the data below t_min
