@@ -9,14 +9,27 @@ that earlier steps appended; solvers that declare `noise` receive a function tha
 
 from fastdiff.solvers import (  # noqa: F401  (each registers its solvers)
     analytic_dpm,
+    consistency,
     ddim,
     ddpm,
+    deis,
     dpm2,
+    dpm_multistep,
+    dpm_solver,
     dpmpp,
     dpmpp_sde,
+    edm,
     euler,
+    exponential_rk,
+    flow,
     heun,
+    ncsn,
+    pndm,
+    quasi_taylor,
+    rho_rk,
+    score_sde,
     splitting,
+    unipc,
 )
 from fastdiff.solvers.registry import SOLVERS, Solver, get_solver, solver
 

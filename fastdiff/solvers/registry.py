@@ -22,7 +22,8 @@ class Solver:
     calls a step. history: entries that a step looks back to. grid: the one taken where none is named. source: paper and
     equation. options: the keyword arguments of `step` and their values. spans: for a solver whose steps take several
     intervals of the grid, how many each takes, from their number, whether the last one ends at the data, and the
-    options. adaptive: it chooses its own times between the ends of the grid.
+    options. adaptive: it chooses its own times between the ends of the grid. warm_up: further model calls that its
+    first steps make, before the history is full.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Solver:
     stochastic: bool
     spans: Spans | None = None
     adaptive: bool = False
+    warm_up: int = 0
     options: dict[str, Any] = field(default_factory=dict, hash=False)  # solvers are keys of a cache
 
     def intervals(self, points: Sequence[Point]) -> list[list[Point]]:
@@ -72,6 +74,7 @@ def solver(
     name: str | None = None,
     spans: Spans | None = None,
     adaptive: bool = False,
+    warm_up: int = 0,
     **values: Any,
 ) -> Callable:
     """Register a step function under its name, with dashes, or `name`; its keyword-only arguments but `noise` are its
@@ -84,7 +87,18 @@ def solver(
         stochastic = keywords.pop("noise", None) is not None
         expect(values.keys() <= keywords.keys(), f"solver {label!r} has options {keywords}, not {values}")
         SOLVERS[label] = Solver(
-            label, step, order, evaluations, history, grid, source, stochastic, spans, adaptive, {**keywords, **values}
+            label,
+            step,
+            order,
+            evaluations,
+            history,
+            grid,
+            source,
+            stochastic,
+            spans,
+            adaptive,
+            warm_up,
+            {**keywords, **values},
         )
         return step
 
