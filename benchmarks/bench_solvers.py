@@ -1,132 +1,240 @@
-"""The solver's step without the model: fastdiff's engines against diffusers' scheduler, DPM-Solver++(2M).
+"""The solver's step without the model: fastdiff's engines against diffusers' schedulers, for all solvers that both
+have.
 
-    python benchmarks/bench_solvers.py [--json FILE]
+    python benchmarks/bench_solvers.py [--solvers ddim,dpmpp-2m] [--json FILE]
 
-Both are checked against each other before anything is timed. A step is everything between two model calls: the model
-is a function that returns a tensor made beforehand.
+Every pair is checked against each other before it is timed. A step is everything between two model calls: the model is
+a function that returns a tensor made beforehand. "of the copy" compares the C++ engine's time with that of copying the
+bytes that the step has to read and write, which is the least that any implementation can take once they do not fit in a
+cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import fastdiff
-from fastdiff import engine
-from fastdiff.bench.timing import interleave
+from fastdiff.bench.timing import copy_bandwidth, interleave
 from fastdiff.cli.info import collect
-from fastdiff.noise import CounterNoise
 from fastdiff.prediction import get_prediction
 from fastdiff.program import Program
-from fastdiff.schedules import VPDiscrete
+from fastdiff.schedules import RectifiedFlow, Schedule, VPDiscrete
+from fastdiff.solvers import Solver, get_solver
 from fastdiff.tracing import trace
 
-SHAPES = [(1, 4, 64, 64), (8, 4, 128, 128)]
+SHAPES = {(1, 4, 64, 64): 40, (8, 4, 128, 128): 15, (2, 3, 1024, 1024): 3}  # shape -> rounds
 STEPS = 50
-TOLERANCE = 1e-5  # float32, relative to the RMS
-SCHEDULE = VPDiscrete.scaled_linear()
+TOLERANCE = 50 * 20 * 2.0**-23  # float32 tables and states: 50 steps, each of a few operations amplified by up to 20
+VP = VPDiscrete.scaled_linear()
+BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
-def diffusers_scheduler() -> DPMSolverMultistepScheduler:
-    scheduler = DPMSolverMultistepScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", solver_order=2, final_sigmas_type="zero"
-    )
+@dataclass(frozen=True)
+class Pair:
+    """A solver of ours and the scheduler of diffusers that takes the same steps.
+
+    exploding: its state is x / alpha, which it scales before the model. model_calls: of one step.
+    """
+
+    solver: Solver
+    scheduler: str
+    options: dict[str, Any]
+    exploding: bool = False
+    schedule: Schedule = VP
+    prediction: str = "eps"
+
+    def make(self) -> Any:
+        scheduler = getattr(diffusers, self.scheduler)(**self.options)
+        scheduler.set_timesteps(STEPS)
+        return scheduler
+
+    def times(self) -> np.ndarray:
+        """The grid of ours at diffusers' steps."""
+        scheduler = self.make()
+        if not hasattr(scheduler, "sigmas"):
+            return np.append((np.unique(scheduler.timesteps.numpy())[::-1] + 1) / 1000, 0.0)
+        sigmas = np.unique(scheduler.sigmas.double().numpy())[::-1]
+        if self.schedule is not VP:
+            return sigmas
+        noisy = sigmas[sigmas > 0]  # sigma / alpha
+        return np.concatenate([np.minimum(VP.t_of_lam(-np.log(noisy)), VP.t_max), sigmas[sigmas == 0]])
+
+
+def pairs() -> dict[str, Pair]:
+    """By the name of our solver."""
+    vp = dict(BETAS, timestep_spacing="leading", steps_offset=1)
+    multistep = dict(vp, final_sigmas_type="zero")
+    plain = dict(vp, clip_sample=False)
+    found = [
+        Pair(get_solver("ddim"), "DDIMScheduler", plain),
+        Pair(get_solver("ddpm"), "DDPMScheduler", plain),
+        Pair(get_solver("plms"), "PNDMScheduler", dict(vp, skip_prk_steps=True, set_alpha_to_one=True)),
+        Pair(get_solver("euler"), "EulerDiscreteScheduler", vp, exploding=True),
+        Pair(get_solver("euler-ancestral"), "EulerAncestralDiscreteScheduler", vp, exploding=True),
+        Pair(get_solver("heun"), "HeunDiscreteScheduler", vp, exploding=True),
+        Pair(get_solver("dpm-2"), "KDPM2DiscreteScheduler", vp, exploding=True),
+        Pair(get_solver("dpm-2-ancestral"), "KDPM2AncestralDiscreteScheduler", vp, exploding=True),
+        Pair(get_solver("lms"), "LMSDiscreteScheduler", vp, exploding=True),
+        Pair(get_solver("dpmpp-2m"), "DPMSolverMultistepScheduler", dict(multistep, solver_order=2)),
+        Pair(get_solver("dpmpp-3m"), "DPMSolverMultistepScheduler", dict(multistep, solver_order=3)),
+        Pair(
+            get_solver("dpmpp-2m-sde"),
+            "DPMSolverMultistepScheduler",
+            dict(multistep, solver_order=2, algorithm_type="sde-dpmsolver++"),
+        ),
+        Pair(get_solver("unipc-2"), "UniPCMultistepScheduler", dict(multistep, solver_order=2)),
+        Pair(get_solver("unipc-3"), "UniPCMultistepScheduler", dict(multistep, solver_order=3)),
+        Pair(
+            get_solver("flow-euler"),
+            "FlowMatchEulerDiscreteScheduler",
+            dict(shift=3.0),
+            schedule=RectifiedFlow(3.0),
+            prediction="flow",
+        ),
+    ]
+    return {pair.solver.name: pair for pair in found}
+
+
+def theirs(pair: Pair, scheduler: Any, model: Callable[..., Tensor], x: Tensor, first: float) -> Tensor:
+    """diffusers' loop; x is the state of ours at the first time."""
     scheduler.set_timesteps(STEPS)
-    return scheduler
-
-
-def diffusers_run(scheduler: DPMSolverMultistepScheduler, model, x: torch.Tensor) -> torch.Tensor:
-    scheduler.set_timesteps(STEPS)
+    if pair.exploding:
+        x = x / first
+    options = {"generator": torch.Generator().manual_seed(0)} if pair.solver.stochastic else {}
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for t in scheduler.timesteps:
-        x = scheduler.step(model(x, t), t, x, return_dict=False)[0]
+        x = scheduler.step(model(scale(x, t), t), t, x, return_dict=False, **options)[0]
     return x
 
 
-def program(scheduler: DPMSolverMultistepScheduler) -> Program:
-    """Ours at diffusers' own time steps."""
-    times = np.append((scheduler.timesteps.numpy() + 1) / 1000, 0.0)
-    return trace("dpmpp-2m", SCHEDULE, times, get_prediction("eps"))
+def ours(pair: Pair, times: np.ndarray, model: Callable[..., Tensor], x: Tensor) -> Tensor:
+    options = {"noise": torch.Generator().manual_seed(0)} if pair.solver.stochastic else {}
+    return fastdiff.sample(
+        model, x, schedule=pair.schedule, prediction=pair.prediction, solver=pair.solver, grid=times, seed=0, **options
+    )
 
 
-def check(scheduler: DPMSolverMultistepScheduler, shape: tuple[int, ...]) -> float:
-    """Both on a model that depends on x and t. Returns the difference relative to the RMS; exits if it is too large."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def difference(pair: Pair, shape: tuple[int, ...]) -> float:
+    """Between both on a model that depends on x, the same noise, relative to the RMS."""
+    x, times = torch.randn(shape, generator=torch.Generator().manual_seed(0)), pair.times()
 
-    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(x) * (0.5 + t.reshape(-1)[0] / 2000)
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x) * 0.7
 
-    theirs = diffusers_run(scheduler, model, x)
-    ours = engine.run(program(scheduler), model, x, counter=CounterNoise.of(0, shape[0]))
-    difference = float((ours - theirs).abs().max() / theirs.square().mean().sqrt())
-    if not difference <= TOLERANCE:
-        raise SystemExit(
-            f"{shape}: fastdiff and diffusers differ by {difference:.2e}, more than {TOLERANCE:g}; nothing was timed"
-        )
-    return difference
+    expected = theirs(pair, pair.make(), model, x, pair.schedule.point(times[0]).alpha)
+    return float((ours(pair, times, model, x) - expected).abs().max() / expected.square().mean().sqrt())
 
 
-def measure(shape: tuple[int, ...]) -> dict:
-    scheduler = diffusers_scheduler()
-    difference = check(scheduler, shape)
+def bytes_a_step(program: Program, elements: int) -> float:
+    """Read and written by the combines: every source and every output once."""
+    passes = sum(
+        len(slots) + sum(kind != "noise" for kind, _ in sources) for slots, sources, _ in program.tables.values()
+    )
+    return 4.0 * elements * passes / STEPS
+
+
+def measure(pair: Pair, shape: tuple[int, ...], rounds: int, bandwidth: float) -> dict[str, Any]:
+    """Times a step of both, in microseconds: median, 20th and 80th percentile. Exits if they compute different
+    samples."""
+    error = difference(pair, shape)
+    if not error <= TOLERANCE:
+        raise SystemExit(f"{pair.solver.name} {shape}: differs from {pair.scheduler} by {error:.2e}; nothing was timed")
+    scheduler, times = pair.make(), pair.times()
+    first = pair.schedule.point(times[0]).alpha
     x, out = torch.randn(shape), torch.randn(shape)
-    times = np.append((scheduler.timesteps.numpy() + 1) / 1000, 0.0)
 
-    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def model(x: Tensor, t: Tensor) -> Tensor:
         return out
 
-    def ours(backend: str):
+    def with_backend(backend: str) -> Callable[[], None]:
         def run() -> None:
             with fastdiff.use(backend):
-                fastdiff.sample(model, x, schedule=SCHEDULE, prediction="eps", solver="dpmpp-2m", grid=times, seed=0)
+                ours(pair, times, model, x)
 
         return run
 
     timings = interleave(
         {
-            "diffusers": lambda: diffusers_run(scheduler, model, x),
+            "diffusers": lambda: theirs(pair, scheduler, model, x, first),
             "set_timesteps": lambda: scheduler.set_timesteps(STEPS),
-            "reference": ours("reference"),
-            "cpu": ours("cpu"),
+            "reference": with_backend("reference"),
+            "cpu": with_backend("cpu"),
         },
-        rounds=40,
+        rounds=rounds,
+        warmup=1,
     )
     # Ours is a whole call of fastdiff.sample over its steps, with its buffers and tables; of diffusers only the steps.
     setting_up = timings.pop("set_timesteps").median
     steps = {name: [1e6 * s / STEPS for s in (t.median, t.p20, t.p80)] for name, t in timings.items()}
     steps["diffusers"] = [us - 1e6 * setting_up / STEPS for us in steps["diffusers"]]
+    prediction = get_prediction(pair.prediction)
     started = time.perf_counter()
-    for _ in range(20):
-        program(scheduler)
+    for _ in range(5):
+        program = trace(pair.solver, pair.schedule, times, prediction)
+    least = 1e6 * bytes_a_step(program, math.prod(shape)) / bandwidth
     return {
+        "solver": pair.solver.name,
         "shape": shape,
-        "difference": difference,
+        "difference": error,
         "microseconds_a_step": steps,
-        "trace_milliseconds": 1e3 * (time.perf_counter() - started) / 20,
-        "speed_up_over_diffusers": {name: steps["diffusers"][0] / s[0] for name, s in steps.items()},
+        "trace_milliseconds": 1e3 * (time.perf_counter() - started) / 5,
+        "speed_up_over_diffusers": steps["diffusers"][0] / steps["cpu"][0],
+        "time_of_the_copy": steps["cpu"][0] / least,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--solvers", help="names separated by commas; all that diffusers has if not given")
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
-    results = [measure(shape) for shape in SHAPES]
-    table = Table(title=f"DPM-Solver++(2M), us a step, median (p20 to p80), {torch.get_num_threads()} threads")
-    for heading in ("shape", "who", "us a step", "over diffusers", "difference"):
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
+    known = pairs()
+    chosen = arguments.solvers.split(",") if arguments.solvers else list(known)
+    results = []
+    table = Table(title=f"us a step, median (p20 to p80), {torch.get_num_threads()} threads")
+    for heading in (
+        "shape",
+        "solver",
+        "diffusers",
+        "reference",
+        "cpu",
+        "over diffusers",
+        "of the copy",
+        "trace ms",
+        "diff",
+    ):
         table.add_column(heading)
-    for result in results:
-        for name, (median, p20, p80) in result["microseconds_a_step"].items():
-            table.add_row(str(result["shape"]), name, f"{median:.1f} ({p20:.1f} to {p80:.1f})",
-                          f"{result['speed_up_over_diffusers'][name]:.1f}x", f"{result['difference']:.1e}")  # fmt: skip
-        table.caption = f"Tracing, the first time only: {result['trace_milliseconds']:.1f} ms for {STEPS} steps"
-    Console(width=110).print(table)
+    for shape, rounds in SHAPES.items():
+        bandwidth = copy_bandwidth(4 * math.prod(shape))
+        for name in chosen:
+            result = measure(known[name], shape, rounds, bandwidth)
+            results.append(result)
+            spread = [f"{m:.1f} ({a:.1f} to {b:.1f})" for m, a, b in result["microseconds_a_step"].values()]
+            table.add_row(
+                "x".join(map(str, shape)),
+                name,
+                *spread,
+                f"{result['speed_up_over_diffusers']:.1f}x",
+                f"{result['time_of_the_copy']:.2f}",
+                f"{result['trace_milliseconds']:.1f}",
+                f"{result['difference']:.0e}",
+            )
+    Console(width=150).print(table)
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"machine": collect(), "results": results}, file, indent=1)
