@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastdiff.backends import pick
 from fastdiff.engine import cpu
+from fastdiff.engine.calls import call_network, join
 from fastdiff.engine.cpu import CpuEngine
 from fastdiff.engine.reference import ReferenceEngine
-from fastdiff.errors import SamplingError, expect
+from fastdiff.errors import SamplingError
 from fastdiff.guidance import Classifier
 from fastdiff.noise import CounterNoise, NoiseFunction
 from fastdiff.program import Apply, Call, Combine, Program
@@ -99,12 +100,16 @@ class _Evaluator:
         uncond: Mapping[str, Any],
     ) -> None:
         self.program, self.model, self.classifier, self.batch = program, model, classifier, batch
-        self.dtype, self.state_dtype, self.device = dtype, buffers[0].dtype, buffers[0].device
+        self.dtype, self.state_dtype = dtype, buffers[0].dtype
         guided = any(call.guided for call in program.calls)
-        both = _join(cond, uncond, batch) if guided else {}
+        both = join(cond, uncond, batch) if guided else {}
         alone = dict(cond)
         times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
-        table = times.to(self.device, self.state_dtype)[:, None].expand(-1, 2 * batch if guided else batch).contiguous()
+        table = (
+            times.to(buffers[0].device, self.state_dtype)[:, None]
+            .expand(-1, 2 * batch if guided else batch)
+            .contiguous()
+        )
         halves = [buffer[:batch] for buffer in buffers]
         self.halves = halves
         self.shapes = {True: torch.Size((2 * batch, *buffers[0].shape[1:])), False: halves[0].shape}
@@ -126,35 +131,7 @@ class _Evaluator:
             shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
         if self.dtype is not self.state_dtype:
             x = x.to(self.dtype)
-        version = x._version
-        try:
-            out = model(x, t, **conditions)
-        except Exception as error:
-            given = ", ".join(f"{name} {_describe(value)}" for name, value in {"x": x, "t": t, **conditions}.items())
-            raise SamplingError(
-                f"{where(self.program, call)}: the {name} raised {type(error).__name__}: {error}; it was given {given}"
-            ) from error
-        if x._version != version:
-            raise SamplingError(
-                f"{where(self.program, call)}: the {name} changed its input x in place, which is the solver's state; "
-                "let it work on a copy"
-            )
-        if not isinstance(out, Tensor):
-            out = _tensor_in(out, where(self.program, call))
-        if out.shape != shape:
-            expected = (
-                "that of its input" if shape[1:] == x.shape[1:] else "the prediction's channels and the variance's"
-            )
-            raise SamplingError(
-                f"{where(self.program, call)}: the {name} returned shape {tuple(out.shape)}, "
-                f"expected {tuple(shape)}, {expected}"
-            )
-        if out.device != self.device:
-            raise SamplingError(
-                f"{where(self.program, call)}: the {name} returned a tensor on {out.device}, expected {self.device}"
-            )
-        if out.dtype is not self.state_dtype:
-            out = out.to(self.state_dtype)
+        out = call_network(model, name, x, t, conditions, shape, self.state_dtype, lambda: where(self.program, call))
         if out.shape[1:] != x.shape[1:]:
             out, variance = out.chunk(2, dim=1)
             if call.variance is not None:
@@ -170,47 +147,6 @@ def where(program: Program, call: Call | Apply) -> str:
     """For messages: the solver, and the step that a call belongs to."""
     time = f" (t={call.point.t:.6g})" if isinstance(call, Call) else f" ({call.function})"
     return f"{program.name}, step {call.step + 1} of {program.calls[-1].step + 1}{time}"
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
-    return type(value).__name__
-
-
-def _tensor_in(out: Any, step: str) -> Tensor:
-    """The tensor in what some models return: (tensor, ...) or an object with `.sample`, as diffusers' models do."""
-    first = out[0] if isinstance(out, (tuple, list)) and out else getattr(out, "sample", None)
-    if not isinstance(first, Tensor):
-        raise SamplingError(f"{step}: the model returned {type(out).__name__}, expected a tensor")
-    return first
-
-
-def _join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int, inside: str = "") -> dict[str, Any]:
-    """One set of conditions for a batch of 2B: the conditional half first. Mappings are joined key by key."""
-    expect(
-        cond.keys() == uncond.keys(),
-        f"cond{inside} and uncond{inside} must have the same keys, got {sorted(cond)} and {sorted(uncond)}",
-    )
-    both: dict[str, Any] = {}
-    for key, value in cond.items():
-        other, name = uncond[key], f"{inside}[{key!r}]"
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            both[key] = _join(value, other, batch, name)
-        elif isinstance(value, Tensor) and isinstance(other, Tensor):
-            expect(
-                value.shape == other.shape and value.ndim > 0 and len(value) == batch,
-                f"cond{name} and uncond{name} must be ({batch}, ...) and alike, "
-                f"got {tuple(value.shape)} and {tuple(other.shape)}",
-            )
-            both[key] = torch.cat([value, other])
-        else:
-            same = value is other or (
-                not isinstance(value, Tensor) and not isinstance(other, Tensor) and value == other
-            )
-            expect(same, f"cond{name} and uncond{name} must be equal, or both tensors, or both mappings")
-            both[key] = value
-    return both
 
 
 def _not_finite(program: Program, call: Call | Apply | None, outputs: Sequence[Tensor | None]) -> SamplingError:
