@@ -32,7 +32,7 @@ def ipndm(model, x, s, t, history, *, order=4):
     eps = model.eps(x, s)
     slopes = [eps, *reversed(history)][:order]
     history.append(eps)
-    return _transfer(x, s, t, _combined(slopes))
+    return _transfer(x, s, t, combined(slopes))
 
 
 @solver(order=2, history=3, warm_up=1, grid="leading", source="Rombach et al. 2022, latent diffusion: PLMS")
@@ -45,7 +45,7 @@ def plms(model, x, s, t, history):
     slopes = [eps, *reversed(history)]
     history.append(eps)
     if len(slopes) > 1:
-        return _transfer(x, s, t, _combined(slopes))
+        return _transfer(x, s, t, combined(slopes))
     return _transfer(x, s, t, (eps + model.eps(_transfer(x, s, t, eps), t)) / 2)
 
 
@@ -59,7 +59,7 @@ def pndm(model, x, s, t, history):
     slopes = [eps, *reversed(history)]
     history.append(eps)
     if len(slopes) > 3:
-        return _transfer(x, s, t, _combined(slopes))
+        return _transfer(x, s, t, combined(slopes))
     return _transfer(x, s, t, _pseudo_runge_kutta(model, x, s, t, eps))
 
 
@@ -68,7 +68,8 @@ def _transfer(x, s, t, eps):
     return exponential_step(x, s, t, [eps], data=False)
 
 
-def _combined(slopes):
+def combined(slopes):
+    """The Adams-Bashforth slope for the next of equal steps, from one to four slopes, the newest first."""
     return sum(c * eps for c, eps in zip(ADAMS_BASHFORTH[len(slopes) - 1], slopes))
 
 

@@ -11,15 +11,8 @@ from __future__ import annotations
 from math import log
 
 from fastdiff.errors import expect
+from fastdiff.solvers.pndm import combined
 from fastdiff.solvers.registry import solver
-
-# Adams-Bashforth on equal steps, the newest slope first (pseudo linear multistep: Liu et al. 2022, PNDM, Eq. 9).
-ADAMS_BASHFORTH = {
-    1: (1.0,),
-    2: (3 / 2, -1 / 2),
-    3: (23 / 12, -16 / 12, 5 / 12),
-    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-}
 
 
 @solver(order=2, history=3, grid="linspace", source="Wizadwongsa & Suwajanakorn 2023, Algorithm 2 (LTSP)")
@@ -50,12 +43,11 @@ def stsp(model, x, s, t, history, *, order=4):
 
 def _model_step(model, y, s, t, history, order):
     """Linear multistep in rho, y = x / alpha."""
-    expect(order in ADAMS_BASHFORTH, f"order must be 1, 2, 3 or 4, got {order!r}")
+    expect(order in (1, 2, 3, 4), f"order must be 1, 2, 3 or 4, got {order!r}")
     _, eps = model.x0_eps(s.alpha * y, s, classifier=False)
-    slopes = [eps, *reversed(history)]
+    slopes = [eps, *reversed(history)][:order]
     history.append(eps)
-    weights = ADAMS_BASHFORTH[min(order, len(slopes))]
-    return y + (_ratio(t) - _ratio(s)) * sum(w * slope for w, slope in zip(weights, slopes))
+    return y + (_ratio(t) - _ratio(s)) * combined(slopes)
 
 
 def _classifier_step(model, x, s, sigma, h):
