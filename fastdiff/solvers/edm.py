@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from math import inf, log, sqrt
 
-from fastdiff.errors import expect
+from fastdiff.errors import expect, unknown
 from fastdiff.solvers.flow import two_stage
 from fastdiff.solvers.heun import heun
 from fastdiff.solvers.registry import solver
@@ -22,29 +22,34 @@ def edm_heun(model, x, s, t, history, *, s_churn=0.0, s_min=0.0, s_max=inf, s_no
     return heun(model, x, s, t, history)
 
 
-@solver(
-    order=1,
-    grid="karras",
-    source="Karras et al. 2022, EDM, Algorithm 1, Eq. 4, in the time of the schedule; NVlabs/edm",
-)
-def edm_ablation_euler(model, x, s, t, history, *, s_churn=0.0, s_min=0.0, s_max=inf, s_noise=1.0, noise):
-    """Euler's method in t on dx/dt, for the ablations over noise schedules and scalings (fastdiff.edm_table). Also the
-    step to the data is Euler's, as released; unless x is linear in t there, some noise is left."""
+@solver(order=1, grid="karras", source="Karras et al. 2022, EDM, Eq. 4, in the time of the schedule; NVlabs/edm")
+def edm_ablation_euler(model, x, s, t, history, *, last="x0", s_churn=0.0, s_min=0.0, s_max=inf, s_noise=1.0, noise):
+    """Euler's method in t on dx/dt, for the ablations over noise schedules and scalings (fastdiff.edm_table).
+
+    last: the step to the data, "x0" or, as released, "euler" like the others, which leaves some of the noise where
+    sigma is not linear in t.
+    """
     x, s = _churn(model, x, s, s_churn, s_min, s_max, s_noise, noise())
-    return x + (t.t - s.t) * model.velocity(x, s)
+    return _to_data(model, x, s, t, last) if t.sigma == 0 else x + (t.t - s.t) * model.velocity(x, s)
 
 
 @solver(
     order=2, evaluations=2, grid="karras", source="Karras et al. 2022, EDM, Algorithm 3, in the time of the schedule"
 )
-def edm_ablation_heun(model, x, s, t, history, *, alpha=1.0, s_churn=0.0, s_min=0.0, s_max=inf, s_noise=1.0, noise):
+def edm_ablation_heun(
+    model, x, s, t, history, *, alpha=1.0, last="x0", s_churn=0.0, s_min=0.0, s_max=inf, s_noise=1.0, noise
+):
     """Second-order Runge-Kutta in t on dx/dt; alpha is the position of the second evaluation: 1 is Heun's method, 1/2
-    the midpoint's. The step to the data is Euler's, as in `edm-ablation-euler`."""
+    the midpoint's. last: as in `edm-ablation-euler`."""
     expect(0 < alpha <= 1, f"alpha must lie in (0, 1], got {alpha!r}")
     x, s = _churn(model, x, s, s_churn, s_min, s_max, s_noise, noise())
-    if t.sigma == 0:
-        return x + (t.t - s.t) * model.velocity(x, s)
-    return two_stage(model, x, s, t, alpha)
+    return _to_data(model, x, s, t, last) if t.sigma == 0 else two_stage(model, x, s, t, alpha)
+
+
+def _to_data(model, x, s, t, last):
+    if last not in ("x0", "euler"):
+        raise unknown("last", last, ("x0", "euler"))
+    return model.x0(x, s) if last == "x0" else x + (t.t - s.t) * model.velocity(x, s)
 
 
 def _churn(model, x, s, s_churn, s_min, s_max, s_noise, z):

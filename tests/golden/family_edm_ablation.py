@@ -38,7 +38,7 @@ def case(name, meta):
     start = schedule.point(times[0])
     if meta.get("S_churn"):  # it goes above sigma_max
         schedule.t_max = float(schedule.t_of_ratio(high * sqrt(2)))
-    options = churn(meta)
+    options = {"last": "euler", **churn(meta)}
     if (solver := meta.get("solver", "heun")) == "heun":
         options["alpha"] = float(meta.get("alpha", 1.0))
     return Case(
