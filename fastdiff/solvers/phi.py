@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import expm1, factorial
 
 
+@lru_cache(maxsize=256)  # the stages of a step ask for the same ones
 def phi(k: int, z: float) -> float:
     """phi_k(z) = integral over u in (0, 1) of e^((1 - u) z) u^(k - 1) / (k - 1)! = sum over n of z^n / (n + k)!.
 

@@ -22,14 +22,16 @@ TABLEAUS = {
 
 
 def _runge_kutta(a, b):
+    rows = [(sum(row), row) for row in a]
+
     def step(model, x, s, t, history):
         if isinf(t.lam - s.lam):  # the slope is not known at the data, nor y at alpha = 0
             return first_order(model, x, s, t)
         y, rho, h = x / s.alpha, s.sigma / s.alpha, t.sigma / t.alpha - s.sigma / s.alpha
         k = [model.eps(x, s)]
-        for row in a:
-            c = sum(row)
-            p = t if c == 1 else model.at_lam(-log(rho + c * h))
+        points = {c: t if c == 1 else model.at_lam(-log(rho + c * h)) for c, _ in rows}
+        for c, row in rows:
+            p = points[c]
             k.append(model.eps(p.alpha * (y + _sum(row, k, h)), p))
         return t.alpha * (y + _sum(b, k, h))
 

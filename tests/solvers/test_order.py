@@ -19,6 +19,9 @@ CASES += [get_solver(name, variant="taylor", nodes="grid") for name in ("dpm-sol
 # Without halving the second derivative these are of third order.
 CASES += [replace(get_solver(name, second_derivative=1.0), order=3) for name in ("dpm-solver-3m", "dpmpp-3m")]
 CASES += [replace(get_solver("dpmpp-3m-sde", eta=0.0, second_derivative=1.0), order=3)]
+CASES += [get_solver("unipc-2", variant="bh1", space="eps"), get_solver("unipc-3", variant="vary_coeff", space="eps")]
+CASES += [replace(get_solver("unipc-2", variant="vary_coeff_released"), order=1)]
+CASES += [replace(get_solver("lms", order=k), order=k) for k in (2, 3)]
 # Times between which nothing is singular, so that the fitted slope is the method's own; at t = 0.1 of vp-linear the
 # leading terms of the error of unipc-2 happen to cancel.
 SCHEDULES = {"vp-linear": (VPLinear(), 0.9, 0.15), "edm": (EDM(0.02, 20.0), 10.0, 0.1)}
