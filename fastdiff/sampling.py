@@ -53,7 +53,8 @@ def sample(
     schedule: e.g. fastdiff.schedules.VPDiscrete.scaled_linear(), or a name in fastdiff.schedules.SCHEDULES.
     prediction: what the model's output means: a name in fastdiff.prediction.PREDICTIONS.
     solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options). steps: >= 1; the number of intervals
-        of the grid, not of model calls (a step of "heun" calls the model twice).
+        of the grid, not of model calls (a step of "heun" calls the model twice). Adaptive solvers ("rk45",
+        "dpm-solver-23", ...) take the two ends of the grid alone.
     grid: a name in fastdiff.grids.GRIDS, a function (schedule, steps) -> times, or the decreasing times themselves;
         the schedule's or the solver's own if None.
     guidance: CFG(scale), or the scale, of classifier-free guidance, which needs uncond; or a Classifier.
@@ -83,7 +84,9 @@ def sample(
     times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
     if start is not None:
         times = _from(start, times, isinstance(x_init_or_shape, Tensor))
-    program = traced(method, schedule, tuple(times.tolist()), prediction, guidance, threshold, callback is not None)
+    program = None
+    if not method.adaptive:
+        program = traced(method, schedule, tuple(times.tolist()), prediction, guidance, threshold, callback is not None)
 
     if isinstance(x_init_or_shape, Tensor):
         x = x_init_or_shape
@@ -101,22 +104,17 @@ def sample(
         counter = CounterNoise.of(seed, shape[0], first_sample)
         device, dtype = _device_and_dtype(model)
         x = (schedule.prior_std(times[0]) * counter.initial(shape, torch.float32)).to(device, dtype)
-    if isinstance(noise, (Tensor, list, tuple)):
+    if program is not None and isinstance(noise, (Tensor, list, tuple)):
         wanted = f"solver {method.name!r} draws {program.num_noises} noises in this run"
         expect(len(noise) >= program.num_noises, f"{wanted}, and noise holds {len(noise)}")
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
+    common: dict[str, Any] = dict(cond=cond, uncond=uncond, counter=counter, draw=draw, callback=callback)
+    if program is None:
+        return engine.run_adaptive(
+            method, model, x, schedule, times, prediction, guidance=guidance, threshold=threshold, **common
+        )
     classifier = guidance if isinstance(guidance, Classifier) else None
-    return engine.run(
-        program,
-        model,
-        x,
-        cond=cond,
-        uncond=uncond,
-        classifier=classifier,
-        counter=counter,
-        draw=draw,
-        callback=callback,
-    )
+    return engine.run(program, model, x, classifier=classifier, **common)
 
 
 @lru_cache(maxsize=64)

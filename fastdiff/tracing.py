@@ -11,9 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 
-from fastdiff.errors import expect
 from fastdiff.guidance import Guidance, Threshold
 from fastdiff.prediction import Prediction
 from fastdiff.program import Apply, Call, Combine, Instruction, Output, Program, Source
@@ -169,8 +167,6 @@ def trace(
     divides by zero or does not give finite coefficients, and for a grid that does not suit the solver.
     """
     solver = get_solver(solver)
-    eta = solver.options.get("eta", 0.0)
-    expect(isinstance(eta, Real) and 0 <= float(eta) < math.inf, f"eta must be a finite number >= 0, got {eta!r}")
     model = _Tracer(schedule, prediction, guidance, threshold)
     noise = {"noise": model.noise} if solver.stochastic else {}
     history: deque = deque(maxlen=solver.history)

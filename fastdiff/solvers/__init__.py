@@ -8,6 +8,7 @@ that earlier steps appended; solvers that declare `noise` receive a function tha
 """
 
 from fastdiff.solvers import (  # noqa: F401  (each registers its solvers)
+    adaptive,
     analytic_dpm,
     consistency,
     ddim,
@@ -27,6 +28,7 @@ from fastdiff.solvers import (  # noqa: F401  (each registers its solvers)
     pndm,
     quasi_taylor,
     rho_rk,
+    rk45,
     score_sde,
     splitting,
     unipc,

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from math import inf
+from numbers import Real
 from typing import Any
 
 from fastdiff.errors import expect, unknown
@@ -39,9 +41,14 @@ class Solver:
     warm_up: int = 0
     options: dict[str, Any] = field(default_factory=dict, hash=False)  # solvers are keys of a cache
 
+    def __post_init__(self) -> None:
+        eta = self.options.get("eta", 0.0)
+        expect(isinstance(eta, Real) and 0 <= float(eta) < inf, f"eta must be a finite number >= 0, got {eta!r}")
+
     def intervals(self, points: Sequence[Point]) -> list[list[Point]]:
         """The points of every step, from its start to its end, inner points included. Raises ValueError for a grid that
         does not suit the solver."""
+        expect(not self.adaptive, f"solver {self.name!r} chooses its steps as it runs, by `fastdiff.sample` alone")
         count = len(points) - 1
         if self.spans is None:
             return [list(pair) for pair in pairwise(points)]
