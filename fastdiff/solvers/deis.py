@@ -16,7 +16,8 @@ from fastdiff.errors import expect
 from fastdiff.solvers.exponential import first_order
 from fastdiff.solvers.registry import solver
 
-# Gauss-Legendre on (0, 1). For polynomials in rho it is exact.
+# Gauss-Legendre on (0, 1): exact for polynomials in rho; for those in t to 1e-11 where lambda gains 4 in a step, and to
+# 1e-4 on a discrete schedule, where log alpha has kinks. The sum of the weights, which a constant eps sees, is exact.
 _NODES, _WEIGHTS = ((1 + np.polynomial.legendre.leggauss(16)[0]) / 2, np.polynomial.legendre.leggauss(16)[1] / 2)
 
 
@@ -48,7 +49,7 @@ for _k in range(4):
 @solver(order=4, history=7, grid="karras", source="Katherine Crowson 2022, k-diffusion, sample_lms")
 def lms(model, x, s, t, history, *, order=4):
     """The Adams-Bashforth method in rho for any grid. order: from 1 to 8; order 4 is `deis-rho-3`."""
-    expect(order in range(1, 9), f"order must be a whole number from 1 to 8, got {order!r}")
+    expect(isinstance(order, int) and 1 <= order <= 8, f"order must be a whole number from 1 to 8, got {order!r}")
     if s.alpha == 0:
         return first_order(model, x, s, t)
     eps = [*history, (s, model.eps(x, s))][-order:]

@@ -21,10 +21,11 @@ from fastdiff.solvers.phi import phi
 from fastdiff.solvers.registry import solver
 
 # A row: c_i and {j: {k: weight of phi_k(-c_i h)}} from the second stage j on; {(k, c): weight} is of phi_k(-c h).
-ETD_RK2 = ((1 / 2, {}), (1, {2: {2: 2}}))
-ETD_RK3 = ((1 / 3, {}), (2 / 3, {2: {2: 4 / 3}}), (1, {3: {2: 3 / 2}}))
-RES_3 = ((1 / 2, {}), (1, {2: {(2, 1 / 2): 2, 2: 2}}), (1, {2: {2: 4 / 3}, 3: {2: 1 / 3}}))
-KROGSTAD = (
+Rows = tuple[tuple[float, dict[int, dict[int | tuple[int, float], float]]], ...]
+ETD_RK2: Rows = ((1 / 2, {}), (1, {2: {2: 2}}))
+ETD_RK3: Rows = ((1 / 3, {}), (2 / 3, {2: {2: 4 / 3}}), (1, {3: {2: 3 / 2}}))
+RES_3: Rows = ((1 / 2, {}), (1, {2: {(2, 1 / 2): 2, 2: 2}}), (1, {2: {2: 4 / 3}, 3: {2: 1 / 3}}))
+KROGSTAD: Rows = (
     (1 / 2, {}),
     (1 / 2, {2: {2: 1}}),
     (1, {3: {2: 2}}),

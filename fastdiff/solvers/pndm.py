@@ -26,7 +26,7 @@ ADAMS_BASHFORTH = (
 def ipndm(model, x, s, t, history, *, order=4):
     """One call a step from the first on: Adams-Bashforth of orders 1, 2, .. up to `order`, at most 4. The step to the
     data is DDIM's."""
-    expect(order in range(1, 5), f"order must be a whole number from 1 to 4, got {order!r}")
+    expect(isinstance(order, int) and 1 <= order <= 4, f"order must be a whole number from 1 to 4, got {order!r}")
     if isinf(t.lam - s.lam):
         return first_order(model, x, s, t)
     eps = model.eps(x, s)

@@ -18,11 +18,13 @@ SPACES = ("x0", "eps")
 def unipc(model, x, s, t, history, *, variant="bh2", space="x0", lower_order_final=False):
     """One call a step: the model's output at the predicted state also corrects it, in every step but the last.
 
-    `unipc-p` has a predictor of order p, which is corrected to order p + 1; a run starts with order 1, which limits it
-    to order 3 unless its first steps are shorter. variant: "bh1", "bh2" (they differ where B(h) / 2 stands for one
-    difference's weight), "vary_coeff" (without that), "vary_coeff_released" (as in the authors' code, where the
-    corrector takes other rows of the matrix, of first order). space: what is integrated, "x0" or "eps".
-    lower_order_final: orders fall to 1 over the last steps. The step to the data is of first order in any case.
+    `unipc-p` predicts with order p and corrects to order p + 1. A run starts with a predictor of order 1, whose one
+    corrected step is of third order.
+
+    variant: "bh1" and "bh2" take B(h) / 2, B(h) = h or e^h - 1, for the weight of a single difference; "vary_coeff"
+    solves for it as for several. "vary_coeff_released" is the authors' code under that name, whose corrector takes
+    other rows of the matrix and is of first order. space: the prediction that is integrated, "x0" or "eps".
+    lower_order_final: the orders of the last steps before the data are 2 and 1. A step to the data is of first order.
     """
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)
@@ -33,6 +35,7 @@ def unipc(model, x, s, t, history, *, variant="bh2", space="x0", lower_order_fin
         return first_order(model, x, s, t)
     data = space == "x0"
     m = model.x0(x, s) if data else model.eps(x, s)
+    # How many points of the history may be looked at.
     limit = model.noisy_steps_left if lower_order_final else model.steps
     if history:  # x, from the predictor of the last step, becomes what its corrector gives
         past = [*reversed(history)][: limit + 1]
@@ -46,14 +49,12 @@ def unipc(model, x, s, t, history, *, variant="bh2", space="x0", lower_order_fin
 
 
 for _p in (1, 2, 3):
-    solver(name=f"unipc-{_p}", order=_p + 1, history=_p, grid="logsnr", source="Zhao et al. 2023, UniPC, Eq. 3, 8, 9")(
-        unipc
-    )
+    solver(name=f"unipc-{_p}", order=_p + 1, history=_p, grid="logsnr", source="Zhao et al. 2023, UniPC")(unipc)
 
 
 def _residual(others, start, t, data, variant, corrector=False):
-    """What a step from start to t adds to its first-order form: B(h) sum of a_k D_k / r_k, D_k = m_k - m_start (Eq. 3,
-    8). others: the (point, m) beside the start's."""
+    """What a step from start to t adds to its first-order form: B(h) sum of a_k D_k / r_k, D_k = m_k - m_start (Eq. 3).
+    others: the (point, m) beside the start's."""
     if not others:
         return 0
     s, m = start
