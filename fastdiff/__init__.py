@@ -5,6 +5,7 @@ from fastdiff.backends import use
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
 from fastdiff.guidance import CFG, Classifier, Threshold
+from fastdiff.likelihood import log_likelihood
 from fastdiff.models.bundled import load
 from fastdiff.sampling import sample
 
@@ -20,6 +21,7 @@ __all__ = [
     "encode",
     "grids",
     "load",
+    "log_likelihood",
     "models",
     "ops",
     "sample",

@@ -58,7 +58,8 @@ def fast(schedule: Schedule, steps: int, *, order: int = 3) -> Float64Array:
     and one to the data: its steps, of the orders of `fast_orders`, are equal in lambda, and their inner points too."""
     orders = fast_orders(steps - 1, order)
     outer = np.linspace(_first_lam(schedule), schedule.lam(schedule.t_min), len(orders) + 1)
-    lam = np.concatenate([np.linspace(*ends, k + 1)[:-1] for *ends, k in zip(outer, outer[1:], orders)] + [outer[-1:]])
+    steps_of = [np.linspace(a, b, k + 1)[:-1] for a, b, k in zip(outer, outer[1:], orders)]
+    lam = np.concatenate([*steps_of, outer[-1:]])
     return _to_data(_pin_ends(schedule.t_of_lam(lam), schedule))
 
 

@@ -110,9 +110,8 @@ def sample(
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
     common: dict[str, Any] = dict(cond=cond, uncond=uncond, counter=counter, draw=draw, callback=callback)
     if program is None:
-        return engine.run_adaptive(
-            method, model, x, schedule, times, prediction, guidance=guidance, threshold=threshold, **common
-        )
+        common.update(guidance=guidance, threshold=threshold)
+        return engine.run_adaptive(method, model, x, schedule, times, prediction, **common)
     classifier = guidance if isinstance(guidance, Classifier) else None
     return engine.run(program, model, x, classifier=classifier, **common)
 

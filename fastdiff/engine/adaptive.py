@@ -71,6 +71,8 @@ def run_adaptive(
                     s, checked.step = t, checked.step + 1
         except OverflowError as error:
             raise SamplingError(f"{checked.where(s)}: {OVERFLOW}") from error
+        except ZeroDivisionError as error:
+            raise ValueError(f"solver {solver.name!r} cannot step from t={s.t:g} of {schedule.name}") from error
         if s.t != end:
             raise SamplingError(
                 f"{solver.name} does not reach t={end:.6g} within its tolerance in max_steps="

@@ -3,7 +3,7 @@ probability-flow ODE, and `dormand_prince` for any other."""
 
 from __future__ import annotations
 
-from math import inf, isnan
+from math import inf, isfinite, isnan
 
 import torch
 
@@ -76,6 +76,8 @@ def _first_step(slope, y, t, k, end, rtol, atol):
     """Hairer, Norsett & Wanner 1993, Section II.4, "Starting Step Size"."""
     scale = atol + rtol * y.abs()
     d0, d1 = _rms(y / scale), _rms(k / scale)
+    if not isfinite(d0 + d1):
+        raise OverflowError("the state overflowed")
     h0 = min(0.01 * d0 / d1 if d0 >= 1e-5 and d1 >= 1e-5 else 1e-6, abs(end - t))
     h0_signed = h0 if end > t else -h0
     d2 = _rms((slope(y + h0_signed * k, t + h0_signed) - k) / scale) / h0
