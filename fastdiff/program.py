@@ -122,33 +122,35 @@ class Program:
         """Raise ValueError if a buffer is read before it is written, or a coefficient is not finite."""
         written, called, guided = {0}, False, False
         for index, instruction in enumerate(self.instructions):
-            where = f"instruction {index} of program {self.name!r}"
-            if isinstance(instruction, Call):
-                expect(instruction.input in written, f"{where} reads buffer {instruction.input} before it is written")
-                called, guided = True, instruction.guided
-                if instruction.variance is not None:
-                    expect(self.split_output, f"{where} wants a variance, and the network's output is not split")
+            fault = None
+            if isinstance(instruction, Combine):
+                for output in instruction.outputs:
+                    for (kind, number), coefficient in output.terms:
+                        ready = (
+                            (kind == "buffer" and number in written)
+                            or (kind == "cond" and called)
+                            or (kind == "uncond" and guided)
+                            or (kind == "noise" and 0 <= number < self.num_noises)
+                        )
+                        if not ready:
+                            fault = f"reads {kind} {number}, which is not there"
+                        elif not math.isfinite(coefficient):
+                            fault = f"has the coefficient {coefficient}"
+                written.update(output.slot for output in instruction.outputs)
+            else:
+                inputs = (instruction.input,) if isinstance(instruction, Call) else instruction.inputs
+                missing = [slot for slot in inputs if slot not in written]
+                called, guided = True, isinstance(instruction, Call) and instruction.guided
+                if missing:
+                    fault = f"reads buffer {missing[0]} before it is written"
+                elif isinstance(instruction, Apply):
+                    if instruction.function not in TRANSFORMS:
+                        fault = f"applies {instruction.function!r}, which is not known"
+                elif instruction.variance is not None:
                     written.add(instruction.variance)
-                continue
-            if isinstance(instruction, Apply):
-                expect(
-                    instruction.function in TRANSFORMS, f"{where} applies {instruction.function!r}, which is not known"
-                )
-                for slot in instruction.inputs:
-                    expect(slot in written, f"{where} reads buffer {slot} before it is written")
-                called, guided = True, False
-                continue
-            for output in instruction.outputs:
-                for (kind, number), coefficient in output.terms:
-                    expect(math.isfinite(coefficient), f"{where} has the coefficient {coefficient}")
-                    ready = {
-                        "buffer": number in written,
-                        "cond": called,
-                        "uncond": guided,
-                        "noise": 0 <= number < self.num_noises,
-                    }
-                    expect(ready.get(kind, False), f"{where} reads {kind} {number}, which is not there")
-            written |= {output.slot for output in instruction.outputs}
+                    if not self.split_output:
+                        fault = "wants a variance, and the network's output is not split"
+            expect(fault is None, f"instruction {index} of program {self.name!r} {fault}")
         expect(written <= set(range(self.num_slots)), f"program {self.name!r} uses more than {self.num_slots} buffers")
         expect(self.result in written, f"program {self.name!r} never writes its result")
 

@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -108,7 +108,7 @@ class Schedule(ABC):
 
     def point(self, t: float) -> Point:
         """alpha, sigma and lambda at time `t`. Raises ValueError unless 0 <= t <= t_max."""
-        return self.points([t])[0]
+        return _point(self, float(t))
 
     def points(self, times: ArrayLike) -> list[Point]:
         """The points of a vector of times. Raises ValueError unless all lie in [0, t_max]."""
@@ -116,6 +116,12 @@ class Schedule(ABC):
         outside = t[~((t >= 0) & (t <= self.t_max * (1 + 1e-12)))]
         expect(outside.size == 0, f"t must lie in [0, {self.t_max:g}], got {outside.tolist()}")
         return [Point(*p) for p in zip(*(a.tolist() for a in (t, self.alpha(t), self.sigma(t), self.lam(t))))]
+
+
+@lru_cache(maxsize=4096)
+def _point(schedule: Schedule, t: float) -> Point:
+    """A point on its own, as stages between two points of a grid ask for it; several of them for the same."""
+    return schedule.points([t])[0]
 
 
 class VariancePreserving(Schedule):

@@ -252,7 +252,8 @@ def _lower(name: str, tracer: _Tracer, states: Sequence[int], keep_states: bool)
             if barrier.variance is not None and barrier.variance in until:  # somebody reads it
                 slot_of[barrier.variance] = variance = take()
                 released[max(until[barrier.variance], epoch + 1)].append(variance)
-            instructions.append(replace(barrier.instruction, input=slots[0], variance=variance))
+            c = barrier.instruction
+            instructions.append(Call(slots[0], c.point, c.model_time, c.guided, c.step, c.network, variance))
     kept = tuple((written_at[s], slot_of[s]) for s in states) if keep_states else ()
     return Program(
         name,

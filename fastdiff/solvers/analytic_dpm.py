@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def learned_covariance(z: Tensor, learned: Tensor, eps: Tensor, *, base: float, 
 
 
 def _interpolate(eps_square: float | Sequence[tuple[float, float]], schedule: Schedule, s: Point) -> float:
-    if isinstance(eps_square, Real):
+    if isinstance(eps_square, (int, float)):
         return float(eps_square)
     times, values = np.asarray(sorted(eps_square), dtype=np.float64).T
     return float(np.interp(-s.lam, -schedule.lam(times), values))

@@ -10,7 +10,7 @@ from typing import Any
 from fastdiff.errors import expect
 from fastdiff.guidance import Classifier, Guidance, Threshold
 from fastdiff.guidance.classifier_free import CFG
-from fastdiff.prediction import Prediction
+from fastdiff.prediction import Coefficients, Prediction
 from fastdiff.schedules import Point, Schedule
 
 
@@ -33,16 +33,21 @@ class StepModel(ABC):
         self.schedule, self.prediction, self.threshold = schedule, prediction, threshold
         self.cfg = guidance if isinstance(guidance, CFG) else None
         self.classifier = guidance if isinstance(guidance, Classifier) else None
+        self._is_plain = threshold is None and self.classifier is None  # x0 and eps are then linear in x and the output
 
     # ---- for step functions
 
     def x0(self, x: Any, s: Point) -> Any:
         """The data that the network sees in x."""
-        return self.x0_eps(x, s)[0]
+        if not self._is_plain:
+            return self.x0_eps(x, s)[0]
+        return self._view(self.prediction.x0(s), *self._evaluate(x, s))
 
     def eps(self, x: Any, s: Point) -> Any:
         """The noise that the network sees in x."""
-        return self.x0_eps(x, s)[1]
+        if not self._is_plain:
+            return self.x0_eps(x, s)[1]
+        return self._view(self.prediction.eps(s), *self._evaluate(x, s))
 
     def score(self, x: Any, s: Point) -> Any:
         """The gradient of log p_s(x), -eps / sigma."""
@@ -50,9 +55,12 @@ class StepModel(ABC):
 
     def velocity(self, x: Any, s: Point) -> Any:
         """dx/dt of the probability-flow ODE, d_alpha x0 + d_sigma eps; needs no division by alpha or sigma."""
-        x0, eps = self.x0_eps(x, s)
         d_alpha, d_sigma = self.schedule.rates(s.t)
-        return d_alpha * x0 + d_sigma * eps
+        if not self._is_plain:
+            x0, eps = self.x0_eps(x, s)
+            return d_alpha * x0 + d_sigma * eps
+        (a0, b0), (a1, b1) = self.prediction.x0(s), self.prediction.eps(s)
+        return self._view((d_alpha * a0 + d_sigma * a1, d_alpha * b0 + d_sigma * b1), *self._evaluate(x, s))
 
     def x0_eps(self, x: Any, s: Point, *, classifier: bool = True) -> tuple[Any, Any]:
         """Both from one call of the network. classifier=False leaves the classifier's gradient out."""
@@ -130,10 +138,12 @@ class StepModel(ABC):
             out = self.apply("rescale_guidance", out, conditional, share=float(self.cfg.rescale))
         return x, out
 
+    def _view(self, coefficients: Coefficients, x: Any, out: Any) -> Any:
+        a, b = coefficients
+        return self.close(a * x + b * out if a else b * out)
+
     def _views(self, x: Any, out: Any, s: Point, classifier: bool) -> tuple[Any, Any]:
-        (a0, b0), (a1, b1) = self.prediction.x0(s), self.prediction.eps(s)
-        x0 = (a0 * x if a0 else 0) + b0 * out
-        eps = (a1 * x if a1 else 0) + b1 * out
+        x0, eps = self._view(self.prediction.x0(s), x, out), self._view(self.prediction.eps(s), x, out)
         if self.threshold is not None:
             x0 = self.apply(self.threshold.function, x0, **self.threshold.parameters())
             eps = (x - s.alpha * x0) / s.sigma
