@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from gaussian import Gaussian, states
 
 from fastdiff.engine.direct import integrate
 from fastdiff.prediction import get_prediction
-from fastdiff.schedules import EDM, VPLinear
+from fastdiff.schedules import EDM, RectifiedFlow, VPLinear
 from fastdiff.solvers import SOLVERS, get_solver
 
 FIXED = [s for s in SOLVERS.values() if not s.adaptive]
@@ -19,12 +20,23 @@ CASES += [get_solver(name, variant="taylor", nodes="grid") for name in ("dpm-sol
 # Without halving the second derivative these are of third order.
 CASES += [replace(get_solver(name, second_derivative=1.0), order=3) for name in ("dpm-solver-3m", "dpmpp-3m")]
 CASES += [replace(get_solver("dpmpp-3m-sde", eta=0.0, second_derivative=1.0), order=3)]
+CASES += [get_solver("edm-heun"), get_solver("edm-ablation-euler")]
+CASES += [get_solver("edm-ablation-heun", alpha=alpha) for alpha in (1.0, 0.7)]
+CASES += [get_solver(name, probability_flow=True) for name in ("euler-maruyama", "reverse-diffusion")]
+CASES += [get_solver("quasi-taylor", degree=degree) for degree in (1, 3)]
 CASES += [get_solver("unipc-2", variant="bh1", space="eps"), get_solver("unipc-3", variant="vary_coeff", space="eps")]
 CASES += [replace(get_solver("unipc-2", variant="vary_coeff_released"), order=1)]
 CASES += [replace(get_solver("lms", order=k), order=k) for k in (2, 3)]
 # Times between which nothing is singular, so that the fitted slope is the method's own; at t = 0.1 of vp-linear the
 # leading terms of the error of unipc-2 happen to cancel.
-SCHEDULES = {"vp-linear": (VPLinear(), 0.9, 0.15), "edm": (EDM(0.02, 20.0), 10.0, 0.1)}
+SCHEDULES = {
+    "vp-linear": (VPLinear(), 0.9, 0.15),
+    "edm": (EDM(0.02, 20.0), 10.0, 0.1),
+    "rectified-flow": (RectifiedFlow(), 0.9, 0.1),
+}
+# Where alpha and sigma are linear in t the square of the Gaussian's solution x is quadratic in t, and then the leading
+# error of the midpoint rule, x_ttt / 24 + x_t x_tt / (8 x), is zero: the next one is seen.
+VANISHING = {("flow-midpoint", "edm"): 3, ("flow-midpoint", "rectified-flow"): 3}
 # Numbers of intervals that are fine enough for the leading term of the error, and coarse enough for float64.
 COUNTS = {1: (64, 128, 256, 512), 2: (120, 240, 480, 960), 3: (192, 384, 768), 4: (128, 256, 512)}
 
@@ -43,7 +55,9 @@ def test_order(solver, name, prediction):
         times = schedule.t_of_lam(np.linspace(*ends, count + 1))
         # A multistep method starts with lower orders, which would be the order that is seen: so from an exact history.
         start = [data.exact(x, first, float(t)) for t in times[1 : solver.history + 1]]
-        result = integrate(solver, model, x, schedule, times, get_prediction(prediction), start=start)
+        options = dict(start=start, draw=lambda n: torch.zeros_like(x))  # requested, and not used
+        result = integrate(solver, model, x, schedule, times, get_prediction(prediction), **options)
         errors.append(float((result - data.exact(x, first, last)).abs().max()))
     slope = -np.polyfit(np.log(COUNTS[solver.order]), np.log(errors), 1)[0]
-    assert abs(slope - solver.order) <= 0.15, f"fitted order {slope:.3f}, errors {errors}"
+    order = VANISHING.get((solver.name, name), solver.order)
+    assert abs(slope - order) <= 0.15, f"fitted order {slope:.3f}, errors {errors}"
