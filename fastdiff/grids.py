@@ -54,7 +54,7 @@ def shifted(schedule: Schedule, steps: int) -> Float64Array:
 
 
 def fast(schedule: Schedule, steps: int, *, order: int = 3) -> Float64Array:
-    """The points of DPM-Solver-fast (Lu et al. 2022, DPM-Solver, Section 3.4) for steps - 1 model calls down to t_min,
+    """The points of DPM-Solver-fast (Lu et al. 2022, DPM-Solver, Section 3.3) for steps - 1 model calls down to t_min,
     and one to the data: its steps, of the orders of `fast_orders`, are equal in lambda, and their inner points too."""
     orders = fast_orders(steps - 1, order)
     outer = np.linspace(_first_lam(schedule), schedule.lam(schedule.t_min), len(orders) + 1)
@@ -65,7 +65,7 @@ def fast(schedule: Schedule, steps: int, *, order: int = 3) -> Float64Array:
 
 def fast_orders(calls: int, order: int) -> list[int]:
     """The steps of DPM-Solver-fast by their orders, which add up to `calls`: as many of `order` as the last ones, which
-    are lower, leave room for (Lu et al. 2022, DPM-Solver, Section 3.4; for order 2 their code)."""
+    are lower, leave room for (Lu et al. 2022, DPM-Solver, Section 3.3; for order 2 their code)."""
     expect(order in (1, 2, 3), f"order must be 1, 2 or 3, got {order!r}")
     full, rest = divmod(calls, order)
     if order == 3 and rest == 0 and full > 0:

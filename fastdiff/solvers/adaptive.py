@@ -16,7 +16,7 @@ from fastdiff.errors import expect
 from fastdiff.solvers.dpm_solver import advance, between, descend, evaluate
 from fastdiff.solvers.registry import solver
 
-PAPER = "Lu et al. 2022, DPM-Solver, Appendix C.2"
+PAPER = "Lu et al. 2022, DPM-Solver, Section 3.3 and Appendix C"
 
 
 @solver(order=2, evaluations=2, adaptive=True, grid="logsnr", source=PAPER)
@@ -74,9 +74,7 @@ def _dpm(model, x, s, end, order, rtol, atol, h_init, theta, t_err, variant, max
         h *= theta * float(float32(growth))  # rounded as in the authors' code, so that the steps are the same
 
 
-@solver(
-    order=3, evaluations=3, adaptive=True, grid="logsnr", source="k-diffusion, after Lu et al. 2022, DPM-Solver, C.2"
-)
+@solver(order=3, evaluations=3, adaptive=True, grid="logsnr", source="k-diffusion, after Lu et al. 2022, DPM-Solver-23")
 def dpm_adaptive(
     model,
     x,

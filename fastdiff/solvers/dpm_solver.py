@@ -29,7 +29,7 @@ def evaluate(model, x, s, nodes, data, m=None):
 def advance(x, s, t, nodes, outputs, data, variant):
     """The state at t from the predictions at s and at no, one or two nodes, a step of order 1, 2 or 3.
 
-    DPM-Solver, Algorithms 1, 2 and 4 (Eq. 4.1 and Appendix B), "taylor": Appendix B.6; DPM-Solver++, Algorithm 1.
+    DPM-Solver, Eq. 3.7, Algorithms 1 and 2; DPM-Solver++, Algorithm 1; "taylor" and order 3 in x0: their code.
     """
     h = t.lam - s.lam
     weight = slope_weight(variant, -h if data else h)
@@ -84,14 +84,14 @@ def dpm_solver_1(model, x, s, t, history):
     return first_order(model, x, s, t)
 
 
-@solver(order=2, evaluations=2, grid="logsnr", spans=_spans(2), source="Lu et al. 2022, DPM-Solver, Algorithm 4, 6")
+@solver(order=2, evaluations=2, grid="logsnr", spans=_spans(2), source="Lu et al. 2022, DPM-Solver, Algorithm 1")
 def dpm_solver_2(model, x, s, t, history, *, variant="dpmsolver", nodes="lambda"):
     """The eps-prediction also at a node between s and t: half-way in lambda, or with nodes="grid" the next point of the
     grid, a step taking two intervals. A step to the data is of first order."""
     return _single_step(model, x, s, t, 2, nodes, variant, data=False)
 
 
-@solver(order=3, evaluations=3, grid="logsnr", spans=_spans(3), source="Lu et al. 2022, DPM-Solver, Algorithm 5, 7")
+@solver(order=3, evaluations=3, grid="logsnr", spans=_spans(3), source="Lu et al. 2022, DPM-Solver, Algorithm 2")
 def dpm_solver_3(model, x, s, t, history, *, variant="dpmsolver", nodes="lambda"):
     """The same with two nodes, in the thirds of lambda, or with nodes="grid" a step taking three intervals."""
     return _single_step(model, x, s, t, 3, nodes, variant, data=False)
@@ -137,7 +137,7 @@ def descend(model, s, t, end, eta):
 
 
 @solver(
-    order=2, grid="fast", spans=_fast_spans, source="Lu et al. 2022, DPM-Solver-fast, Section 3.4; eta: k-diffusion"
+    order=2, grid="fast", spans=_fast_spans, source="Lu et al. 2022, DPM-Solver-fast, Section 3.3; eta: k-diffusion"
 )
 def dpm_fast(model, x, s, t, history, *, order=3, variant="dpmsolver", eta=0.0, noise):
     """As many model calls as the grid has intervals: steps of `order` (3 or 2), the last ones of lower order.
