@@ -7,7 +7,7 @@ from math import sqrt
 from fastdiff.solvers.registry import solver
 
 
-@solver(order=1, grid="karras", source="Song et al. 2023, Consistency Models, Algorithm 1")
+@solver(order=0, grid="karras", source="Song et al. 2023, Consistency Models, Algorithm 1")
 def consistency(model, x, s, t, history, *, noise):
     """The network's x0, and noise up to the level of t: a network that maps every state of a trajectory to its end
     needs few steps, or one.

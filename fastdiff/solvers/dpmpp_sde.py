@@ -74,18 +74,29 @@ def dpmpp_2s_ancestral(model, x, s, t, history, *, eta=1.0, noise):
 @solver(
     order=2, evaluations=2, grid="karras", source="Lu et al. 2022, DPM-Solver++, Algorithm 1, as an SDE; k-diffusion"
 )
-def dpmpp_sde(model, x, s, t, history, *, eta=1.0, r=0.5, noise):
-    """Two stages, each down to a lower noise and up again; r is the position of the second in lambda."""
+def dpmpp_sde(model, x, s, t, history, *, eta=1.0, r=0.5, correlated=True, noise):
+    """Two stages, each down to a lower noise and up again; r is the position of the second in lambda.
+
+    correlated: the noises of both stages are increments of one Brownian path in sigma / alpha, as k-diffusion's are
+    unless it is told otherwise. With independent ones the order is 1 in distribution.
+    """
     m = model.x0(x, s)
     if t.sigma == 0:
         return m
     middle = model.at_lam(s.lam + r * (t.lam - s.lam))
     down, up = ancestral_split(s, middle, eta)
     u = _first_order(x, m, s, middle, -log(down))
-    m_middle = model.x0(u + middle.alpha * up * noise() if up > 0 else u, middle)
+    if eta > 0:
+        z1, z2 = noise(), noise()
+        u = u + middle.alpha * up * z1
+        if correlated:
+            rho, rho_middle, rho_t = (p.sigma / p.alpha for p in (s, middle, t))
+            share = (rho - rho_middle) / (rho - rho_t)
+            z2 = sqrt(share) * z1 + sqrt(1 - share) * z2
+    m_middle = model.x0(u, middle)
     down, up = ancestral_split(s, t, eta)
     y = _first_order(x, m + (m_middle - m) / (2 * r), s, t, -log(down))
-    return y + t.alpha * up * noise() if up > 0 else y
+    return y + t.alpha * up * z2 if eta > 0 else y
 
 
 def _first_order(x, m, s, t, lam):

@@ -20,12 +20,12 @@ Spans = Callable[..., Sequence[int]]
 class Solver:
     """A solver as data.
 
-    step: the formula. order: of convergence on the ODE, or in distribution for a stochastic solver. evaluations: model
-    calls a step. history: entries that a step looks back to. grid: the one taken where none is named. source: paper and
-    equation. options: the keyword arguments of `step` and their values. spans: for a solver whose steps take several
-    intervals of the grid, how many each takes, from their number, whether the last one ends at the data, and the
-    options. adaptive: it chooses its own times between the ends of the grid. warm_up: further model calls that its
-    first steps make, before the history is full.
+    step: the formula. order: of convergence on the ODE, or in distribution for a stochastic solver; 0 where more steps
+    approach no solution. evaluations: model calls a step. history: entries that a step looks back to. grid: the one
+    taken where none is named. source: paper and equation. options: the keyword arguments of `step` and their values.
+    spans: for a solver whose steps take several intervals of the grid, how many each takes, from their number, whether
+    the last one ends at the data, and the options. adaptive: it chooses its own times between the ends of the grid.
+    warm_up: further model calls that its first steps make, before the history is full.
     """
 
     name: str

@@ -1,19 +1,6 @@
 """Predictor-corrector samplers: Song et al. 2021, Score-Based Generative Modeling through SDEs (Score SDE).
 
-A step is: corrections at the level of s (Langevin dynamics on p_s), then a prediction from s to t. One function serves
-all solvers of this file, which differ in their defaults. Its options:
-
-predictor: "euler-maruyama", "reverse-diffusion", "ancestral-sampling" or "none". corrector: "langevin", "ald" (annealed
-Langevin dynamics) or "none", n_steps_each times a step, with the signal-to-noise ratio snr.
-norm: what the length of a "langevin" step is taken from: "sample", the norms of each sample's own score and noise, so
-that a sample does not depend on its batch; or "batch", their means over the batch, as published.
-probability_flow: half of the score and no noise in the prediction, which then solves the ODE.
-discretization: "grid", steps are the intervals of the grid, transitions those of the forward process between its ends,
-and the step to the data returns x0. "released": as in the authors' code every step is t_max / N long, whatever the N
-intervals of the grid, reverse diffusion and ancestral sampling take beta and sigma from tables of N values, and the
-last step ends with the mean of the prediction (denoise=True) or with its noise (denoise=False).
-
-Every prediction requests a draw, whether or not it is used.
+One function serves all of them, with other defaults.
 """
 
 from __future__ import annotations
@@ -38,7 +25,7 @@ SOURCE = "Song et al. 2021, Score SDE"
 @solver(name="ancestral-sampling", order=1, source=f"{SOURCE}, Eq. 4 and 47", predictor="ancestral-sampling")
 @solver(
     name="predictor-corrector",
-    order=1,
+    order=0,
     evaluations=2,
     source=f"{SOURCE}, Algorithms 2 and 3",
     predictor="reverse-diffusion",
@@ -61,8 +48,22 @@ def predictor_corrector(
     denoise=True,
     noise,
 ):
-    """The options are described at the top of fastdiff/solvers/score_sde.py. As an SDE solver each predictor is of weak
-    order 1; a corrector keeps p_s but for its own error, which does not vanish with more steps."""
+    """Corrections at the level of s (Langevin dynamics on p_s), then a prediction from s to t.
+
+    predictor: "euler-maruyama", "reverse-diffusion", "ancestral-sampling" or "none". corrector: "langevin", "ald"
+    (annealed Langevin dynamics) or "none", n_steps_each times a step, with the signal-to-noise ratio snr. norm: what
+    the length of a "langevin" step is taken from: "sample", the norms of each sample's own score and noise, so that a
+    sample does not depend on its batch; or "batch", their means over the batch, as published.
+
+    probability_flow: half of the score and no noise in the prediction, which then solves the ODE. discretization:
+    "grid": steps are the intervals of the grid, with the transitions of the forward process between their ends, and the
+    step to the data returns x0. "released": as in the authors' code, every step is t_max / N long, whatever the N
+    intervals of the grid; reverse diffusion and ancestral sampling take beta and sigma from tables of N values; and the
+    last step ends with the mean of the prediction or, with denoise=False, with its noise.
+
+    Every prediction requests a draw, whether or not it is used. The predictors are of order 1 in distribution; the
+    error of a corrector does not vanish with more steps.
+    """
     expect(n_steps_each >= 1, f"n_steps_each must be >= 1, got {n_steps_each!r}")
     if discretization not in ("grid", "released"):
         raise unknown("discretization", discretization, ("grid", "released"))

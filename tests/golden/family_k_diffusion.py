@@ -33,4 +33,6 @@ def case(name, meta):
     if sampler == "dpm-fast":
         times = nested(schedule, "logSNR", *times, fast_orders(meta["steps"], 3))
     options = {ours: meta[theirs] for ours, theirs in OPTIONS.items() if theirs in meta}
+    if sampler == "dpmpp-sde":  # the stored draws are independent
+        options["correlated"] = False
     return Case(get_solver(sampler, **options), schedule, times, prediction="x0")
