@@ -48,7 +48,8 @@ class EDMTable(Schedule):
         """rho(t) = sigma / alpha."""
         t = np.asarray(t, dtype=np.float64)
         if self.noise == "vp":
-            return np.sqrt(np.expm1(self.beta_d * t**2 / 2 + self.beta_min * t))
+            # For a wide range of levels beta_min is negative, and rho is 0 from some time before `first` on.
+            return np.sqrt(np.maximum(np.expm1(self.beta_d * t**2 / 2 + self.beta_min * t), 0.0))
         return np.sqrt(t) if self.noise == "ve" else t
 
     def t_of_ratio(self, ratio: ArrayLike) -> Float64Array:
