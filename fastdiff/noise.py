@@ -99,16 +99,14 @@ def reference_normal(count: int, seed: int, sample: int, draw: int) -> NDArray[n
 def given_noise(noise: Noise, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> NoiseFunction | None:
     """The draws of a user's noise as a function of their number; None where there is none, and seeds are used.
 
-    noise: a torch.Generator (one `torch.randn` a draw, in order), a tensor or sequence of (draws, *shape), or a
-    function of the number. Raises ValueError, naming the draw, where one is missing or of the wrong shape.
+    noise: a torch.Generator (one `torch.randn` a draw, in the order of their numbers), a tensor or sequence of (draws,
+    *shape), or a function of the number. Raises ValueError, naming the draw, where one is missing or of the wrong
+    shape.
     """
     if noise is None:
         return None
     if isinstance(noise, torch.Generator):
-        generator = noise
-        return lambda number: torch.randn(tuple(shape), generator=generator, dtype=dtype, device=generator.device).to(
-            device
-        )
+        return _Drawn(noise, tuple(shape), dtype, device)
 
     def draw(number: int) -> Tensor:
         if callable(noise):
@@ -123,3 +121,26 @@ def given_noise(noise: Noise, shape: Sequence[int], dtype: torch.dtype, device: 
         return value.to(device=device, dtype=dtype).contiguous()
 
     return draw
+
+
+class _Drawn:
+    """The draws of a generator by their number. One may be asked for again while it is among the last `KEPT`: the
+    stages of a step share them."""
+
+    KEPT = 4
+
+    def __init__(
+        self, generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.generator, self.shape, self.dtype, self.device = generator, shape, dtype, device
+        self.count = 0
+        self.kept: dict[int, Tensor] = {}
+
+    def __call__(self, number: int) -> Tensor:
+        while self.count <= number:
+            value = torch.randn(self.shape, generator=self.generator, dtype=self.dtype, device=self.generator.device)
+            self.kept[self.count] = value.to(self.device)
+            self.kept.pop(self.count - self.KEPT, None)
+            self.count += 1
+        expect(number in self.kept, f"draw {number} of the generator was not kept; only the last {self.KEPT} are")
+        return self.kept[number]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastdiff
 from fastdiff.native import core
 from fastdiff.noise import CounterNoise, given_noise, philox, reference_normal
 
@@ -119,3 +120,30 @@ def test_given_noise():
         given_noise(draws, shape, torch.float32, device)(2)
     with pytest.raises(ValueError, match="draw 0"):
         given_noise(lambda n: torch.zeros(5), shape, torch.float32, device)(0)
+
+
+def test_a_generators_draw_may_be_used_twice():
+    """Stages of one step share a noise, and another order of requests is the same noise."""
+    expected = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    draw = given_noise(generator, (2, 3), torch.float32, torch.device("cpu"))
+    first, third = draw(0), draw(2)
+    assert torch.equal(first, expected)
+    assert torch.equal(draw(0), first)
+    assert torch.equal(draw(2), third)
+    assert not torch.equal(draw(1), third)
+    draw(5)
+    with pytest.raises(ValueError, match="draw 0 of the generator was not kept"):
+        draw(0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_solver_that_shares_noise_between_stages_takes_a_generator(backend):
+    common = dict(schedule="linear", prediction="eps", solver="dpmpp-sde", steps=5)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    draws = [torch.randn(2, 4, dtype=torch.float64, generator=generator) for _ in range(8)]
+    with fastdiff.use(backend):
+        ours = fastdiff.sample(lambda x, t: x.tanh(), x, noise=torch.Generator().manual_seed(7), **common)
+        given = fastdiff.sample(lambda x, t: x.tanh(), x, noise=draws, **common)
+    assert torch.equal(ours, given)
