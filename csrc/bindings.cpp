@@ -2,7 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "fastdiff/kernels.h"
@@ -54,6 +56,38 @@ bool linear_combine(const std::vector<uintptr_t>& inputs, const std::vector<uint
   return plan.run(plan.add(out_slots, kinds, numbers, coefficients), nullptr, nullptr);
 }
 
+fastdiff::Type type_of(const std::string& name) {
+  if (name == "float32") return fastdiff::Type::float32;
+  if (name == "bfloat16") return fastdiff::Type::bfloat16;
+  if (name == "float16") return fastdiff::Type::float16;
+  throw std::invalid_argument("no kernel for " + name);
+}
+
+// (address or 0, stride of a batch, stride of a row)
+using RowsArgument = std::tuple<uintptr_t, int64_t, int64_t>;
+fastdiff::Rows rows_of(const RowsArgument& r) {
+  return {reinterpret_cast<const void*>(std::get<0>(r)), std::get<1>(r), std::get<2>(r)};
+}
+
+void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& x, const RowsArgument& scale,
+                    const RowsArgument& shift, const RowsArgument& gate, const RowsArgument& residual, uintptr_t weight,
+                    uintptr_t bias, int64_t batch, int64_t rows, int64_t channels, float eps, int num_threads) {
+  struct Job {
+    fastdiff::AdaLayerNorm op;
+    fastdiff::AdaLayerNormKernel kernel;
+  };
+  const auto address = [](uintptr_t a) { return reinterpret_cast<const void*>(a); };
+  Job job = {{type_of(type), rows_of(x), rows_of(scale), rows_of(shift), rows_of(gate), rows_of(residual),
+              address(weight), address(bias), reinterpret_cast<void*>(out), rows, channels, eps},
+             fastdiff::kernels().ada_layer_norm};
+  const auto body = [](void* context, int64_t begin, int64_t end) {
+    const Job* job = static_cast<const Job*>(context);
+    job->kernel(job->op, begin, end);
+  };
+  const bool serial = batch * rows * channels <= fastdiff::kSerialElements;
+  fastdiff::parallel_for(batch * rows, serial ? 1 : num_threads, body, &job);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -75,6 +109,9 @@ PYBIND11_MODULE(_core, module) {
   bind_plan<double>(module, "PlanFloat64");
   module.def("linear_combine_float32", linear_combine<float>);
   module.def("linear_combine_float64", linear_combine<double>);
+  module.def("ada_layer_norm", ada_layer_norm, py::kw_only(), py::arg("type"), py::arg("out"), py::arg("x"),
+             py::arg("scale"), py::arg("shift"), py::arg("gate"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
+             py::arg("batch"), py::arg("rows"), py::arg("channels"), py::arg("eps"), py::arg("num_threads"));
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {
     fastdiff::kernels().normal(reinterpret_cast<float*>(out), 0, count, seed, sample, draw);
   });

@@ -78,17 +78,22 @@ bool linear_combine(const T* const* inputs, int num_inputs, T* const* outputs, T
   return false;
 }
 
+}  // namespace
+
+bool linear_combine_f32(const float* const* inputs, int num_inputs, float* const* outputs, float* const* copies,
+                        int num_outputs, const float* coefficients, int64_t size) {
+  return linear_combine<float>(inputs, num_inputs, outputs, copies, num_outputs, coefficients, size);
+}
+
+bool linear_combine_f64(const double* const* inputs, int num_inputs, double* const* outputs, double* const* copies,
+                        int num_outputs, const double* coefficients, int64_t size) {
+  return linear_combine<double>(inputs, num_inputs, outputs, copies, num_outputs, coefficients, size);
+}
+
 void normal(float* out, int64_t first, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {
   const int64_t group = first / kNormalGroup;
   for (int64_t g = 0; g * kNormalGroup < count; ++g)
     normal_group(out + g * kNormalGroup, static_cast<uint32_t>(group + g), seed, sample, draw);
 }
-
-}  // namespace
-
-#define FASTDIFF_STRING_(x) #x
-#define FASTDIFF_STRING(x) FASTDIFF_STRING_(x)
-extern const Kernels table;
-const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine<float>, linear_combine<double>, normal};
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -21,11 +21,34 @@ using LinearCombine = bool (*)(const T* const* inputs, int num_inputs, T* const*
 constexpr int64_t kNormalGroup = 64;
 using Normal = void (*)(float* out, int64_t first, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw);
 
+// What a tensor's numbers are in memory.
+enum class Type { float32, bfloat16, float16 };
+
+// Rows of C contiguous numbers: row s of batch b is at data + b * batch + s * row, strides in numbers. Null for none.
+struct Rows {
+  const void* data;
+  int64_t batch, row;
+};
+
+// out = y, or residual + gate * y, with y = (1 + scale) * LN(x) + shift and LN(x) = (x - mean) / sqrt(variance + eps) *
+// weight + bias. All but weight and bias have S rows of C numbers in each batch; out is contiguous. Rows [begin, end) of all
+// batches are computed, in float32 whatever the type.
+struct AdaLayerNorm {
+  Type type;
+  Rows x, scale, shift, gate, residual;
+  const void *weight, *bias;
+  void* out;
+  int64_t rows, channels;  // of a batch; of a row
+  float eps;
+};
+using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
+
 struct Kernels {
   const char* isa;
   LinearCombine<float> linear_combine_f32;
   LinearCombine<double> linear_combine_f64;
   Normal normal;
+  AdaLayerNormKernel ada_layer_norm;
 };
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones

@@ -1,5 +1,8 @@
 // One vector of T in the widest registers of the instruction set that this file is compiled for.
 //
+// Vec<float> and Vec<double> have what linear_combine needs; the arithmetic below them, with bfloat16 and float16 in memory,
+// is for float alone.
+//
 // Included only by the files that are compiled once an instruction set. They must not use inline functions of the
 // standard library: the linker keeps one copy of those, perhaps one with instructions that the machine lacks.
 #pragma once
@@ -21,6 +24,16 @@
 #else
 #define FASTDIFF_ISA baseline
 #endif
+
+namespace fastdiff {
+// What a half-precision number is in memory.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+}  // namespace fastdiff
 
 namespace fastdiff::FASTDIFF_ISA {
 
@@ -125,5 +138,272 @@ inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
 }
 
 #endif
+
+// ---- arithmetic of Vec<float> ----------------------------------------------------------------------------------------
+//
+// fma(a, b, c) = a * b + c, fused where the instruction set can. load_some and store_some touch the first n values, n below
+// size; the others are read as 0.
+
+using F = Vec<float>;
+
+#if defined(FASTDIFF_ISA_AVX512)
+
+inline F operator+(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F round(F a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F times_power_of_two(F a, F n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+inline float sum(F a) { return _mm512_reduce_add_ps(a.v); }
+inline float max(F a) { return _mm512_reduce_max_ps(a.v); }
+
+inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+inline F load(const float* p) { return F::load(p); }
+inline F load_some(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+inline void store(float* p, F a) { a.store(p); }
+inline void store_some(float* p, F a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+
+inline F widen(__m256i x, bfloat16) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
+inline F widen(__m256i x, float16) { return {_mm512_cvtph_ps(x)}; }
+inline __m256i narrow(F a, bfloat16) {
+  const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));  // to even
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+inline __m256i narrow(F a, float16) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+template <class H>
+inline F load(const H* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), H{});
+}
+template <class H>
+inline F load_some(const H* p, int64_t n) {
+  return widen(_mm256_maskz_loadu_epi16(first(n), p), H{});
+}
+template <class H>
+inline void store(H* p, F a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a, H{}));
+}
+template <class H>
+inline void store_some(H* p, F a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first(n), narrow(a, H{}));
+}
+
+#else
+
+#if defined(FASTDIFF_ISA_AVX2)
+
+inline F operator+(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F max(F a, F b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F round(F a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// In two factors, so that results below the normal numbers are not lost at once. n in [-252, 252].
+inline F times_power_of_two(F a, F n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1), bias = _mm256_set1_epi32(127);
+  const __m256i rest = _mm256_sub_epi32(whole, half);
+  const __m256 p = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+  const __m256 q = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, p), q)};
+}
+
+#elif defined(FASTDIFF_ISA_NEON)
+
+inline F operator+(F a, F b) { return {vaddq_f32(a.v, b.v)}; }
+inline F operator-(F a, F b) { return {vsubq_f32(a.v, b.v)}; }
+inline F operator*(F a, F b) { return {vmulq_f32(a.v, b.v)}; }
+inline F operator/(F a, F b) { return {vdivq_f32(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+inline F max(F a, F b) { return {vmaxq_f32(a.v, b.v)}; }
+inline F min(F a, F b) { return {vminq_f32(a.v, b.v)}; }
+inline F round(F a) { return {vrndnq_f32(a.v)}; }
+inline F times_power_of_two(F a, F n) {
+  const int32x4_t whole = vcvtq_s32_f32(n.v), half = vshrq_n_s32(whole, 1), bias = vdupq_n_s32(127);
+  const float32x4_t p = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
+  const float32x4_t q = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(whole, half), bias), 23));
+  return {vmulq_f32(vmulq_f32(a.v, p), q)};
+}
+
+#else
+
+#define FASTDIFF_LANES(expression)                 \
+  F r;                                             \
+  for (int i = 0; i < 4; ++i) r.v[i] = expression; \
+  return r
+inline F operator+(F a, F b) { FASTDIFF_LANES(a.v[i] + b.v[i]); }
+inline F operator-(F a, F b) { FASTDIFF_LANES(a.v[i] - b.v[i]); }
+inline F operator*(F a, F b) { FASTDIFF_LANES(a.v[i] * b.v[i]); }
+inline F operator/(F a, F b) { FASTDIFF_LANES(a.v[i] / b.v[i]); }
+inline F fma(F a, F b, F c) { FASTDIFF_LANES(a.v[i] * b.v[i] + c.v[i]); }
+inline F max(F a, F b) { FASTDIFF_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline F min(F a, F b) { FASTDIFF_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+// Adding 1.5 * 2^23 leaves no bits for a fraction. |a| < 2^22.
+inline F round(F a) { FASTDIFF_LANES((a.v[i] + 12582912.0f) - 12582912.0f); }
+inline float power_of_two(int32_t n) {
+  const uint32_t bits = static_cast<uint32_t>(n + 127) << 23;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+inline F times_power_of_two(F a, F n) {
+  F r;
+  for (int i = 0; i < 4; ++i) {
+    const int32_t whole = static_cast<int32_t>(n.v[i]), half = whole >> 1;
+    r.v[i] = a.v[i] * power_of_two(half) * power_of_two(whole - half);
+  }
+  return r;
+}
+#undef FASTDIFF_LANES
+
+#endif
+
+inline float sum(F a) {
+  float lanes[F::size], total = 0;
+  a.store(lanes);
+  for (int64_t i = 0; i < F::size; ++i) total += lanes[i];
+  return total;
+}
+inline float max(F a) {
+  float lanes[F::size];
+  a.store(lanes);
+  for (int64_t i = 1; i < F::size; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+  return lanes[0];
+}
+
+#if defined(FASTDIFF_ISA_AVX2)
+inline F widen(__m128i x, bfloat16) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))}; }
+inline F widen(__m128i x, float16) { return {_mm256_cvtph_ps(x)}; }
+inline __m128i narrow(F a, bfloat16) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));  // to even
+  const __m256 nan = _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
+  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+  return _mm256_castsi256_si128(packed);
+}
+inline __m128i narrow(F a, float16) { return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT); }
+template <class H>
+inline F load(const H* p) {
+  return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), H{});
+}
+template <class H>
+inline void store(H* p, F a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a, H{}));
+}
+#elif defined(FASTDIFF_ISA_NEON)
+inline F load(const bfloat16* p) {
+  return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
+}
+inline F load(const float16* p) {
+  return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))))};
+}
+inline void store(bfloat16* p, F a) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(a.v), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+  const uint32x4_t rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));  // to even
+  const uint32x4_t chosen = vbslq_u32(vceqq_f32(a.v, a.v), rounded, vdupq_n_u32(0x7fc00000));
+  vst1_u16(reinterpret_cast<uint16_t*>(p), vshrn_n_u32(chosen, 16));
+}
+inline void store(float16* p, F a) {
+  vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(a.v)));
+}
+#else
+inline float widen(bfloat16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+// Exponents are moved by multiplying: 2^112 is the difference of the two biases, and takes subnormal numbers along.
+inline float widen(float16 x) {
+  const uint32_t magnitude = x.bits & 0x7fffu, sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  uint32_t bits = magnitude << 13;
+  float result;
+  __builtin_memcpy(&result, &bits, 4);
+  result *= 5.192296858534828e33f;  // 2^112
+  __builtin_memcpy(&bits, &result, 4);
+  if (magnitude >= 0x7c00u) bits |= 0x7f800000u;  // infinity and NaN
+  bits |= sign;
+  __builtin_memcpy(&result, &bits, 4);
+  return result;
+}
+inline bfloat16 narrow(float x, bfloat16) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  if (x != x) return {0x7fc0};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to even
+}
+inline float16 narrow(float x, float16) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
+  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to more than 65504
+  if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 aligns the last bit, and rounds to even
+    float y;
+    __builtin_memcpy(&y, &magnitude, 4);
+    y += 0.5f;
+    uint32_t aligned;
+    __builtin_memcpy(&aligned, &y, 4);
+    return {static_cast<uint16_t>(sign | (aligned - 0x3f000000u))};
+  }
+  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);  // to even
+  return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
+}
+template <class H>
+inline F load(const H* p) {
+  F r;
+  for (int i = 0; i < 4; ++i) r.v[i] = widen(p[i]);
+  return r;
+}
+template <class H>
+inline void store(H* p, F a) {
+  for (int i = 0; i < 4; ++i) p[i] = narrow(a.v[i], H{});
+}
+#endif
+
+inline F load(const float* p) { return F::load(p); }
+inline void store(float* p, F a) { a.store(p); }
+template <class H>
+inline F load_some(const H* p, int64_t n) {
+  H values[F::size] = {};
+  for (int64_t i = 0; i < n; ++i) values[i] = p[i];
+  return load(values);
+}
+template <class H>
+inline void store_some(H* p, F a, int64_t n) {
+  H values[F::size];
+  store(values, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = values[i];
+}
+
+#endif
+
+// e^x to 2 ulp: x = n log 2 + r with log 2 in two parts, a polynomial for e^r. 0 below -103, infinity above 88.73. The order
+// of the operands of max and min lets a NaN through.
+inline F exp(F x) {
+  x = min(F::broadcast(89.0f), max(F::broadcast(-104.0f), x));
+  const F n = round(x * F::broadcast(1.44269504088896341f));
+  const F r = fma(n, F::broadcast(-1.42860682030941723e-6f), fma(n, F::broadcast(-0.693145751953125f), x));
+  F p = F::broadcast(1.0f / 5040);
+  p = fma(p, r, F::broadcast(1.0f / 720));
+  p = fma(p, r, F::broadcast(1.0f / 120));
+  p = fma(p, r, F::broadcast(1.0f / 24));
+  p = fma(p, r, F::broadcast(1.0f / 6));
+  p = fma(p, r, F::broadcast(0.5f));
+  p = fma(p, r, F::broadcast(1.0f));
+  p = fma(p, r, F::broadcast(1.0f));
+  return times_power_of_two(p, n);
+}
 
 }  // namespace fastdiff::FASTDIFF_ISA

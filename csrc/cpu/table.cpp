@@ -1,0 +1,19 @@
+// The kernels of one instruction set, together. Compiled once an instruction set (see simd.h).
+#include "fastdiff/kernels.h"
+#include "fastdiff/simd.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+
+bool linear_combine_f32(const float* const* inputs, int num_inputs, float* const* outputs, float* const* copies,
+                        int num_outputs, const float* coefficients, int64_t size);
+bool linear_combine_f64(const double* const* inputs, int num_inputs, double* const* outputs, double* const* copies,
+                        int num_outputs, const double* coefficients, int64_t size);
+void normal(float* out, int64_t first, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw);
+void ada_layer_norm(const AdaLayerNorm& op, int64_t begin, int64_t end);
+
+#define FASTDIFF_STRING_(x) #x
+#define FASTDIFF_STRING(x) FASTDIFF_STRING_(x)
+extern const Kernels table;
+const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal, ada_layer_norm};
+
+}  // namespace fastdiff::FASTDIFF_ISA
