@@ -1,6 +1,6 @@
 """fastdiff: fast sampling from diffusion models, with proof that the answer is unchanged."""
 
-from fastdiff import grids, models, ops, schedules, solvers
+from fastdiff import edm_table, grids, models, ops, schedules, solvers
 from fastdiff.backends import use
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
@@ -18,6 +18,7 @@ __all__ = [
     "Threshold",
     "WeightsError",
     "diffuse",
+    "edm_table",
     "encode",
     "grids",
     "load",

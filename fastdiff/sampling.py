@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
@@ -116,7 +117,6 @@ def sample(
     return engine.run(program, model, x, classifier=classifier, **common)
 
 
-@lru_cache(maxsize=64)
 def traced(
     solver: Solver,
     schedule: Schedule,
@@ -126,8 +126,27 @@ def traced(
     threshold: Threshold | None,
     keep_states: bool,
 ) -> Program:
-    """`trace`, done once for the same arguments."""
+    """`trace`, done once for the same arguments; of a classifier only the scale is in the Program, and is kept."""
+    if isinstance(guidance, Classifier):
+        guidance = replace(guidance, gradient=_given_when_it_runs)
+    return _traced(solver, schedule, times, prediction, guidance, threshold, keep_states)
+
+
+@lru_cache(maxsize=64)
+def _traced(
+    solver: Solver,
+    schedule: Schedule,
+    times: tuple[float, ...],
+    prediction: Prediction,
+    guidance: Guidance | None,
+    threshold: Threshold | None,
+    keep_states: bool,
+) -> Program:
     return trace(solver, schedule, times, prediction, guidance=guidance, threshold=threshold, keep_states=keep_states)
+
+
+def _given_when_it_runs(x: Tensor, t: Tensor) -> Tensor:
+    raise NotImplementedError("the gradient is given to the engine")
 
 
 def resolve(

@@ -1,5 +1,8 @@
 """Classifiers, thresholds and the rescaling of guidance, against their formulas, in all three ways to run."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from conftest import relative_error
@@ -164,3 +167,17 @@ def test_learned_variance_needs_a_split_prediction():
         )
     with pytest.raises(fastdiff.SamplingError, match="the prediction's channels and the variance's"):
         sample(network(), states(), schedule=SCHEDULE, prediction="eps+variance", solver="ddim", grid=TIMES)
+
+
+def test_the_cache_of_programs_keeps_no_classifier():
+    """Its gradient may hold a network; and one made anew for every call is traced once."""
+
+    def run():
+        weights = torch.ones(4, dtype=torch.float64)
+        guidance = Classifier(lambda x, t: x * weights, 0.1)
+        sample(network(), states(), schedule=SCHEDULE, prediction="eps", solver="ddim", grid=TIMES, guidance=guidance)
+        return weakref.ref(guidance.gradient)
+
+    kept = run()
+    gc.collect()
+    assert kept() is None
