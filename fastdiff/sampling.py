@@ -74,9 +74,9 @@ def sample(
     """
     schedule, prediction = resolve(model, schedule, prediction)
     method = get_solver(solver)
-    if isinstance(guidance, Real):
+    if isinstance(guidance, (int, float, Real)):  # NumPy's numbers are Real alone
         guidance = CFG(float(guidance))
-    if isinstance(threshold, Real):
+    if isinstance(threshold, (int, float, Real)):
         threshold = Threshold(float(threshold))
     expect(
         not isinstance(guidance, CFG) or uncond is not None,
