@@ -88,6 +88,38 @@ void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& 
   fastdiff::parallel_for(batch * rows, serial ? 1 : num_threads, body, &job);
 }
 
+void group_norm_silu(const std::string& type, uintptr_t out, uintptr_t x, uintptr_t weight, uintptr_t bias,
+                     const RowsArgument& scale, const RowsArgument& shift, int64_t samples, int64_t channels,
+                     int64_t pixels, int64_t groups, bool channels_last, bool silu, float eps, int num_threads) {
+  struct Job {
+    fastdiff::GroupNorm op;
+    fastdiff::GroupNormKernel kernel;
+  };
+  const auto address = [](uintptr_t a) { return reinterpret_cast<const void*>(a); };
+  Job job = {{type_of(type), address(x), address(weight), address(bias), rows_of(scale), rows_of(shift),
+              reinterpret_cast<void*>(out), samples, channels, pixels, groups, channels_last, silu, eps, nullptr},
+             nullptr};
+  const auto body = [](void* context, int64_t begin, int64_t end) {
+    const Job* job = static_cast<const Job*>(context);
+    job->kernel(job->op, begin, end);
+  };
+  const int threads = samples * channels * pixels > fastdiff::kSerialElements ? num_threads : 1;
+  const fastdiff::Kernels& kernels = fastdiff::kernels();
+  // The choice does not depend on the number of threads, and so the result does not either.
+  if (!channels_last && samples * groups >= 8) {
+    job.kernel = kernels.group_norm_groups;
+    fastdiff::parallel_for(samples * groups, threads, body, &job);
+    return;
+  }
+  const int64_t parts = (pixels + fastdiff::kNormPart - 1) / fastdiff::kNormPart;
+  std::vector<float> partial(static_cast<size_t>(samples * parts * 2 * channels));
+  job.op.partial = partial.data();
+  job.kernel = kernels.group_norm_statistics;
+  fastdiff::parallel_for(samples * parts, threads, body, &job);
+  job.kernel = kernels.group_norm_output;
+  fastdiff::parallel_for(samples * parts, threads, body, &job);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -112,6 +144,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("ada_layer_norm", ada_layer_norm, py::kw_only(), py::arg("type"), py::arg("out"), py::arg("x"),
              py::arg("scale"), py::arg("shift"), py::arg("gate"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
              py::arg("batch"), py::arg("rows"), py::arg("channels"), py::arg("eps"), py::arg("num_threads"));
+  module.def("group_norm_silu", group_norm_silu, py::kw_only(), py::arg("type"), py::arg("out"), py::arg("x"),
+             py::arg("weight"), py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("samples"),
+             py::arg("channels"), py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"),
+             py::arg("eps"), py::arg("num_threads"));
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {
     fastdiff::kernels().normal(reinterpret_cast<float*>(out), 0, count, seed, sample, draw);
   });

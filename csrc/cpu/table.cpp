@@ -10,10 +10,14 @@ bool linear_combine_f64(const double* const* inputs, int num_inputs, double* con
                         int num_outputs, const double* coefficients, int64_t size);
 void normal(float* out, int64_t first, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw);
 void ada_layer_norm(const AdaLayerNorm& op, int64_t begin, int64_t end);
+void group_norm_groups(const GroupNorm& op, int64_t begin, int64_t end);
+void group_norm_statistics(const GroupNorm& op, int64_t begin, int64_t end);
+void group_norm_output(const GroupNorm& op, int64_t begin, int64_t end);
 
 #define FASTDIFF_STRING_(x) #x
 #define FASTDIFF_STRING(x) FASTDIFF_STRING_(x)
 extern const Kernels table;
-const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal, ada_layer_norm};
+const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal,
+                       ada_layer_norm, group_norm_groups, group_norm_statistics, group_norm_output};
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -10,9 +10,7 @@ from torch.autograd import forward_ad
 from fastdiff.backends import pick
 from fastdiff.errors import expect
 from fastdiff.native import core
-from fastdiff.ops.registration import register
-
-_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+from fastdiff.ops.registration import TYPES, check_tensors, register
 
 
 def ada_layer_norm(
@@ -73,7 +71,7 @@ def supports(
         return "forward-mode gradients are being computed, and the operator has only backward ones"
     if x.device.type != "cpu":
         return f"x is on {x.device}, and the C++ kernel runs on the CPU"
-    if x.dtype not in _TYPES:
+    if x.dtype not in TYPES:
         return f"the C++ kernel takes float32, bfloat16 and float16, not {x.dtype}"
     return None
 
@@ -92,25 +90,19 @@ def _check(
     batch, rows, channels = x.shape
     expect(channels > 0, f"x must have channels, got {tuple(x.shape)}")
     expect(bias is None or weight is not None, "bias needs weight")
-    wanted = {
-        "scale": (scale, {(batch, 1, channels), (batch, rows, channels)}),
-        "shift": (shift, {(batch, 1, channels), (batch, rows, channels)}),
-        "gate": (gate, {(batch, 1, channels), (batch, rows, channels)}),
-        "residual": (residual, {(batch, rows, channels)}),
-        "weight": (weight, {(channels,)}),
-        "bias": (bias, {(channels,)}),
-    }
-    for name, (tensor, shapes) in wanted.items():
-        if tensor is None:
-            continue
-        expect(
-            tuple(tensor.shape) in shapes,
-            f"{name} is {tuple(tensor.shape)}, expected {' or '.join(map(str, sorted(shapes)))} "
-            f"for x of {tuple(x.shape)}",
-        )
-        expect(tensor.device == x.device, f"{name} is on {tensor.device}, x on {x.device}")
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} is {tensor.dtype}, x is {x.dtype}")
+    whole = (batch, rows, channels)
+    modulation = [(batch, 1, channels), whole]
+    check_tensors(
+        x,
+        {
+            "scale": (scale, modulation),
+            "shift": (shift, modulation),
+            "gate": (gate, modulation),
+            "residual": (residual, [whole]),
+            "weight": (weight, [(channels,)]),
+            "bias": (bias, [(channels,)]),
+        },
+    )
 
 
 def _kernel(
@@ -124,14 +116,14 @@ def _kernel(
     residual: Tensor | None,
 ) -> Tensor:
     _check(x, scale, shift, weight, bias, eps, gate, residual)  # whoever calls the operator by its registered name
-    expect(x.dtype in _TYPES, f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
+    expect(x.dtype in TYPES, f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
     batch, rows, channels = x.shape
     out = torch.empty(x.shape, dtype=x.dtype)
     held = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in (x, scale, shift, gate, residual)]
     vectors = [t if t is None else t.contiguous() for t in (weight, bias)]
     names = ("x", "scale", "shift", "gate", "residual")
     core.ada_layer_norm(
-        type=_TYPES[x.dtype],
+        type=TYPES[x.dtype],
         out=out.data_ptr(),
         **{name: _rows(t) for name, t in zip(names, held)},
         weight=0 if vectors[0] is None else vectors[0].data_ptr(),

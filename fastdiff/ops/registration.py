@@ -1,14 +1,38 @@
-"""Registration of an operator with torch: the compiled kernel, its shapes, and gradients through the reference."""
+"""What the operators share: checks of their tensors, and registration with torch: the compiled kernel, its shapes, and
+gradients through the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.errors import expect
+
+# What the kernels call the types that they take.
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
 _library = torch.library.Library("fastdiff", "FRAGMENT")
+
+
+def check_tensors(x: Tensor, wanted: Mapping[str, tuple[Tensor | None, Sequence[tuple[int, ...]]]]) -> None:
+    """Whether the tensors that go with x, where they are given, have one of their shapes, and x's device and dtype.
+
+    Raises ValueError or TypeError that names the tensor, what was given and what was expected.
+    """
+    for name, (tensor, shapes) in wanted.items():
+        if tensor is None:
+            continue
+        expect(
+            tuple(tensor.shape) in shapes,
+            f"{name} is {tuple(tensor.shape)}, expected {' or '.join(map(str, dict.fromkeys(shapes)))} "
+            f"for x of {tuple(x.shape)}",
+        )
+        expect(tensor.device == x.device, f"{name} is on {tensor.device}, x on {x.device}")
+        if tensor.dtype != x.dtype:
+            raise TypeError(f"{name} is {tensor.dtype}, x is {x.dtype}")
 
 
 def register(schema: str, *, kernel: Callable[..., Tensor], fake: Callable[..., Tensor], reference: Callable) -> None:
@@ -33,7 +57,7 @@ def register(schema: str, *, kernel: Callable[..., Tensor], fake: Callable[..., 
         wanted = [index for index, needed in enumerate(ctx.needs_input_grad) if needed]
         with torch.enable_grad():
             again = torch.is_grad_enabled() and gradient.requires_grad  # a gradient of the gradient is asked for
-            inputs = [a if not isinstance(a, Tensor) or again else a.detach() for a in arguments]
+            inputs: list[Any] = [a if not isinstance(a, Tensor) or again else a.detach() for a in arguments]
             for index in wanted:
                 inputs[index].requires_grad_()
             result = reference(*inputs)

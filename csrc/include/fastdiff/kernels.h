@@ -43,12 +43,32 @@ struct AdaLayerNorm {
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
+// out = act((x - mean) / sqrt(variance + eps) * weight + bias), mean and variance over the channels and pixels of a group; with
+// scale and shift of each sample and channel the argument of act is multiplied by 1 + scale and shift is added. Arithmetic is
+// float32 whatever the type. x and out: samples of `channels` x `pixels` numbers, or, channels last, `pixels` x `channels`.
+struct GroupNorm {
+  Type type;
+  const void *x, *weight, *bias;  // weight and bias may be null
+  Rows scale, shift;              // row 0 of each batch, or null
+  void* out;
+  int64_t samples, channels, pixels, groups;
+  bool channels_last, silu;
+  float eps;
+  float* partial;  // room for 2 * parts * channels numbers, see below
+};
+// Whole groups: units are sample * groups + group, for contiguous groups (not channels last).
+// In two phases: statistics of parts of kNormPart pixels of all channels, units are sample * parts + part; then the output of
+// the same parts, which needs all statistics of its sample.
+constexpr int64_t kNormPart = 1024;
+using GroupNormKernel = void (*)(const GroupNorm& op, int64_t begin, int64_t end);
+
 struct Kernels {
   const char* isa;
   LinearCombine<float> linear_combine_f32;
   LinearCombine<double> linear_combine_f64;
   Normal normal;
   AdaLayerNormKernel ada_layer_norm;
+  GroupNormKernel group_norm_groups, group_norm_statistics, group_norm_output;
 };
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones

@@ -389,6 +389,16 @@ inline void store_some(H* p, F a, int64_t n) {
 
 #endif
 
+// 1 / x to 1 ulp for finite x whose reciprocal is a normal number, 0 where it is not.
+inline F reciprocal(F x) {
+#if defined(FASTDIFF_ISA_AVX512)
+  const F guess = {_mm512_rcp14_ps(x.v)};
+  return fma(guess, fma(F::broadcast(0) - x, guess, F::broadcast(1)), guess);
+#else
+  return F::broadcast(1) / x;
+#endif
+}
+
 // e^x to 2 ulp: x = n log 2 + r with log 2 in two parts, a polynomial for e^r. 0 below -103, infinity above 88.73. The order
 // of the operands of max and min lets a NaN through.
 inline F exp(F x) {
@@ -404,6 +414,12 @@ inline F exp(F x) {
   p = fma(p, r, F::broadcast(1.0f));
   p = fma(p, r, F::broadcast(1.0f));
   return times_power_of_two(p, n);
+}
+
+// x / (1 + e^-x). Below -88, where e^-x is not finite much longer, the value at -88, -5e-37.
+inline F silu(F x) {
+  x = max(F::broadcast(-88.0f), x);
+  return x * reciprocal(F::broadcast(1) + exp(F::broadcast(0) - x));
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -1,0 +1,176 @@
+"""Group norm and SiLU. Wu & He 2018, Group Normalization, Eq. 1; the adaptive form: Dhariwal & Nichol 2021 (ADM), Eq.
+3."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastdiff.backends import pick
+from fastdiff.errors import expect, unknown
+from fastdiff.native import core
+from fastdiff.ops.registration import TYPES, check_tensors, register
+
+_ACTIVATIONS = ("silu", "none")
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = "silu",
+) -> Tensor:
+    """act((1 + scale) GN(x) + shift), GN(x) = (x - mean) / sqrt(variance + eps) * weight + bias over groups of
+    channels.
+
+    x: (N, C, ...), float32, bfloat16, float16 or float64; num_groups divides C. weight, bias: (C,). scale, shift: (N,
+    C) or (N, C, 1, ...), each optional. activation: "silu", or None for act(y) = y. Statistics are in float32 (float64
+    for float64), the rest as well, and rounded once. Channels-last inputs (4 or 5 dimensions) give channels-last
+    results and are not copied; others give contiguous ones. Differentiable. Raises ValueError where shapes do not fit
+    or for an unknown activation, TypeError for mixed dtypes.
+    """
+    activation = activation or "none"
+    arguments = (x, num_groups, weight, bias, eps, scale, shift, activation)
+    _check(*arguments)
+    if pick(supports(*arguments)) == "reference":
+        return reference(*arguments)
+    return torch.ops.fastdiff.group_norm_silu(*arguments)
+
+
+def reference(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """The same in plain PyTorch."""
+    y = F.group_norm(x, num_groups, weight, bias, eps)
+    per_channel = (*x.shape[:2], *[1] * (x.ndim - 2))
+    if scale is not None:
+        y = y * (1 + scale.reshape(per_channel))
+    if shift is not None:
+        y = y + shift.reshape(per_channel)
+    y = F.silu(y) if activation == "silu" else y
+    return y.contiguous(memory_format=_format(x))
+
+
+def supports(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> str | None:
+    """Why the compiled kernel cannot take this, or None."""
+    if forward_ad._current_level >= 0:
+        return "forward-mode gradients are being computed, and the operator has only backward ones"
+    if x.device.type != "cpu":
+        return f"x is on {x.device}, and the C++ kernel runs on the CPU"
+    if x.dtype not in TYPES:
+        return f"the C++ kernel takes float32, bfloat16 and float16, not {x.dtype}"
+    return None
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """The layout that x has, and that its result gets."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return torch.channels_last
+    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous():
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _check(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> None:
+    expect(x.ndim >= 2, f"x must be (N, C, ...), got {tuple(x.shape)}")
+    samples, channels = x.shape[:2]
+    expect(
+        num_groups >= 1 and channels >= 1 and channels % num_groups == 0,
+        f"num_groups must divide the channels of x {tuple(x.shape)}, got {num_groups}",
+    )
+    expect(samples == 0 or x[0].numel() > 0, f"x has no pixels: {tuple(x.shape)}")
+    if activation not in _ACTIVATIONS:
+        raise unknown("activation", activation, _ACTIVATIONS)
+    per_sample = [(samples, channels), (samples, channels, *[1] * (x.ndim - 2))]
+    check_tensors(
+        x,
+        {
+            "weight": (weight, [(channels,)]),
+            "bias": (bias, [(channels,)]),
+            "scale": (scale, per_sample),
+            "shift": (shift, per_sample),
+        },
+    )
+
+
+def _kernel(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> Tensor:
+    _check(x, num_groups, weight, bias, eps, scale, shift, activation)  # whoever calls the operator by its name
+    expect(x.dtype in TYPES, f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
+    samples, channels = x.shape[:2]
+    layout = _format(x)
+    x = x.contiguous(memory_format=layout)
+    out = torch.empty_like(x, memory_format=layout)
+    vectors = [t if t is None else t.contiguous() for t in (weight, bias)]
+    adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
+    core.group_norm_silu(
+        type=TYPES[x.dtype],
+        out=out.data_ptr(),
+        x=x.data_ptr(),
+        weight=0 if vectors[0] is None else vectors[0].data_ptr(),
+        bias=0 if vectors[1] is None else vectors[1].data_ptr(),
+        scale=(0, 0, 0) if adaptive[0] is None else (adaptive[0].data_ptr(), channels, 0),
+        shift=(0, 0, 0) if adaptive[1] is None else (adaptive[1].data_ptr(), channels, 0),
+        samples=samples,
+        channels=channels,
+        pixels=x.numel() // max(1, samples * channels),
+        groups=num_groups,
+        channels_last=layout is not torch.contiguous_format,
+        silu=activation == "silu",
+        eps=eps,
+        num_threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def _fake(x: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(x, memory_format=_format(x))
+
+
+register(
+    "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
+    "str activation) -> Tensor",
+    kernel=_kernel,
+    fake=_fake,
+    reference=reference,
+)
