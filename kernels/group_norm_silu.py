@@ -74,7 +74,7 @@ def group_norm_silu(
     samples, channels = x.shape[:2]
     last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     x = x if last else x.contiguous()
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
     if not x.numel():
         return out
     pixels = x.numel() // (samples * channels)
