@@ -36,8 +36,7 @@ from fastdiff.schedules import RectifiedFlow, Schedule, VPDiscrete
 from fastdiff.solvers import Solver, get_solver
 from fastdiff.tracing import trace
 
-SHAPES = {(1, 4, 64, 64): 25, (8, 4, 128, 128): 7, (2, 3, 1024, 1024): 2}  # shape -> rounds
-STEPS = 50
+SHAPES = {(1, 4, 64, 64): (50, 25), (8, 4, 128, 128): (50, 7), (2, 3, 1024, 1024): (10, 3)}  # shape -> (steps, rounds)
 TOLERANCE = 50 * 20 * 2.0**-23  # float32 tables and states: 50 steps, each of a few operations amplified by up to 20
 VP = VPDiscrete.scaled_linear()
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -57,14 +56,14 @@ class Pair:
     schedule: Schedule = VP
     prediction: str = "eps"
 
-    def make(self) -> Any:
+    def make(self, steps: int) -> Any:
         scheduler = getattr(diffusers, self.scheduler)(**self.options)
-        scheduler.set_timesteps(STEPS)
+        scheduler.set_timesteps(steps)
         return scheduler
 
-    def times(self) -> np.ndarray:
+    def times(self, steps: int) -> np.ndarray:
         """The grid of ours at diffusers' steps."""
-        scheduler = self.make()
+        scheduler = self.make(steps)
         if not hasattr(scheduler, "sigmas"):
             return np.append((np.unique(scheduler.timesteps.numpy())[::-1] + 1) / 1000, 0.0)
         sigmas = np.unique(scheduler.sigmas.double().numpy())[::-1]
@@ -109,9 +108,9 @@ def pairs() -> dict[str, Pair]:
     return {pair.solver.name: pair for pair in found}
 
 
-def theirs(pair: Pair, scheduler: Any, model: Callable[..., Tensor], x: Tensor, first: float) -> Tensor:
-    """diffusers' loop; x is the state of ours at the first time."""
-    scheduler.set_timesteps(STEPS)
+def theirs(pair: Pair, scheduler: Any, model: Callable[..., Tensor], x: Tensor, first: float, steps: int) -> Tensor:
+    """diffusers' loop; x is the state of ours at the first time, where alpha is `first`."""
+    scheduler.set_timesteps(steps)
     if pair.exploding:
         x = x / first
     options = {"generator": torch.Generator().manual_seed(0)} if pair.solver.stochastic else {}
@@ -128,32 +127,32 @@ def ours(pair: Pair, times: np.ndarray, model: Callable[..., Tensor], x: Tensor)
     )
 
 
-def difference(pair: Pair, shape: tuple[int, ...]) -> float:
+def difference(pair: Pair, shape: tuple[int, ...], steps: int) -> float:
     """Between both on a model that depends on x, the same noise, relative to the RMS."""
-    x, times = torch.randn(shape, generator=torch.Generator().manual_seed(0)), pair.times()
+    x, times = torch.randn(shape, generator=torch.Generator().manual_seed(0)), pair.times(steps)
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(x) * 0.7
 
-    expected = theirs(pair, pair.make(), model, x, pair.schedule.point(times[0]).alpha)
+    expected = theirs(pair, pair.make(steps), model, x, pair.schedule.point(times[0]).alpha, steps)
     return float((ours(pair, times, model, x) - expected).abs().max() / expected.square().mean().sqrt())
 
 
-def bytes_a_step(program: Program, elements: int) -> float:
+def bytes_a_step(program: Program, elements: int, steps: int) -> float:
     """Read and written by the combines: every source and every output once."""
     passes = sum(
         len(slots) + sum(kind != "noise" for kind, _ in sources) for slots, sources, _ in program.tables.values()
     )
-    return 4.0 * elements * passes / STEPS
+    return 4.0 * elements * passes / steps
 
 
-def measure(pair: Pair, shape: tuple[int, ...], rounds: int, bandwidth: float) -> dict[str, Any]:
+def measure(pair: Pair, shape: tuple[int, ...], steps: int, rounds: int, bandwidth: float) -> dict[str, Any]:
     """Times a step of both, in microseconds: median, 20th and 80th percentile. Exits if they compute different
     samples."""
-    error = difference(pair, shape)
+    error = difference(pair, shape, steps)
     if not error <= TOLERANCE:
         raise SystemExit(f"{pair.solver.name} {shape}: differs from {pair.scheduler} by {error:.2e}; nothing was timed")
-    scheduler, times = pair.make(), pair.times()
+    scheduler, times = pair.make(steps), pair.times(steps)
     first = pair.schedule.point(times[0]).alpha
     x, out = torch.randn(shape), torch.randn(shape)
 
@@ -169,8 +168,8 @@ def measure(pair: Pair, shape: tuple[int, ...], rounds: int, bandwidth: float) -
 
     timings = interleave(
         {
-            "diffusers": lambda: theirs(pair, scheduler, model, x, first),
-            "set_timesteps": lambda: scheduler.set_timesteps(STEPS),
+            "diffusers": lambda: theirs(pair, scheduler, model, x, first, steps),
+            "set_timesteps": lambda: scheduler.set_timesteps(steps),
             "reference": with_backend("reference"),
             "cpu": with_backend("cpu"),
         },
@@ -179,21 +178,21 @@ def measure(pair: Pair, shape: tuple[int, ...], rounds: int, bandwidth: float) -
     )
     # Ours is a whole call of fastdiff.sample over its steps, with its buffers and tables; of diffusers only the steps.
     setting_up = timings.pop("set_timesteps").median
-    steps = {name: [1e6 * s / STEPS for s in (t.median, t.p20, t.p80)] for name, t in timings.items()}
-    steps["diffusers"] = [us - 1e6 * setting_up / STEPS for us in steps["diffusers"]]
+    step = {name: [1e6 * s / steps for s in (t.median, t.p20, t.p80)] for name, t in timings.items()}
+    step["diffusers"] = [us - 1e6 * setting_up / steps for us in step["diffusers"]]
     prediction = get_prediction(pair.prediction)
     started = time.perf_counter()
     for _ in range(5):
         program = trace(pair.solver, pair.schedule, times, prediction)
-    least = 1e6 * bytes_a_step(program, math.prod(shape)) / bandwidth
+    least = 1e6 * bytes_a_step(program, math.prod(shape), steps) / bandwidth
     return {
         "solver": pair.solver.name,
         "shape": shape,
         "difference": error,
-        "microseconds_a_step": steps,
+        "microseconds_a_step": step,
         "trace_milliseconds": 1e3 * (time.perf_counter() - started) / 5,
-        "speed_up_over_diffusers": steps["diffusers"][0] / steps["cpu"][0],
-        "time_of_the_copy": steps["cpu"][0] / least,
+        "speed_up_over_diffusers": step["diffusers"][0] / step["cpu"][0],
+        "time_of_the_copy": step["cpu"][0] / least,
     }
 
 
@@ -222,10 +221,10 @@ def main() -> None:
         "diff",
     ):
         table.add_column(heading)
-    for shape, rounds in SHAPES.items():
+    for shape, (steps, rounds) in SHAPES.items():
         bandwidth = copy_bandwidth(4 * math.prod(shape))
         for name in chosen:
-            result = measure(known[name], shape, rounds, bandwidth)
+            result = measure(known[name], shape, steps, rounds, bandwidth)
             results.append(result)
             print(f"{name} {shape}: {result['speed_up_over_diffusers']:.1f}x diffusers", flush=True)
             spread = [f"{m:.1f} ({a:.1f} to {b:.1f})" for m, a, b in result["microseconds_a_step"].values()]
