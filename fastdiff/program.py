@@ -20,6 +20,7 @@ from fastdiff.transforms import TRANSFORMS
 
 # A source of a sum: ("buffer", slot), ("cond", 0) and ("uncond", 0) for the network's last outputs, ("noise", draw).
 Source = tuple[str, int]
+KINDS = ("buffer", "cond", "uncond", "noise")  # in the order of enum class Source in csrc/include/fastdiff/plan.h
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,18 @@ class Program:
         return tuple(i for i in self.instructions if isinstance(i, Call))
 
     @cached_property
-    def tables(self) -> dict[int, tuple[list[int], tuple[Source, ...], list[float]]]:
-        """For every combine, by the index of its instruction: the slots of its outputs, its sources, and the matrix of
-        coefficients, flat, that of source k and output m at [k * outputs + m]. Made once."""
+    def tables(self) -> dict[int, tuple[list[int], list[int], list[int], list[float]]]:
+        """For every combine, by the index of its instruction: the slots of its outputs, the kinds (places in `KINDS`)
+        and numbers of its sources, and the matrix of coefficients, flat, that of source k and output m at [k * outputs
+        + m]. Made once."""
         tables = {}
         for index, instruction in enumerate(self.instructions):
             if isinstance(instruction, Combine):
                 sources = instruction.sources()
                 terms = [dict(output.terms) for output in instruction.outputs]
                 coefficients = [of.get(source, 0.0) for source in sources for of in terms]
-                tables[index] = ([output.slot for output in instruction.outputs], sources, coefficients)
+                kinds, numbers = [KINDS.index(kind) for kind, _ in sources], [number for _, number in sources]
+                tables[index] = ([output.slot for output in instruction.outputs], kinds, numbers, coefficients)
         return tables
 
     @property

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastdiff.native import core
 from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import Program
+from fastdiff.program import KINDS, Program
 
 _PLANS = {torch.float32: core.PlanFloat32, torch.float64: core.PlanFloat64}
-_KINDS = {"buffer": 0, "cond": 1, "uncond": 2, "noise": 3}  # enum class Source in csrc/include/fastdiff/plan.h
+_NOISE = KINDS.index("noise")
 
 
 def supports(program: Program, x: Tensor) -> str | None:
@@ -21,10 +21,10 @@ def supports(program: Program, x: Tensor) -> str | None:
         return f"the state is on {x.device}, and the C++ engine runs on the CPU"
     if x.dtype not in _PLANS:
         return f"the C++ engine takes float32 and float64 states, not {x.dtype}"
-    for slots, sources, _ in program.tables.values():
-        if len(slots) > core.MAX_OUTPUTS or len(sources) > core.MAX_INPUTS:
+    for slots, kinds, _, _ in program.tables.values():
+        if len(slots) > core.MAX_OUTPUTS or len(kinds) > core.MAX_INPUTS:
             return (
-                f"a step has {len(slots)} outputs of {len(sources)} inputs; the kernel is compiled for at most "
+                f"a step has {len(slots)} outputs of {len(kinds)} inputs; the kernel is compiled for at most "
                 f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
             )
     return None
@@ -54,11 +54,11 @@ class CpuEngine:
         self._draw = draw
         self._index: dict[int, int] = {}  # of the instruction -> of the combine in the plan
         self._noises: dict[int, list[int]] = {}  # what a combine reads from `draw`
-        for index, (slots, sources, coefficients) in program.tables.items():
-            kinds, numbers = [_KINDS[kind] for kind, _ in sources], [number for _, number in sources]
-            self._index[index] = self._plan.add(slots, kinds, numbers, coefficients)
+        add = self._plan.add
+        for index, (slots, kinds, numbers, coefficients) in program.tables.items():
+            self._index[index] = add(slots, kinds, numbers, coefficients)
             if draw is not None:
-                self._noises[index] = [number for kind, number in sources if kind == "noise"]
+                self._noises[index] = [number for kind, number in zip(kinds, numbers) if kind == _NOISE]
 
     def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:
         """Run the combine at `index` of the program on the network's outputs; whether all results are finite."""

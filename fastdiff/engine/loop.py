@@ -20,6 +20,8 @@ from fastdiff.program import Apply, Call, Combine, Program
 from fastdiff.transforms import TRANSFORMS
 
 Callback = Callable[[int, Tensor], None]
+# Of a call: the network and its name, x, t, its further arguments, and the shape of what it must return.
+_Arguments = tuple[Callable[..., Any], str, Tensor, Tensor, Mapping[str, Any], torch.Size]
 
 
 @torch.no_grad()
@@ -65,6 +67,7 @@ def run(
     after: dict[int, list[tuple[int, int]]] = {}  # instruction -> (step, buffer of its state)
     for step, (index, slot) in enumerate(program.states if callback else ()):
         after.setdefault(index, []).append((step, slot))
+    combine = engine.combine
     outputs: tuple[Tensor | None, Tensor | None] = (None, None)
     call: Call | Apply | None = None
     for index, instruction in enumerate(program.instructions):
@@ -74,10 +77,11 @@ def run(
             inputs = (buffers[slot][:batch] for slot in instruction.inputs)
             result = TRANSFORMS[instruction.function](*inputs, **dict(instruction.parameters))
             call, outputs = instruction, (result.contiguous(), None)
-        elif not engine.combine(index, *outputs):
+        elif not combine(index, *outputs):
             raise _not_finite(program, call, outputs)
-        for step, slot in after.get(index, ()):
-            callback(step, buffers[slot][:batch])  # type: ignore[misc]
+        if after:
+            for step, slot in after.get(index, ()):
+                callback(step, buffers[slot][:batch])  # type: ignore[misc]
     bad = engine.first_not_finite()
     if bad is not None:
         call = next(i for i in reversed(program.instructions[:bad]) if not isinstance(i, Combine))
@@ -99,7 +103,7 @@ class _Evaluator:
         cond: Mapping[str, Any],
         uncond: Mapping[str, Any],
     ) -> None:
-        self.program, self.model, self.classifier, self.batch = program, model, classifier, batch
+        self.program, self.batch = program, batch
         self.dtype, self.state_dtype = dtype, buffers[0].dtype
         guided = any(call.guided for call in program.calls)
         both = join(cond, uncond, batch) if guided else {}
@@ -112,27 +116,26 @@ class _Evaluator:
         )
         halves = [buffer[:batch] for buffer in buffers]
         self.halves = halves
-        self.shapes = {True: torch.Size((2 * batch, *buffers[0].shape[1:])), False: halves[0].shape}
-        self.arguments = {
-            id(call): (buffers[call.input], t, both)
-            if call.guided
-            else (halves[call.input], t[:batch] if guided else t, alone)
-            for call, t in zip(program.calls, table.unbind())
-        }
+        whole = torch.Size((2 * batch, *buffers[0].shape[1:]))
+        self.arguments: dict[int, _Arguments] = {}
+        for call, t in zip(program.calls, table.unbind()):
+            x, shape = (buffers[call.input], whole) if call.guided else (halves[call.input], halves[0].shape)
+            t = t[:batch] if guided and not call.guided else t
+            if call.network == "classifier":
+                assert classifier is not None
+                self.arguments[id(call)] = (classifier.gradient, "classifier", x, t, {}, shape)
+                continue
+            if program.split_output:
+                shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
+            self.arguments[id(call)] = (model, "model", x, t, both if call.guided else alone, shape)
 
     def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """(conditional output, unconditional output or None), contiguous and in the state's dtype."""
-        x, t, conditions = self.arguments[id(call)]
-        shape, model, name = self.shapes[call.guided], self.model, "model"
-        if call.network == "classifier":
-            assert self.classifier is not None
-            model, name, conditions = self.classifier.gradient, "classifier", {}
-        elif self.program.split_output:
-            shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
+        network, name, x, t, conditions, shape = self.arguments[id(call)]
         if self.dtype is not self.state_dtype:
             x = x.to(self.dtype)
-        out = call_network(model, name, x, t, conditions, shape, self.state_dtype, lambda: where(self.program, call))
-        if out.shape[1:] != x.shape[1:]:
+        out = call_network(network, name, x, t, conditions, shape, self.state_dtype, lambda: where(self.program, call))
+        if self.program.split_output and call.network == "model":
             out, variance = out.chunk(2, dim=1)
             if call.variance is not None:
                 self.halves[call.variance].copy_(variance[: self.batch])

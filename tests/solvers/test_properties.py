@@ -72,7 +72,7 @@ def test_coefficients_are_finite_and_the_data_are_reached(solver, data, schedule
 def test_a_grid_may_end_before_the_data(solver, data, schedule, count):
     times = times_of(data, schedule, count, to_data=False)
     program = trace(solver, schedule, times, PREDICTIONS["v"])
-    assert all(math.isfinite(c) for i in program.tables.values() for c in i[2])
+    assert all(math.isfinite(c) for i in program.tables.values() for c in i[-1])
 
 
 @pytest.mark.parametrize("solver", FIXED, ids=lambda s: s.name)
