@@ -1,16 +1,8 @@
 """The Triton kernel of group_norm_silu: numbers in the interpreter, compilation ahead of time. No GPU is needed."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import pytest
+from triton_process import TARGETS, compile_for, interpret
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed (it has no wheel for this platform)", allow_module_level=True)
-
-# Triton decides at import whether it interprets, so this runs in a process of its own.
 NUMBERS = """
 import itertools, torch
 from fastdiff.kernels.group_norm_silu import group_norm_silu
@@ -43,33 +35,21 @@ print("ok")
 
 
 def test_numbers_in_the_interpreter():
-    result = subprocess.run([sys.executable, "-c", NUMBERS], capture_output=True, text=True, check=False,
-                            env=os.environ | {"TRITON_INTERPRET": "1"})  # fmt: skip
-    assert result.stdout.strip() == "ok", result.stderr
+    interpret(NUMBERS)
 
 
 COMPILE = """
-import sys, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from fastdiff.kernels.group_norm_silu import group_norm_silu_kernel as kernel
-target = {"sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
-          "gfx942": GPUTarget("hip", "gfx942", 64)}[sys.argv[1]]
 flags = {"affine": True, "biased": True, "scaled": False, "shifted": False, "silu": True, "block": 2048}
 for dtype, last in (("fp32", False), ("fp16", True), ("bf16", False)):
     constants = flags | {"channels_last": last}
     kinds = {name: "i32" for name in kernel.arg_names} | {name: "constexpr" for name in constants} | {"eps": "fp32"}
     signature = kinds | {name: "*" + dtype for name in ("x", "weight", "bias", "scale", "shift", "out")}
-    compiled = triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=constants), target=target)
-    assert any(kind in compiled.asm for kind in ("cubin", "hsaco")), list(compiled.asm)
+    compile_ahead(kernel, signature, constants)
 print("ok")
 """
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_compiles_ahead_of_time(target, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILE, target], capture_output=True, text=True, check=False, env=environment
-    )
-    assert result.stdout.strip() == "ok", result.stderr
+    compile_for(target, COMPILE, str(tmp_path))
