@@ -60,7 +60,8 @@ def _describe(solver: Solver) -> None:
     console.print(f"[bold]{solver.name}[/bold]: order {solver.order}, {calls} model call{plural} a step, ", end="")
     console.print(f"noise: {_noise(solver)}, grid if none is named: {solver.grid}")
     console.print(f"source: {solver.source}\n", markup=False)
-    console.print(inspect.getdoc(solver.step) or "", markup=False)
+    for paragraph in (inspect.getdoc(solver.step) or "").split("\n\n"):
+        console.print(" ".join(paragraph.split()), markup=False)  # wrapped by the terminal, not as in the file
     if solver.options:
         console.print("\noptions, as in " + escape(f"fastdiff.solvers.get_solver({solver.name!r}, ...):"))
         for key, value in solver.options.items():
