@@ -87,7 +87,9 @@ def sample(
         times = _from(start, times, isinstance(x_init_or_shape, Tensor))
     program = None
     if not method.adaptive:
-        program = traced(method, schedule, tuple(times.tolist()), prediction, guidance, threshold, callback is not None)
+        # Of a classifier only the scale is in the Program; its gradient may hold a network, which a cache must not keep.
+        kept = replace(guidance, gradient=_given_when_it_runs) if isinstance(guidance, Classifier) else guidance
+        program = traced(method, schedule, tuple(times.tolist()), prediction, kept, threshold, callback is not None)
 
     if isinstance(x_init_or_shape, Tensor):
         x = x_init_or_shape
@@ -117,6 +119,7 @@ def sample(
     return engine.run(program, model, x, classifier=classifier, **common)
 
 
+@lru_cache(maxsize=64)
 def traced(
     solver: Solver,
     schedule: Schedule,
@@ -126,22 +129,7 @@ def traced(
     threshold: Threshold | None,
     keep_states: bool,
 ) -> Program:
-    """`trace`, done once for the same arguments; of a classifier only the scale is in the Program, and is kept."""
-    if isinstance(guidance, Classifier):
-        guidance = replace(guidance, gradient=_given_when_it_runs)
-    return _traced(solver, schedule, times, prediction, guidance, threshold, keep_states)
-
-
-@lru_cache(maxsize=64)
-def _traced(
-    solver: Solver,
-    schedule: Schedule,
-    times: tuple[float, ...],
-    prediction: Prediction,
-    guidance: Guidance | None,
-    threshold: Threshold | None,
-    keep_states: bool,
-) -> Program:
+    """`trace`, done once for the same arguments, which are kept: a classifier's gradient must not be among them."""
     return trace(solver, schedule, times, prediction, guidance=guidance, threshold=threshold, keep_states=keep_states)
 
 
