@@ -87,7 +87,7 @@ def sample(
         times = _from(start, times, isinstance(x_init_or_shape, Tensor))
     program = None
     if not method.adaptive:
-        # Of a classifier only the scale is in the Program; its gradient may hold a network, which a cache must not keep.
+        # Of a classifier the Program has the scale; its gradient may hold a network, which a cache must not keep.
         kept = replace(guidance, gradient=_given_when_it_runs) if isinstance(guidance, Classifier) else guidance
         program = traced(method, schedule, tuple(times.tolist()), prediction, kept, threshold, callback is not None)
 
