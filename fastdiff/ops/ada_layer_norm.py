@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastdiff.backends import pick
-from fastdiff.errors import expect
 from fastdiff.native import core
-from fastdiff.ops.registration import TYPES, check_tensors, register
+from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference, transformed
 
 
 def ada_layer_norm(
@@ -36,7 +36,7 @@ def ada_layer_norm(
     _check(*arguments)
     if pick(supports(*arguments)) == "reference":
         return reference(*arguments)
-    return torch.ops.fastdiff.ada_layer_norm(*arguments)
+    return _call(*arguments)
 
 
 def reference(
@@ -67,8 +67,8 @@ def supports(
     residual: Tensor | None = None,
 ) -> str | None:
     """Why the compiled kernel cannot take this, or None."""
-    if forward_ad._current_level >= 0:
-        return "forward-mode gradients are being computed, and the operator has only backward ones"
+    if (reason := transformed()) is not None:
+        return reason
     if x.device.type != "cpu":
         return f"x is on {x.device}, and the C++ kernel runs on the CPU"
     if x.dtype not in TYPES:
@@ -86,23 +86,25 @@ def _check(
     gate: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    expect(x.ndim == 3, f"x must be (B, S, C), got {tuple(x.shape)}")
-    batch, rows, channels = x.shape
-    expect(channels > 0, f"x must have channels, got {tuple(x.shape)}")
-    expect(bias is None or weight is not None, "bias needs weight")
-    whole = (batch, rows, channels)
-    modulation = [(batch, 1, channels), whole]
-    check_tensors(
-        x,
-        {
-            "scale": (scale, modulation),
-            "shift": (shift, modulation),
-            "gate": (gate, modulation),
-            "residual": (residual, [whole]),
-            "weight": (weight, [(channels,)]),
-            "bias": (bias, [(channels,)]),
-        },
-    )
+    shape = x.shape
+    if x.ndim != 3:
+        raise ValueError(f"x must be (B, S, C), got {tuple(shape)}")
+    batch, _, channels = shape
+    if channels == 0:
+        raise ValueError(f"x must have channels, got {tuple(shape)}")
+    if bias is not None and weight is None:
+        raise ValueError("bias needs weight")
+    row, vector = (batch, 1, channels), (channels,)
+    check_tensor("scale", scale, x, row, shape)
+    check_tensor("shift", shift, x, row, shape)
+    if gate is not None:
+        check_tensor("gate", gate, x, row, shape)
+    if residual is not None:
+        check_tensor("residual", residual, x, shape)
+    if weight is not None:
+        check_tensor("weight", weight, x, vector)
+    if bias is not None:
+        check_tensor("bias", bias, x, vector)
 
 
 def _kernel(
@@ -115,19 +117,23 @@ def _kernel(
     gate: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
-    _check(x, scale, shift, weight, bias, eps, gate, residual)  # whoever calls the operator by its registered name
-    expect(x.dtype in TYPES, f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
+    if x.dtype not in TYPES:
+        raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
     batch, rows, channels = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype)
-    held = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in (x, scale, shift, gate, residual)]
-    vectors = [t if t is None else t.contiguous() for t in (weight, bias)]
-    names = ("x", "scale", "shift", "gate", "residual")
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    x, scale, shift, gate, residual = _held(x), _held(scale), _held(shift), _held(gate), _held(residual)
+    weight = None if weight is None else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
     core.ada_layer_norm(
         type=TYPES[x.dtype],
         out=out.data_ptr(),
-        **{name: _rows(t) for name, t in zip(names, held)},
-        weight=0 if vectors[0] is None else vectors[0].data_ptr(),
-        bias=0 if vectors[1] is None else vectors[1].data_ptr(),
+        x=_rows(x),
+        scale=_rows(scale),
+        shift=_rows(shift),
+        gate=_rows(gate),
+        residual=_rows(residual),
+        weight=0 if weight is None else weight.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
         batch=batch,
         rows=rows,
         channels=channels,
@@ -137,21 +143,28 @@ def _kernel(
     return out
 
 
+def _held(tensor: Any) -> Any:
+    """The tensor, if there is one, copied if its rows are not contiguous."""
+    return tensor if tensor is None or tensor.stride()[2] == 1 else tensor.contiguous()
+
+
 def _rows(tensor: Tensor | None) -> tuple[int, int, int]:
     """(address, stride of a batch, stride of a row; 0 where the row is the same for all)."""
     if tensor is None:
         return 0, 0, 0
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1) if tensor.shape[1] > 1 else 0
+    batch, row, _ = tensor.stride()
+    return tensor.data_ptr(), batch, row if tensor.shape[1] > 1 else 0
 
 
 def _fake(x: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-register(
+_call = register(
     "ada_layer_norm(Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, float eps, Tensor? gate, "
     "Tensor? residual) -> Tensor",
     kernel=_kernel,
+    check=_check,
     fake=_fake,
-    reference=reference,
+    **through_reference(reference),
 )

@@ -6,12 +6,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastdiff.backends import pick
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import unknown
 from fastdiff.native import core
-from fastdiff.ops.registration import TYPES, check_tensors, register
+from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference, transformed
 
 _ACTIVATIONS = ("silu", "none")
 
@@ -41,7 +40,7 @@ def group_norm_silu(
     _check(*arguments)
     if pick(supports(*arguments)) == "reference":
         return reference(*arguments)
-    return torch.ops.fastdiff.group_norm_silu(*arguments)
+    return _call(*arguments)
 
 
 def reference(
@@ -76,8 +75,8 @@ def supports(
     activation: str = "silu",
 ) -> str | None:
     """Why the compiled kernel cannot take this, or None."""
-    if forward_ad._current_level >= 0:
-        return "forward-mode gradients are being computed, and the operator has only backward ones"
+    if (reason := transformed()) is not None:
+        return reason
     if x.device.type != "cpu":
         return f"x is on {x.device}, and the C++ kernel runs on the CPU"
     if x.dtype not in TYPES:
@@ -104,25 +103,26 @@ def _check(
     shift: Tensor | None,
     activation: str,
 ) -> None:
-    expect(x.ndim >= 2, f"x must be (N, C, ...), got {tuple(x.shape)}")
-    samples, channels = x.shape[:2]
-    expect(
-        num_groups >= 1 and channels >= 1 and channels % num_groups == 0,
-        f"num_groups must divide the channels of x {tuple(x.shape)}, got {num_groups}",
-    )
-    expect(samples == 0 or x[0].numel() > 0, f"x has no pixels: {tuple(x.shape)}")
+    if x.ndim < 2:
+        raise ValueError(f"x must be (N, C, ...), got {tuple(x.shape)}")
+    samples, channels, *pixels = x.shape
+    if num_groups < 1 or channels < 1 or channels % num_groups != 0:
+        raise ValueError(f"num_groups must divide the channels of x {tuple(x.shape)}, got {num_groups}")
+    if samples > 0 and 0 in pixels:
+        raise ValueError(f"x has no pixels: {tuple(x.shape)}")
     if activation not in _ACTIVATIONS:
         raise unknown("activation", activation, _ACTIVATIONS)
-    per_sample = [(samples, channels), (samples, channels, *[1] * (x.ndim - 2))]
-    check_tensors(
-        x,
-        {
-            "weight": (weight, [(channels,)]),
-            "bias": (bias, [(channels,)]),
-            "scale": (scale, per_sample),
-            "shift": (shift, per_sample),
-        },
-    )
+    if weight is not None:
+        check_tensor("weight", weight, x, (channels,))
+    if bias is not None:
+        check_tensor("bias", bias, x, (channels,))
+    if scale is not None or shift is not None:
+        flat = (samples, channels)
+        whole = (*flat, *[1] * len(pixels))
+        if scale is not None:
+            check_tensor("scale", scale, x, flat, whole)
+        if shift is not None:
+            check_tensor("shift", shift, x, flat, whole)
 
 
 def _kernel(
@@ -135,8 +135,8 @@ def _kernel(
     shift: Tensor | None,
     activation: str,
 ) -> Tensor:
-    _check(x, num_groups, weight, bias, eps, scale, shift, activation)  # whoever calls the operator by its name
-    expect(x.dtype in TYPES, f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
+    if x.dtype not in TYPES:
+        raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
     samples, channels = x.shape[:2]
     layout = _format(x)
     x = x.contiguous(memory_format=layout)
@@ -167,10 +167,11 @@ def _fake(x: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(x, memory_format=_format(x))
 
 
-register(
+_call = register(
     "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
     "str activation) -> Tensor",
     kernel=_kernel,
+    check=_check,
     fake=_fake,
-    reference=reference,
+    **through_reference(reference),
 )

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from fastdiff.backends import pick
-from fastdiff.errors import expect
 from fastdiff.native import core
+from fastdiff.ops.registration import register, transformed
 
 _KERNELS = {torch.float32: core.linear_combine_float32, torch.float64: core.linear_combine_float64}
 
@@ -24,26 +23,27 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     """
     inputs = list(inputs)
     _check(inputs)
-    expect(
-        len(coefficients) > 0 and all(len(row) == len(inputs) for row in coefficients),
-        f"coefficients must be rows of {len(inputs)} numbers, got rows of {[len(row) for row in coefficients]}",
-    )
+    sizes = [len(row) for row in coefficients]
+    if not sizes or set(sizes) != {len(inputs)}:
+        raise ValueError(f"coefficients must be rows of {len(inputs)} numbers, got rows of {sizes}")
     if pick(supports(coefficients, inputs)) == "reference":
         return reference(coefficients, inputs)
     flat = [float(c) for column in zip(*coefficients) for c in column]
-    return tuple(torch.ops.fastdiff.linear_combine(inputs, flat, len(coefficients)))
+    return tuple(_call(inputs, flat, len(coefficients)))
 
 
 def _check(inputs: Sequence[Tensor]) -> None:
-    expect(len(inputs) > 0, "inputs must hold at least one tensor")
+    if not inputs:
+        raise ValueError("inputs must hold at least one tensor")
     first = inputs[0]
+    shape, device, dtype = first.shape, first.device, first.dtype
     for k, x in enumerate(inputs):
-        expect(
-            x.shape == first.shape and x.device == first.device,
-            f"inputs[{k}] is {tuple(x.shape)} on {x.device}, inputs[0] is {tuple(first.shape)} on {first.device}",
-        )
-        if x.dtype != first.dtype:
-            raise TypeError(f"inputs[{k}] is {x.dtype}, inputs[0] is {first.dtype}")
+        if x.shape != shape or x.device != device:
+            raise ValueError(
+                f"inputs[{k}] is {tuple(x.shape)} on {x.device}, inputs[0] is {tuple(shape)} on {first.device}"
+            )
+        if x.dtype != dtype:
+            raise TypeError(f"inputs[{k}] is {x.dtype}, inputs[0] is {dtype}")
 
 
 def reference(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -56,8 +56,8 @@ def reference(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor])
 def supports(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> str | None:
     """Why the compiled kernel cannot take this, or None."""
     x = inputs[0]
-    if forward_ad._current_level >= 0:
-        return "forward-mode gradients are being computed, and the operator has only backward ones"
+    if (reason := transformed()) is not None:
+        return reason
     if x.device.type != "cpu":
         return f"inputs are on {x.device}, and the C++ kernel runs on the CPU"
     if x.dtype not in _KERNELS:
@@ -71,17 +71,17 @@ def supports(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) 
 
 # ---- registration: coefficients come flat, [k * num_outputs + m] ----------------------------------------------------
 
-_library = torch.library.Library("fastdiff", "FRAGMENT")
-_library.define("linear_combine(Tensor[] inputs, float[] coefficients, int num_outputs) -> Tensor[]")
+
+def _check_flat(inputs: list[Tensor], coefficients: list[float], num_outputs: int) -> None:
+    _check(inputs)
+    if len(coefficients) != len(inputs) * num_outputs or inputs[0].dtype not in _KERNELS:
+        raise ValueError(
+            f"expected {len(inputs)} x {num_outputs} coefficients and float32 or float64 inputs, "
+            f"got {len(coefficients)} and {inputs[0].dtype}"
+        )
 
 
-def _cpu(inputs: list[Tensor], coefficients: list[float], num_outputs: int) -> list[Tensor]:
-    _check(inputs)  # whoever calls the operator by its registered name: the kernel gets bare addresses
-    expect(
-        len(coefficients) == len(inputs) * num_outputs and inputs[0].dtype in _KERNELS,
-        f"expected {len(inputs)} x {num_outputs} coefficients and float32 or float64 inputs, "
-        f"got {len(coefficients)} and {inputs[0].dtype}",
-    )
+def _kernel(inputs: list[Tensor], coefficients: list[float], num_outputs: int) -> list[Tensor]:
     inputs = [x.contiguous() for x in inputs]
     outputs = [torch.empty_like(inputs[0]) for _ in range(num_outputs)]
     _KERNELS[inputs[0].dtype](
@@ -112,6 +112,11 @@ def _backward(ctx, grads: list[Tensor | None]) -> tuple:
     return list(linear_combine(rows, [g for _, g in present])), None, None
 
 
-_library.impl("linear_combine", _cpu, "CPU")
-torch.library.register_fake("fastdiff::linear_combine", _fake, lib=_library)
-torch.library.register_autograd("fastdiff::linear_combine", _backward, setup_context=_save, lib=_library)
+_call = register(
+    "linear_combine(Tensor[] inputs, float[] coefficients, int num_outputs) -> Tensor[]",
+    kernel=_kernel,
+    check=_check_flat,
+    fake=_fake,
+    save=_save,
+    backward=_backward,
+)

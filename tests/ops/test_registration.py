@@ -1,0 +1,142 @@
+"""Calls of an operator: past the dispatcher where it would only call the kernel, through it wherever it does more."""
+
+import threading
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastdiff
+from fastdiff.ops import ada_layer_norm, linear_combine
+from fastdiff.ops.ada_layer_norm import reference
+from fastdiff.ops.registration import dispatch_is_trivial
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.fixture
+def tensors():
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=generator) for shape in ((2, 3, 8), (2, 1, 8), (2, 1, 8)))
+
+
+def agrees(ours, *inputs):
+    torch.testing.assert_close(ours, reference(*inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_ordinary_tensors_need_no_dispatch(tensors):
+    x, scale, shift = tensors
+    assert dispatch_is_trivial((x, None, scale))
+    parameter = torch.nn.Parameter(scale)
+    assert not dispatch_is_trivial((x, parameter))
+    with torch.no_grad():
+        assert dispatch_is_trivial((x, parameter))
+        assert not ada_layer_norm(x, parameter, shift).requires_grad
+    assert ada_layer_norm(x, parameter, shift).requires_grad
+    with torch.inference_mode():
+        assert dispatch_is_trivial((x, parameter, torch.ones(2)))
+        assert ada_layer_norm(x, parameter, shift).is_inference()
+    with torch.autocast("cpu"):
+        assert dispatch_is_trivial((x, scale))
+
+
+def test_fake_tensors(tensors):
+    with FakeTensorMode() as mode:
+        x, scale, shift = (mode.from_tensor(t) for t in tensors)
+        assert not dispatch_is_trivial((x,))
+        assert isinstance(ada_layer_norm(x, scale, shift), FakeTensor)
+    assert isinstance(ada_layer_norm(x, scale, shift), FakeTensor)  # the mode is left, the tensors are still fake
+
+
+def test_dispatch_modes_see_the_operator(tensors):
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        agrees(ada_layer_norm(*tensors), *tensors)
+    assert torch.ops.fastdiff.ada_layer_norm.default in seen
+
+
+def test_the_profiler_sees_the_operator(tensors):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ada_layer_norm(*tensors)
+    assert "fastdiff::ada_layer_norm" in {event.key for event in profile.key_averages()}
+
+
+def test_subclasses_stay_subclasses(tensors):
+    x, scale, shift = tensors
+    assert not dispatch_is_trivial([x.as_subclass(Subclass)])
+    assert type(ada_layer_norm(x, scale.as_subclass(Subclass), shift)) is Subclass
+    (y,) = linear_combine([[1.0, 1.0]], [x, x.as_subclass(Subclass)])
+    assert type(y) is Subclass
+
+
+def test_transforms_of_torch_func_go_through_the_reference(tensors):
+    x, scale, shift = (torch.stack((t, 2 * t)) for t in tensors)
+    mapped = torch.func.vmap(ada_layer_norm)(x, scale, shift)
+    for i in range(2):
+        agrees(mapped[i], x[i], scale[i], shift[i])
+    for transform in (torch.func.grad, torch.func.jacfwd):
+        ours, theirs = (
+            transform(lambda x, f=f: f(x, *tensors[1:]).square().sum())(tensors[0]) for f in (ada_layer_norm, reference)
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match=r"torch\.func"):
+        torch.func.vmap(ada_layer_norm)(x, scale, shift)
+
+
+def test_tensors_whose_memory_is_not_their_value(tensors):
+    """Negative views and tensors of zeros without memory: torch makes ordinary ones of them before the kernel."""
+    x, scale, shift = tensors
+    agrees(ada_layer_norm(torch._neg_view(x), scale, shift), -x, scale, shift)
+    zeros = torch._efficientzerotensor(scale.shape)
+    agrees(ada_layer_norm(x, zeros, shift), x, torch.zeros_like(scale), shift)
+
+
+def test_another_default_device(tensors):
+    with torch.device("meta"):
+        assert not dispatch_is_trivial(tensors)
+        y = ada_layer_norm(*tensors)
+        assert y.device.type == "cpu"
+        agrees(y, *tensors)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_traces(tensors):
+    traced = torch.jit.trace(lambda x: ada_layer_norm(x, *tensors[1:]), tensors[0])
+    assert "fastdiff::ada_layer_norm" in str(traced.graph)
+    agrees(traced(2 * tensors[0]), 2 * tensors[0], *tensors[1:])
+
+
+def test_exports(tensors):
+    class Model(torch.nn.Module):
+        def forward(self, x, scale, shift):
+            return ada_layer_norm(x, scale, shift)
+
+    for strict in (True, False):
+        program = torch.export.export(Model(), tensors, strict=strict)
+        assert "fastdiff.ada_layer_norm.default" in str(program.graph)
+
+
+def test_compiled_code_without_gradients(tensors):
+    compiled = torch.compile(lambda *t: ada_layer_norm(*t) + 1, backend="aot_eager", fullgraph=True, dynamic=True)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(compiled(*tensors), ada_layer_norm(*tensors) + 1)
+
+
+def test_every_thread_has_the_same_keys(tensors):
+    """A new thread starts without the modes of the one that made it."""
+    found = []
+    with torch.device("meta"):
+        thread = threading.Thread(target=lambda: found.append(dispatch_is_trivial(tensors)))
+        thread.start()
+        thread.join()
+    assert found == [True]
