@@ -10,6 +10,7 @@
 #include "fastdiff/kernels.h"
 #include "fastdiff/parallel.h"
 #include "fastdiff/plan.h"
+#include "fastdiff/pool.h"
 
 namespace py = pybind11;
 using fastdiff::Plan;
@@ -120,6 +121,30 @@ void group_norm_silu(const std::string& type, uintptr_t out, uintptr_t x, uintpt
   fastdiff::parallel_for(samples * parts, threads, body, &job);
 }
 
+fastdiff::DLDataType dlpack_type(const std::string& name) {
+  if (name == "float64") return {fastdiff::kDLFloat, 64, 1};
+  if (name == "float32") return {fastdiff::kDLFloat, 32, 1};
+  if (name == "float16") return {fastdiff::kDLFloat, 16, 1};
+  if (name == "bfloat16") return {fastdiff::kDLBfloat, 16, 1};
+  throw std::invalid_argument("no pool for " + name);
+}
+
+// A DLPack capsule. Whoever takes the tensor renames it; if nobody does, the capsule's end is the tensor's.
+py::object pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, const std::string& type) {
+  if (shape.size() != strides.size()) throw std::invalid_argument("shape and strides differ in length");
+  fastdiff::DLManagedTensor* managed = fastdiff::pool_tensor(shape, strides, dlpack_type(type));
+  PyObject* capsule = PyCapsule_New(managed, "dltensor", [](PyObject* self) {
+    if (!PyCapsule_IsValid(self, "dltensor")) return;
+    auto* managed = static_cast<fastdiff::DLManagedTensor*>(PyCapsule_GetPointer(self, "dltensor"));
+    managed->deleter(managed);
+  });
+  if (!capsule) {
+    managed->deleter(managed);
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -148,6 +173,15 @@ PYBIND11_MODULE(_core, module) {
              py::arg("weight"), py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("samples"),
              py::arg("channels"), py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"),
              py::arg("eps"), py::arg("num_threads"));
+  module.attr("POOL_MINIMUM") = fastdiff::kPoolMinimum;
+  module.def("pool_available", fastdiff::pool_available);
+  module.def("pool_tensor", pool_tensor);
+  module.def("pool_set_limit", fastdiff::pool_set_limit);
+  module.def("pool_release", fastdiff::pool_release);
+  module.def("pool_statistics", [] {
+    const fastdiff::PoolStatistics s = fastdiff::pool_statistics();
+    return std::make_tuple(s.limit, s.used, s.idle, s.mapped, s.reused);
+  });
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {
     fastdiff::kernels().normal(reinterpret_cast<float*>(out), 0, count, seed, sample, draw);
   });

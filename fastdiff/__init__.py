@@ -1,6 +1,6 @@
 """fastdiff: fast sampling from diffusion models, with proof that the answer is unchanged."""
 
-from fastdiff import edm_table, grids, models, ops, schedules, solvers
+from fastdiff import edm_table, grids, memory, models, ops, schedules, solvers
 from fastdiff.backends import use
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
@@ -23,6 +23,7 @@ __all__ = [
     "grids",
     "load",
     "log_likelihood",
+    "memory",
     "models",
     "ops",
     "sample",

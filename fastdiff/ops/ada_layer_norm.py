@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.backends import pick
+from fastdiff.dispatch import transformed
+from fastdiff.memory import empty_like
 from fastdiff.native import core
-from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference, transformed
+from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference
 
 
 def ada_layer_norm(
@@ -120,7 +122,7 @@ def _kernel(
     if x.dtype not in TYPES:
         raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
     batch, rows, channels = x.shape
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out = empty_like(x)
     x, scale, shift, gate, residual = _held(x), _held(scale), _held(shift), _held(gate), _held(residual)
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()

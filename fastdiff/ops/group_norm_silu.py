@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.backends import pick
+from fastdiff.dispatch import transformed
 from fastdiff.errors import unknown
+from fastdiff.memory import empty_like
 from fastdiff.native import core
-from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference, transformed
+from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference
 
 _ACTIVATIONS = ("silu", "none")
 
@@ -140,7 +142,7 @@ def _kernel(
     samples, channels = x.shape[:2]
     layout = _format(x)
     x = x.contiguous(memory_format=layout)
-    out = torch.empty_like(x, memory_format=layout)
+    out = empty_like(x, layout)
     vectors = [t if t is None else t.contiguous() for t in (weight, bias)]
     adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
     core.group_norm_silu(

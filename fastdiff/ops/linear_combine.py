@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.backends import pick
+from fastdiff.dispatch import transformed
 from fastdiff.native import core
-from fastdiff.ops.registration import register, transformed
+from fastdiff.ops.registration import register
 
 _KERNELS = {torch.float32: core.linear_combine_float32, torch.float64: core.linear_combine_float64}
 

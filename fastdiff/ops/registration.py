@@ -1,21 +1,20 @@
 """What the operators share: checks of their tensors, and registration with torch: the compiled kernel, its shapes, and
-gradients; and the short way to the kernel, past torch's dispatcher, for calls in which it has nothing to do."""
+gradients."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from fastdiff import dispatch
 
 # What the kernels call the types that they take.
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
-_C = torch._C
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 
 
@@ -31,56 +30,6 @@ def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...])
         raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
     if tensor.dtype != x.dtype:
         raise TypeError(f"{name} is {tensor.dtype}, x is {x.dtype}")
-
-
-def transformed() -> str | None:
-    """Why no operator can be called: a transform is in force that goes through plain PyTorch only; or None."""
-    if forward_ad._current_level >= 0:
-        return "forward-mode gradients are being computed, and the operator has only backward ones"
-    if not torch.compiler.is_compiling() and _C._are_functorch_transforms_active():
-        return "a transform of torch.func is in force, and the operator has no rule for it"
-    return None
-
-
-# ---- the short way --------------------------------------------------------------------------------------------------
-# The dispatcher takes the arguments apart and puts them together again for each of an operator's kernels in Python, one
-# for autograd and one for the CPU: 8 us, more than a small tensor's result takes. Where it would do nothing else, the
-# CPU kernel is called directly.
-
-_has_torch_function = _C._has_torch_function
-_included_keys = _C._dispatch_tls_local_include_set
-_keys_of = _C._dispatch_keys
-_profiler_enabled = _C._autograd._profiler_enabled
-
-
-def _mask(*names: str) -> int:
-    keys = [_C.DispatchKeySet(getattr(_C.DispatchKey, name)) for name in names]
-    return functools.reduce(lambda a, b: a | b, keys).raw_repr()
-
-
-# All dispatch keys but an ordinary CPU tensor's: one that is fake, batched, wrapped, negated, sparse ... has others.
-_UNUSUAL = ~_mask("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU")
-# All but those that every thread includes: modes, transforms (vmap, grad, functionalize) and tracers include others.
-_INTERFERING = ~_mask("BackendSelect", "ADInplaceOrView")
-
-
-def dispatch_is_trivial(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether torch's dispatcher would only call the CPU kernel: nobody traces, transforms or observes the call, the
-    tensors are ordinary ones, and no gradient is wanted."""
-    if (
-        _included_keys().raw_repr() & _INTERFERING
-        or _has_torch_function(tensors)  # of a subclass or of a mode such as set_default_device
-        or _profiler_enabled()
-    ):
-        return False
-    grad = torch.is_grad_enabled()
-    for tensor in tensors:
-        if tensor is not None and (_keys_of(tensor).raw_repr() & _UNUSUAL or (grad and tensor.requires_grad)):
-            return False
-    return True
-
-
-# ---- registration ---------------------------------------------------------------------------------------------------
 
 
 def register(
@@ -115,7 +64,7 @@ def register(
     tensors_of = itemgetter(*places)  # a tuple of tensors, or the one list of them
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and dispatch_is_trivial(tensors_of(arguments)):
+        if not torch.compiler.is_compiling() and dispatch.is_trivial(tensors_of(arguments)):
             return kernel(*arguments)
         return operator(*arguments)
 

@@ -8,9 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
+from fastdiff.dispatch import is_trivial
 from fastdiff.ops import ada_layer_norm, linear_combine
 from fastdiff.ops.ada_layer_norm import reference
-from fastdiff.ops.registration import dispatch_is_trivial
 
 
 class Subclass(torch.Tensor):
@@ -29,24 +29,24 @@ def agrees(ours, *inputs):
 
 def test_ordinary_tensors_need_no_dispatch(tensors):
     x, scale, shift = tensors
-    assert dispatch_is_trivial((x, None, scale))
+    assert is_trivial((x, None, scale))
     parameter = torch.nn.Parameter(scale)
-    assert not dispatch_is_trivial((x, parameter))
+    assert not is_trivial((x, parameter))
     with torch.no_grad():
-        assert dispatch_is_trivial((x, parameter))
+        assert is_trivial((x, parameter))
         assert not ada_layer_norm(x, parameter, shift).requires_grad
     assert ada_layer_norm(x, parameter, shift).requires_grad
     with torch.inference_mode():
-        assert dispatch_is_trivial((x, parameter, torch.ones(2)))
+        assert is_trivial((x, parameter, torch.ones(2)))
         assert ada_layer_norm(x, parameter, shift).is_inference()
     with torch.autocast("cpu"):
-        assert dispatch_is_trivial((x, scale))
+        assert is_trivial((x, scale))
 
 
 def test_fake_tensors(tensors):
     with FakeTensorMode() as mode:
         x, scale, shift = (mode.from_tensor(t) for t in tensors)
-        assert not dispatch_is_trivial((x,))
+        assert not is_trivial((x,))
         assert isinstance(ada_layer_norm(x, scale, shift), FakeTensor)
     assert isinstance(ada_layer_norm(x, scale, shift), FakeTensor)  # the mode is left, the tensors are still fake
 
@@ -72,7 +72,7 @@ def test_the_profiler_sees_the_operator(tensors):
 
 def test_subclasses_stay_subclasses(tensors):
     x, scale, shift = tensors
-    assert not dispatch_is_trivial([x.as_subclass(Subclass)])
+    assert not is_trivial([x.as_subclass(Subclass)])
     assert type(ada_layer_norm(x, scale.as_subclass(Subclass), shift)) is Subclass
     (y,) = linear_combine([[1.0, 1.0]], [x, x.as_subclass(Subclass)])
     assert type(y) is Subclass
@@ -102,7 +102,7 @@ def test_tensors_whose_memory_is_not_their_value(tensors):
 
 def test_another_default_device(tensors):
     with torch.device("meta"):
-        assert not dispatch_is_trivial(tensors)
+        assert not is_trivial(tensors)
         y = ada_layer_norm(*tensors)
         assert y.device.type == "cpu"
         agrees(y, *tensors)
@@ -136,7 +136,7 @@ def test_every_thread_has_the_same_keys(tensors):
     """A new thread starts without the modes of the one that made it."""
     found = []
     with torch.device("meta"):
-        thread = threading.Thread(target=lambda: found.append(dispatch_is_trivial(tensors)))
+        thread = threading.Thread(target=lambda: found.append(is_trivial(tensors)))
         thread.start()
         thread.join()
     assert found == [True]

@@ -1,0 +1,67 @@
+"""When torch's dispatcher has nothing to do, and when a transform is in force that the operators cannot follow.
+
+The dispatcher takes a call's arguments apart and puts them together again for each of an operator's kernels in Python,
+one for autograd and one for the CPU: 8 us, more than a small tensor's result takes. Where it would do nothing else, the
+CPU kernel is called directly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_C = torch._C
+_has_torch_function = _C._has_torch_function
+_included_keys = _C._dispatch_tls_local_include_set
+_keys_of = _C._dispatch_keys
+_profiler_enabled = _C._autograd._profiler_enabled
+
+
+def _mask(*names: str) -> int:
+    keys = [_C.DispatchKeySet(getattr(_C.DispatchKey, name)) for name in names]
+    return functools.reduce(lambda a, b: a | b, keys).raw_repr()
+
+
+# All dispatch keys but an ordinary CPU tensor's: one that is fake, batched, wrapped, negated, sparse ... has others.
+_UNUSUAL = ~_mask("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU")
+# All but those that every thread includes: modes, transforms (vmap, grad, functionalize) and tracers include others.
+_INTERFERING = ~_mask("BackendSelect", "ADInplaceOrView")
+
+
+def is_trivial(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether torch's dispatcher would only call the CPU kernel: nobody traces, transforms or observes the call, the
+    tensors are ordinary ones, and no gradient is wanted."""
+    if is_watched(tensors):
+        return False
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (_keys_of(tensor).raw_repr() & _UNUSUAL or (grad and tensor.requires_grad)):
+            return False
+    return True
+
+
+def is_watched(tensors: Sequence[Tensor | None] = ()) -> bool:
+    """Whether a tracer, transform, mode or profiler is in force, or one of the tensors has a `__torch_function__`."""
+    return bool(
+        _included_keys().raw_repr() & _INTERFERING
+        or _has_torch_function(tensors)  # true for function modes, such as set_default_device, as well
+        or _profiler_enabled()
+    )
+
+
+def is_ordinary(tensor: Tensor) -> bool:
+    """Whether this is memory on the CPU and nothing else: not fake, wrapped, negated, sparse ..."""
+    return not _keys_of(tensor).raw_repr() & _UNUSUAL
+
+
+def transformed() -> str | None:
+    """Why no operator can be called: a transform is in force that goes through plain PyTorch only; or None."""
+    if forward_ad._current_level >= 0:
+        return "forward-mode gradients are being computed, and the operator has only backward ones"
+    if not torch.compiler.is_compiling() and _C._are_functorch_transforms_active():
+        return "a transform of torch.func is in force, and the operator has no rule for it"
+    return None
