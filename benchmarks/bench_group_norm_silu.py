@@ -1,70 +1,61 @@
 """group_norm_silu in C++ against torch's group_norm and silu, and against the speed of a copy.
 
-    python benchmarks/bench_group_norm_silu.py
-
-The result is checked against float64 before anything is timed. torch maps fresh pages for every large result: run it
-with MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648 as well, to see the kernel apart from that.
+python benchmarks/bench_group_norm_silu.py
 """
 
-from __future__ import annotations
+import math
 
-import os
-
+import pytest
 import torch
-from rich.console import Console
-from rich.table import Table
 
-import fastdiff
-from fastdiff.bench.timing import copy_bandwidth, interleave
-from fastdiff.native import core
+from fastdiff.bench.compare import Case
+from fastdiff.bench.heap import run_benchmark
 from fastdiff.ops.group_norm_silu import group_norm_silu, reference
 
-# Of Stable Diffusion's U-Net, a guided sample, and of the last level of a VAE's decoder.
-CASES = [((2, 320, 64, 64), False), ((2, 320, 64, 64), True), ((2, 1280, 16, 16), False), ((1, 128, 512, 512), False)]
 GROUPS = 32
+# Stable Diffusion's U-Net, a guided sample: each level, and what the skips make of them.
+UNET = [(2, 320, 64, 64), (2, 960, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16), (2, 2560, 8, 8)]
+# The decoder of its VAE.
+VAE = [(1, 512, 64, 64), (1, 512, 256, 256), (1, 128, 512, 512)]
+# ADM at 256 pixels, with adaptive scale and shift; and a small model's.
+ADM = [(2, 512, 32, 32), (2, 1024, 8, 8)]
+SMALL = (8, 64, 16, 16)
 
 
-def check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> None:
-    """At most twice the error of torch, and a rounding of the output."""
-    exact = reference(x.double(), GROUPS, weight.double(), bias.double())
-    ours, theirs = (
-        float((f(x, GROUPS, weight, bias).double() - exact).abs().max()) for f in (group_norm_silu, reference)
+def make(shape, dtype, channels_last, adaptive, backward):
+    x, (weight, bias) = torch.randn(shape).to(dtype), torch.randn(2, shape[1]).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    scale, shift = torch.randn(shape[0], 2 * shape[1]).to(dtype).chunk(2, dim=1) if adaptive else (None, None)
+    if backward:
+        x, weight, bias = (t.clone().requires_grad_() for t in (x, weight, bias))
+    return (x, GROUPS, weight, bias), {"scale": scale, "shift": shift}
+
+
+def case(shape, dtype=torch.float32, channels_last=False, adaptive=False, backward=False):
+    details = ["channels last"] * channels_last + ["scale, shift"] * adaptive
+    return Case(
+        shape,
+        dtype,
+        lambda: make(shape, dtype, channels_last, adaptive, backward),
+        bytes=(5 if backward else 2) * math.prod(shape) * dtype.itemsize,
+        detail=", ".join(details),
+        reduction=math.prod(shape[1:]) // GROUPS,
+        backward=backward,
     )
-    if not ours <= 2 * theirs + float(exact.abs().max()) * torch.finfo(x.dtype).eps:
-        raise SystemExit(f"group_norm_silu is wrong here (error {ours:.2e}, torch's {theirs:.2e}); nothing was timed")
 
 
-def main() -> None:
-    heap = "reused" if os.environ.get("MALLOC_MMAP_THRESHOLD_") else "default"
-    table = Table(title=f"group_norm_silu, {core.isa()}, {torch.get_num_threads()} threads, heap {heap}")
-    for heading in ("shape", "layout", "dtype", "torch, us", "C++, us", "ratio", "time of a copy, us", "of the copy"):
-        table.add_column(heading)
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape, last in CASES:
-            x, weight, bias = torch.randn(shape).to(dtype), *torch.randn(2, shape[1]).to(dtype)
-            x = x.contiguous(memory_format=torch.channels_last) if last else x
-            check(x, weight, bias)
+CASES = [case(shape, channels_last=last) for shape in UNET for last in (False, True)]
+CASES += [case(shape) for shape in VAE] + [case(VAE[-1], channels_last=True), case(SMALL)]
+CASES += [case(shape, adaptive=True) for shape in ADM]
+for half in (torch.bfloat16, torch.float16):
+    CASES += [case(UNET[0], half), case(UNET[0], half, channels_last=True), case(UNET[3], half), case(VAE[-1], half)]
+CASES += [case(UNET[0], channels_last=last, backward=True) for last in (False, True)]
 
-            def run(backend: str, x=x, weight=weight, bias=bias) -> None:
-                with fastdiff.use(backend):
-                    group_norm_silu(x, GROUPS, weight, bias)
 
-            timings = interleave({"torch": lambda run=run: run("reference"), "cpu": lambda run=run: run("cpu")})
-            theirs, ours = timings["torch"].median, timings["cpu"].median
-            size = x.numel() * x.element_size()
-            copy = 2 * size / copy_bandwidth(size)
-            table.add_row(
-                str(shape),
-                "channels-last" if last else "contiguous",
-                str(dtype).removeprefix("torch."),
-                f"{1e6 * theirs:.0f}",
-                f"{1e6 * ours:.0f}",
-                f"{theirs / ours:.1f}x",
-                f"{1e6 * copy:.0f}",
-                f"{ours / copy:.2f}",
-            )
-    Console(width=120).print(table)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_group_norm_silu(measure, case):
+    measure(case, group_norm_silu, reference)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_benchmark(__file__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,3 +50,10 @@ def copy_bandwidth(size: int) -> float:
     source = torch.ones(size // 4)
     target = torch.empty_like(source)
     return 2 * size / interleave({"copy": lambda: target.copy_(source)}, rounds=15)["copy"].median
+
+
+@functools.cache
+def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """Multiplications and additions a second in torch's product of square matrices here, measured once a process."""
+    a, b = torch.randn(2, size, size).to(dtype)
+    return 2 * size**3 / interleave({"product": lambda: a @ b}, rounds=15)["product"].median
