@@ -18,6 +18,7 @@ _C = torch._C
 _has_torch_function = _C._has_torch_function
 _included_keys = _C._dispatch_tls_local_include_set
 _keys_of = _C._dispatch_keys
+_is_grad_enabled = torch.is_grad_enabled
 _profiler_enabled = _C._autograd._profiler_enabled
 
 
@@ -35,9 +36,9 @@ _INTERFERING = ~_mask("BackendSelect", "ADInplaceOrView")
 def is_trivial(tensors: Sequence[Tensor | None]) -> bool:
     """Whether torch's dispatcher would only call the CPU kernel: nobody traces, transforms or observes the call, the
     tensors are ordinary ones, and no gradient is wanted."""
-    if is_watched(tensors):
-        return False
-    grad = torch.is_grad_enabled()
+    if _included_keys().raw_repr() & _INTERFERING or _has_torch_function(tensors) or _profiler_enabled():
+        return False  # as in is_watched
+    grad = _is_grad_enabled()
     for tensor in tensors:
         if tensor is not None and (_keys_of(tensor).raw_repr() & _UNUSUAL or (grad and tensor.requires_grad)):
             return False

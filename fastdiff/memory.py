@@ -22,6 +22,7 @@ from fastdiff.dispatch import is_ordinary, is_watched
 from fastdiff.errors import expect
 from fastdiff.native import core
 
+_MINIMUM = core.POOL_MINIMUM
 _TYPES = {torch.float64: "float64", torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -41,7 +42,7 @@ def empty_like(x: Tensor, memory_format: torch.memory_format = torch.contiguous_
     memory_format: contiguous_format, channels_last or channels_last_3d. While a tracer, a mode, a transform or a
     profiler is in force it comes from torch.
     """
-    if x.nbytes < core.POOL_MINIMUM or not is_ordinary(x):
+    if x.nbytes < _MINIMUM or not is_ordinary(x):
         return torch.empty_like(x, memory_format=memory_format)
     return empty(x.shape, dtype=x.dtype, memory_format=memory_format)
 
@@ -53,7 +54,7 @@ def empty(
     size = dtype.itemsize
     for extent in shape:
         size *= extent
-    if torch.compiler.is_compiling() or size < core.POOL_MINIMUM or dtype not in _TYPES or not _enabled or is_watched():
+    if torch.compiler.is_compiling() or size < _MINIMUM or dtype not in _TYPES or not _enabled or is_watched():
         return torch.empty(shape, dtype=dtype, device="cpu", memory_format=memory_format)
     return torch.utils.dlpack.from_dlpack(core.pool_tensor(shape, _strides(shape, memory_format), _TYPES[dtype]))
 

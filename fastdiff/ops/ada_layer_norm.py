@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,7 +69,7 @@ def supports(
     """Why the compiled kernel cannot take this, or None."""
     if (reason := transformed()) is not None:
         return reason
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device}, and the C++ kernel runs on the CPU"
     if x.dtype not in TYPES:
         return f"the C++ kernel takes float32, bfloat16 and float16, not {x.dtype}"
@@ -123,38 +121,40 @@ def _kernel(
         raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
     batch, rows, channels = x.shape
     out = empty_like(x)
-    x, scale, shift, gate, residual = _held(x), _held(scale), _held(shift), _held(gate), _held(residual)
+    copies: list[Tensor] = []  # until the kernel has run
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     core.ada_layer_norm(
-        type=TYPES[x.dtype],
-        out=out.data_ptr(),
-        x=_rows(x),
-        scale=_rows(scale),
-        shift=_rows(shift),
-        gate=_rows(gate),
-        residual=_rows(residual),
-        weight=0 if weight is None else weight.data_ptr(),
-        bias=0 if bias is None else bias.data_ptr(),
-        batch=batch,
-        rows=rows,
-        channels=channels,
-        eps=eps,
-        num_threads=torch.get_num_threads(),
+        TYPES[x.dtype],
+        out.data_ptr(),
+        _rows(x, copies),
+        _rows(scale, copies),
+        _rows(shift, copies),
+        _rows(gate, copies),
+        _rows(residual, copies),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        batch,
+        rows,
+        channels,
+        eps,
+        torch.get_num_threads(),
     )
     return out
 
 
-def _held(tensor: Any) -> Any:
-    """The tensor, if there is one, copied if its rows are not contiguous."""
-    return tensor if tensor is None or tensor.stride()[2] == 1 else tensor.contiguous()
+def _rows(tensor: Tensor | None, copies: list[Tensor]) -> tuple[int, int, int]:
+    """(address, stride of a batch, stride of a row; 0 where the row is the same for all).
 
-
-def _rows(tensor: Tensor | None) -> tuple[int, int, int]:
-    """(address, stride of a batch, stride of a row; 0 where the row is the same for all)."""
+    Of a copy, appended to `copies`, if rows are not contiguous.
+    """
     if tensor is None:
         return 0, 0, 0
-    batch, row, _ = tensor.stride()
+    batch, row, step = tensor.stride()
+    if step != 1:
+        tensor = tensor.contiguous()
+        copies.append(tensor)
+        batch, row, _ = tensor.stride()
     return tensor.data_ptr(), batch, row if tensor.shape[1] > 1 else 0
 
 

@@ -79,7 +79,7 @@ def supports(
     """Why the compiled kernel cannot take this, or None."""
     if (reason := transformed()) is not None:
         return reason
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device}, and the C++ kernel runs on the CPU"
     if x.dtype not in TYPES:
         return f"the C++ kernel takes float32, bfloat16 and float16, not {x.dtype}"
@@ -146,21 +146,21 @@ def _kernel(
     vectors = [t if t is None else t.contiguous() for t in (weight, bias)]
     adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
     core.group_norm_silu(
-        type=TYPES[x.dtype],
-        out=out.data_ptr(),
-        x=x.data_ptr(),
-        weight=0 if vectors[0] is None else vectors[0].data_ptr(),
-        bias=0 if vectors[1] is None else vectors[1].data_ptr(),
-        scale=(0, 0, 0) if adaptive[0] is None else (adaptive[0].data_ptr(), channels, 0),
-        shift=(0, 0, 0) if adaptive[1] is None else (adaptive[1].data_ptr(), channels, 0),
-        samples=samples,
-        channels=channels,
-        pixels=x.numel() // max(1, samples * channels),
-        groups=num_groups,
-        channels_last=layout is not torch.contiguous_format,
-        silu=activation == "silu",
-        eps=eps,
-        num_threads=torch.get_num_threads(),
+        TYPES[x.dtype],
+        out.data_ptr(),
+        x.data_ptr(),
+        0 if vectors[0] is None else vectors[0].data_ptr(),
+        0 if vectors[1] is None else vectors[1].data_ptr(),
+        (0, 0, 0) if adaptive[0] is None else (adaptive[0].data_ptr(), channels, 0),
+        (0, 0, 0) if adaptive[1] is None else (adaptive[1].data_ptr(), channels, 0),
+        samples,
+        channels,
+        x.numel() // max(1, samples * channels),
+        num_groups,
+        layout is not torch.contiguous_format,
+        activation == "silu",
+        eps,
+        torch.get_num_threads(),
     )
     return out
 

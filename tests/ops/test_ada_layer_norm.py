@@ -86,6 +86,7 @@ def test_views(isa):
     check(x[::2, ::3], scale[::2], shift[::2], gate=gate[::2], residual=residual[1::2, 2::3])
     check(x.transpose(0, 1), scale[:1].expand(12, 1, 64), shift[:1].expand(12, 1, 64))
     check(x.transpose(1, 2), scale[..., :12], shift[..., :12])
+    check(x[..., ::5][..., :1], scale[..., ::5][..., :1], shift[..., ::5][..., :1])  # one channel, any stride
 
 
 def test_nan_stays_in_its_row(isa):
