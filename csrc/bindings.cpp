@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -145,6 +146,42 @@ py::object pool_tensor(const std::vector<int64_t>& shape, const std::vector<int6
   return py::reinterpret_steal<py::object>(capsule);
 }
 
+// (address or 0, strides of a batch, a head and a row)
+using HeadsArgument = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+fastdiff::Heads heads_of(const HeadsArgument& h) {
+  return {reinterpret_cast<const void*>(std::get<0>(h)), std::get<1>(h), std::get<2>(h), std::get<3>(h)};
+}
+
+fastdiff::Mask mask_of(const std::string& name) {
+  if (name == "none") return fastdiff::Mask::none;
+  if (name == "additive") return fastdiff::Mask::additive;
+  if (name == "boolean") return fastdiff::Mask::boolean;
+  throw std::invalid_argument("no mask is " + name);
+}
+
+// sizes: batch, heads, queries, keys, channels, value channels.
+void attention(const std::string& type, const HeadsArgument& q, const HeadsArgument& k, const HeadsArgument& v,
+               const std::string& mask_type, const HeadsArgument& mask, int64_t mask_column, const HeadsArgument& out,
+               uintptr_t lse, uintptr_t maps, const std::array<int64_t, 6>& sizes, float scale, int num_threads) {
+  struct Job {
+    fastdiff::Attention op;
+    fastdiff::AttentionKernel kernel;
+  };
+  Job job = {{type_of(type), heads_of(q), heads_of(k), heads_of(v), mask_of(mask_type), heads_of(mask), mask_column,
+              heads_of(out), reinterpret_cast<float*>(lse), reinterpret_cast<void*>(maps), sizes[0], sizes[1], sizes[2],
+              sizes[3], sizes[4], sizes[5], scale},
+             fastdiff::kernels().attention};
+  const auto body = [](void* context, int64_t begin, int64_t end) {
+    const Job* job = static_cast<const Job*>(context);
+    job->kernel(job->op, begin, end);
+  };
+  const int64_t blocks = (sizes[2] + fastdiff::kAttentionQueries - 1) / fastdiff::kAttentionQueries;
+  const int64_t products = sizes[0] * sizes[1] * sizes[2] * sizes[3] * (sizes[4] + sizes[5]);
+  const py::gil_scoped_release released;
+  fastdiff::parallel_for(sizes[0] * sizes[1] * blocks, products > 16 * fastdiff::kSerialElements ? num_threads : 1, body,
+                         &job);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -183,6 +220,10 @@ PYBIND11_MODULE(_core, module) {
     const fastdiff::PoolStatistics s = fastdiff::pool_statistics();
     return std::make_tuple(s.limit, s.used, s.idle, s.mapped, s.reused);
   });
+=======
+  module.def("attention", attention, py::kw_only(), py::arg("type"), py::arg("q"), py::arg("k"), py::arg("v"),
+             py::arg("mask_type"), py::arg("mask"), py::arg("mask_column"), py::arg("out"), py::arg("lse"), py::arg("maps"),
+             py::arg("sizes"), py::arg("scale"), py::arg("num_threads"));
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {
     fastdiff::kernels().normal(reinterpret_cast<float*>(out), 0, count, seed, sample, draw);
   });

@@ -62,6 +62,35 @@ struct GroupNorm {
 constexpr int64_t kNormPart = 1024;
 using GroupNormKernel = void (*)(const GroupNorm& op, int64_t begin, int64_t end);
 
+// A (B, H, S, D) tensor with contiguous D: row s of head h of batch b is at data + b * batch + h * head + s * row, strides in
+// numbers. Null for none.
+struct Heads {
+  const void* data;
+  int64_t batch, head, row;
+};
+
+// What is added to the scores: nothing, numbers of the type of q, or 0 where a byte is not 0 and -infinity elsewhere.
+enum class Mask { none, additive, boolean };
+
+// out = softmax(scale * q k^T + mask) v over the keys, in float32 whatever the type; 0 in rows that have no key left.
+// lse, where not null, receives the logarithm of the softmax's denominator, (B, H, queries) contiguous; maps the softmax
+// itself, (B, H, queries, keys) contiguous, of the type.
+struct Attention {
+  Type type;
+  Heads q, k, v;
+  Mask mask_type;
+  Heads mask;           // (B, H, queries, keys) by its strides, which may be 0
+  int64_t mask_column;  // the stride of a key: 0 or 1
+  Heads out;
+  float* lse;
+  void* maps;
+  int64_t batch, heads, queries, keys, channels, value_channels;
+  float scale;
+};
+// Units are blocks of kAttentionQueries queries of a head of a batch, in an order that the kernel chooses.
+constexpr int64_t kAttentionQueries = 32;
+using AttentionKernel = void (*)(const Attention& op, int64_t begin, int64_t end);
+
 struct Kernels {
   const char* isa;
   LinearCombine<float> linear_combine_f32;
@@ -69,6 +98,7 @@ struct Kernels {
   Normal normal;
   AdaLayerNormKernel ada_layer_norm;
   GroupNormKernel group_norm_groups, group_norm_statistics, group_norm_output;
+  AttentionKernel attention;
 };
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones

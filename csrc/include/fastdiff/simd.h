@@ -416,6 +416,23 @@ inline F exp(F x) {
   return times_power_of_two(p, n);
 }
 
+// 2^x to 2 ulp, 0 below -150, infinity from 128 on: the whole part is an exponent, a polynomial does the rest. NaN stays NaN.
+inline F exp2(F x) {
+#if defined(FASTDIFF_ISA_AVX512)
+  const F f = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}, n = x;  // scalef rounds n down itself
+#else
+  x = min(F::broadcast(200.0f), max(F::broadcast(-150.0f), x));
+  const F n = round(x - F::broadcast(0.5f)), f = x - n;
+#endif
+  F p = F::broadcast(0.0018671300495043397f);  // the least relative error, 8.3e-8, on [0, 1] with p(0) = 1
+  p = fma(p, f, F::broadcast(0.009017030708491802f));
+  p = fma(p, f, F::broadcast(0.05579991266131401f));
+  p = fma(p, f, F::broadcast(0.24016444385051727f));
+  p = fma(p, f, F::broadcast(0.6931512951850891f));
+  p = fma(p, f, F::broadcast(1.0f));
+  return times_power_of_two(p, n);
+}
+
 // x / (1 + e^-x). Below -88, where e^-x is not finite much longer, the value at -88, -5e-37.
 inline F silu(F x) {
   x = max(F::broadcast(-88.0f), x);
