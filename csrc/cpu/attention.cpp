@@ -26,7 +26,7 @@ constexpr int kRows = 6;
 #endif
 constexpr int64_t kLanes = F::size, kQueries = 2 * kLanes;
 static_assert(kAttentionQueries % kQueries == 0, "a unit is whole blocks");
-constexpr int64_t kKeys = 9 * 14;  // of a block: their scores, kKeys x kQueries, stay in the first cache
+constexpr int64_t kBlockTiles = 140 / kRows, kKeys = kBlockTiles * kRows;  // of a block, whose scores stay in the first cache
 
 constexpr float kLowest = -3.402823466e38f, kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
@@ -92,24 +92,25 @@ inline void turn_in(int64_t size, int64_t count, float* to, const Load& load_row
     }
 }
 
-// row(lane)[c] = factor[lane] * from[c * kQueries + lane] for c in [0, size) and the first `count` lanes.
+// row(lane)[c] = factor[lane] * from[c * kQueries + lane] for c in [0, size) and the first `count` lanes. By way of `turned`, so
+// that a row, which may have a page of its own, is written at once.
 template <class T>
-inline void turn_out(const float* from, int64_t size, int64_t count, const F* factor, T* to, int64_t row) {
+inline void turn_out(const float* from, int64_t size, int64_t count, const F* factor, float* turned, T* to, int64_t row) {
+  const int64_t width = (size + kLanes - 1) / kLanes * kLanes;
   F rows[kLanes];
   for (int64_t half = 0; half < count; half += kLanes)
     for (int64_t c = 0; c < size; c += kLanes) {
       const int64_t n = size - c < kLanes ? size - c : kLanes;
-      for (int64_t i = 0; i < kLanes; ++i)
-        rows[i] = i < n ? F::load(from + (c + i) * kQueries + half) * factor[half / kLanes] : F::broadcast(0);
+      for (int64_t i = 0; i < n; ++i) rows[i] = F::load(from + (c + i) * kQueries + half) * factor[half / kLanes];
+      for (int64_t i = n; i < kLanes; ++i) rows[i] = F::broadcast(0);
       transpose(rows);
-      T* out = to + half * row + c;
-      const int64_t existing = count - half < kLanes ? count - half : kLanes;
-      if (n == kLanes) {
-        for (int64_t i = 0; i < existing; ++i) store(out + i * row, rows[i]);
-      } else {
-        for (int64_t i = 0; i < existing; ++i) store_some(out + i * row, rows[i], n);
-      }
+      for (int64_t i = 0; i < kLanes; ++i) rows[i].store(turned + (half + i) * width + c);
     }
+  const int64_t whole = size / kLanes * kLanes;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t c = 0; c < whole; c += kLanes) store(to + i * row + c, F::load(turned + i * width + c));
+    if (whole < size) store_some(to + i * row + whole, F::load(turned + i * width + whole), size - whole);
+  }
 }
 
 template <class T>
@@ -182,29 +183,12 @@ using Tile = void (*)(const float*, int64_t, const float*, int64_t, const F*, fl
 constexpr Tile kScoreTiles[kRows + 1] = FASTDIFF_TILES(score_tile);
 constexpr Tile kValueTiles[kRows + 1] = FASTDIFF_TILES(value_tile);
 
-// Calls body(first, rows) for [0, size) in tiles of nearly equal height.
-template <class Body>
-inline void in_tiles(int64_t size, const Body& body) {
-  const int64_t tiles = (size + kRows - 1) / kRows;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    const int64_t first = size * tile / tiles;
-    body(first, size * (tile + 1) / tiles - first);
-  }
-}
-
-inline void all_scores(const float* q, int64_t channels, const float* k, int64_t row, int64_t keys, const F* start,
-                       float* scores) {
-  in_tiles(keys, [&](int64_t first, int64_t rows) {
-    kScoreTiles[rows](q, channels, k + first * row, row, start, scores + first * kQueries);
-  });
-}
-
-inline void all_values(const float* weights, int64_t keys, const float* v, int64_t row, int64_t channels, const F* decay,
-                       float* out) {
-  in_tiles(channels, [&](int64_t first, int64_t rows) {
-    kValueTiles[rows](weights, keys, v + first, row, decay, out + first * kQueries);
-  });
-}
+// [0, size) in tiles of nearly equal height, at most kRows.
+struct Tiles {
+  int64_t size, count;
+  explicit Tiles(int64_t size) : size(size), count((size + kRows - 1) / kRows) {}
+  int64_t begin(int64_t tile) const { return size * tile / count; }
+};
 
 // ---- a block of queries ----------------------------------------------------------------------------------------------
 
@@ -320,7 +304,7 @@ FASTDIFF_NOINLINE void exponentials(float* scores, int64_t keys, F* total) {
 
 // Rows of kQueries floats.
 struct Workspace {
-  float *q, *out, *scores, *bias;
+  float *q, *out, *scores, *bias, *turned;
 };
 
 // Without a mask the scores are in units of log 2, and those of all blocks but the first come as differences from the largest of
@@ -334,7 +318,8 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
                const Workspace& space) {
   const bool masked = op.mask_type != Mask::none;
   const int64_t count = op.queries - query < kQueries ? op.queries - query : kQueries;
-  const int64_t blocks = (op.keys + kKeys - 1) / kKeys;
+  const Tiles tiles(op.keys), columns(op.value_channels);
+  const int64_t blocks = (tiles.count + kBlockTiles - 1) / kBlockTiles;
   const float unit = masked ? kLog2E : 1.0f;
   const F scale = F::broadcast(masked ? op.scale : op.scale * kLog2E), zero = F::broadcast(0);
   const T* q = head_of<T>(op.q, b, h) + query * op.q.row;
@@ -344,32 +329,42 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
   T* out = const_cast<T*>(head_of<T>(op.out, b, h)) + query * op.out.row;
 
   F reference[2] = {F::broadcast(kLowest), F::broadcast(kLowest)}, total[2] = {zero, zero};
-  const auto scores = [&](int64_t first, int64_t keys, bool from_reference) {
+  const auto first_key = [&](int64_t block) { return tiles.begin(tiles.count * block / blocks); };
+  const auto scores = [&](int64_t block, bool from_reference) {
     const F start[2] = {from_reference ? zero - reference[0] : zero, from_reference ? zero - reference[1] : zero};
-    all_scores(space.q, op.channels, k.data + first * k.row, k.row, keys, start, space.scores);
+    const int64_t first = first_key(block), keys = first_key(block + 1) - first;
+    for (int64_t tile = tiles.count * block / blocks; tile < tiles.count * (block + 1) / blocks; ++tile) {
+      const int64_t key = tiles.begin(tile);
+      kScoreTiles[tiles.begin(tile + 1) - key](space.q, op.channels, k.data + key * k.row, k.row, start,
+                                               space.scores + (key - first) * kQueries);
+    }
     if (!masked) return;
     load_bias<T>(op, b, h, query, count, first, keys, space.bias);
     for (int64_t i = 0; i < keys * kQueries; i += kLanes)
       (F::load(space.scores + i) + F::load(space.bias + i)).store(space.scores + i);
   };
   for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = op.keys * block / blocks, keys = op.keys * (block + 1) / blocks - first;
+    const int64_t first = first_key(block), keys = first_key(block + 1) - first;
     F decay[2] = {F::broadcast(1), F::broadcast(1)}, sums[2];
     bool larger = masked || block == 0;
     if (!larger) {
-      scores(first, keys, true);
+      scores(block, true);
       exponentials(space.scores, keys, sums);
       larger = max(max(sums[0], sums[1])) > kMargin;
     }
     if (larger) {
       F before[2] = {reference[0], reference[1]};
-      scores(first, keys, false);
+      scores(block, false);
       add_maxima(space.scores, keys, reference);
       exponentials(space.scores, keys, reference, unit, sums);
       for (int i = 0; i < 2; ++i) decay[i] = exp2((before[i] - reference[i]) * F::broadcast(unit));
     }
     for (int i = 0; i < 2; ++i) total[i] = fma(total[i], decay[i], sums[i]);
-    all_values(space.scores, keys, v.data + first * v.row, v.row, op.value_channels, decay, space.out);
+    for (int64_t tile = 0; tile < columns.count; ++tile) {
+      const int64_t column = columns.begin(tile);
+      kValueTiles[columns.begin(tile + 1) - column](space.scores, keys, v.data + first * v.row + column, v.row, decay,
+                                                    space.out + column * kQueries);
+    }
   }
 
   float sum[kQueries], top[kQueries], inverse[kQueries];
@@ -379,31 +374,32 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
   }
   for (int64_t i = 0; i < kQueries; ++i) inverse[i] = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
   const F factor[2] = {F::load(inverse), F::load(inverse + kLanes)};
-  turn_out(space.out, op.value_channels, count, factor, out, op.out.row);
+  turn_out(space.out, op.value_channels, count, factor, space.turned, out, op.out.row);
   const int64_t row = (b * op.heads + h) * op.queries + query;
   if (op.lse)
     for (int64_t i = 0; i < count; ++i) op.lse[row + i] = top[i] * (unit * kLn2) + __builtin_logf(sum[i]);
   if (!op.maps) return;
   for (int64_t block = 0; block < blocks; ++block) {  // the scores once more, now that the denominators are known
-    const int64_t first = op.keys * block / blocks, keys = op.keys * (block + 1) / blocks - first;
+    const int64_t first = first_key(block), keys = first_key(block + 1) - first;
     F sums[2];
-    scores(first, keys, false);
+    scores(block, false);
     exponentials(space.scores, keys, reference, unit, sums);
-    turn_out(space.scores, keys, count, factor, static_cast<T*>(op.maps) + row * op.keys + first, op.keys);
+    turn_out(space.scores, keys, count, factor, space.turned, static_cast<T*>(op.maps) + row * op.keys + first, op.keys);
   }
 }
 
-// Where keys and values of all heads stay in the second cache, the heads of a block of queries follow each other, for what they
-// read and write lies together in the (B, S, H, D) layout; else the blocks of a head, for its keys and values are what counts.
+// As many heads as have their keys and values in the second cache take turns in a block of queries: what they read and write lies
+// together in the (B, S, H, D) layout.
 constexpr int64_t kNear = 1 << 18;  // floats
 
 template <class T>
 void run(const Attention& op, int64_t begin, int64_t end) {
   const int64_t blocks = (op.queries + kAttentionQueries - 1) / kAttentionQueries;
-  const int64_t rows = op.channels + op.value_channels + 2 * kKeys;
+  const int64_t widest = (op.value_channels > kKeys ? op.value_channels : kKeys) + kLanes;
+  const int64_t rows = op.channels + op.value_channels + 2 * kKeys + widest;
   const int64_t k_size = op.keys * op.channels, v_size = op.keys * op.value_channels;
-  const bool near = op.heads * (k_size + v_size) <= kNear;
-  const int64_t heads = near ? op.heads : 1;  // whose keys and values are at hand
+  int64_t heads = op.heads;
+  while (heads > 1 && (op.heads % heads != 0 || heads * (k_size + v_size) > kNear)) --heads;
   float* memory = new float[rows * kQueries + kLanes + (kCopies<T> ? heads * (k_size + v_size) : 0)];
   float* aligned = memory + (-(reinterpret_cast<uintptr_t>(memory) / sizeof(float)) & (kLanes - 1));
   Workspace space;
@@ -411,7 +407,8 @@ void run(const Attention& op, int64_t begin, int64_t end) {
   space.out = space.q + op.channels * kQueries;
   space.scores = space.out + op.value_channels * kQueries;
   space.bias = space.scores + kKeys * kQueries;
-  float* copies = space.bias + kKeys * kQueries;
+  space.turned = space.bias + kKeys * kQueries;
+  float* copies = space.turned + widest * kQueries;
   int64_t loaded = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t group = unit / (blocks * heads), inside = unit % (blocks * heads);
