@@ -220,8 +220,7 @@ PYBIND11_MODULE(_core, module) {
     const fastdiff::PoolStatistics s = fastdiff::pool_statistics();
     return std::make_tuple(s.limit, s.used, s.idle, s.mapped, s.reused);
   });
-=======
-  module.def("attention", attention, py::kw_only(), py::arg("type"), py::arg("q"), py::arg("k"), py::arg("v"),
+  module.def("attention", attention, py::arg("type"), py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("mask_type"), py::arg("mask"), py::arg("mask_column"), py::arg("out"), py::arg("lse"), py::arg("maps"),
              py::arg("sizes"), py::arg("scale"), py::arg("num_threads"));
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {

@@ -39,12 +39,15 @@ def current() -> str:
     return _chosen
 
 
-def pick(reason: str | None) -> str:
-    """ "cpu" or "reference", given why the compiled kernels cannot take the input (None if they can).
+def pick(reason: str | None, slower: str | None = None) -> str:
+    """ "cpu" or "reference", given why the compiled kernels cannot take the input (None if they can), and why they are
+    slower with it than the reference (None if they are not): then they run if they are insisted on.
 
     Raises NotImplementedError if "cpu" was insisted on and they cannot.
     """
     backend = current()
-    if backend == "cpu" and reason:
-        raise NotImplementedError(f"the cpu backend was asked for, but {reason}")
-    return "reference" if backend == "reference" or reason else "cpu"
+    if backend == "cpu":
+        if reason:
+            raise NotImplementedError(f"the cpu backend was asked for, but {reason}")
+        return "cpu"
+    return "reference" if backend == "reference" or reason or slower else "cpu"

@@ -377,7 +377,8 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
   turn_out(space.out, op.value_channels, count, factor, space.turned, out, op.out.row);
   const int64_t row = (b * op.heads + h) * op.queries + query;
   if (op.lse)
-    for (int64_t i = 0; i < count; ++i) op.lse[row + i] = top[i] * (unit * kLn2) + __builtin_logf(sum[i]);
+    for (int64_t i = 0; i < count; ++i)
+      op.lse[row + i] = sum[i] == 0 ? __builtin_inff() : top[i] * (masked ? 1.0f : kLn2) + __builtin_logf(sum[i]);
   if (!op.maps) return;
   for (int64_t block = 0; block < blocks; ++block) {  // the scores once more, now that the denominators are known
     const int64_t first = first_key(block), keys = first_key(block + 1) - first;

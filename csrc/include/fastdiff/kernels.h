@@ -73,8 +73,8 @@ struct Heads {
 enum class Mask { none, additive, boolean };
 
 // out = softmax(scale * q k^T + mask) v over the keys, in float32 whatever the type; 0 in rows that have no key left.
-// lse, where not null, receives the logarithm of the softmax's denominator, (B, H, queries) contiguous; maps the softmax
-// itself, (B, H, queries, keys) contiguous, of the type.
+// lse, where not null, receives the logarithm of the softmax's denominator (infinity for such rows), (B, H, queries) contiguous;
+// maps the softmax itself, (B, H, queries, keys) contiguous, of the type.
 struct Attention {
   Type type;
   Heads q, k, v;
