@@ -157,6 +157,8 @@ FASTDIFF_NOINLINE void value_tile(const float* weights, int64_t keys, const floa
   FASTDIFF_UNROLL_2
   for (int64_t j = 0; j < keys; ++j) {
     const F first = F::load(weights + j * kQueries), second = F::load(weights + j * kQueries + kLanes);
+    prefetch(v + (j + 6) * row);
+    prefetch(v + (j + 6) * row + R - 1);
     FASTDIFF_UNROLL
     for (int r = 0; r < R; ++r) {
       const F value = F::broadcast(v[j * row + r]);

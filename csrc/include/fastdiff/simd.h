@@ -416,6 +416,17 @@ inline F exp(F x) {
   return times_power_of_two(p, n);
 }
 
+// Asks for the cache line of p, which may be any address.
+inline void prefetch(const void* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p);
+#elif defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+#else
+  (void)p;
+#endif
+}
+
 // 2^x to 2 ulp, 0 below -150, infinity from 128 on: the whole part is an exponent, a polynomial does the rest. NaN stays NaN.
 inline F exp2(F x) {
 #if defined(FASTDIFF_ISA_AVX512)
