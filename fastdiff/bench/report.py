@@ -42,7 +42,7 @@ def table(name: str, rows: Sequence[Row]) -> Table:
         made.add_row(
             ", ".join(map(str, case.shape)),
             str(case.dtype).removeprefix("torch."),
-            case.detail + (", backward" if case.backward else ""),
+            ", ".join(word for word in (case.detail, "backward" if case.backward else "") if word),
             _time(row.torch),
             _time(row.ours),
             f"{row.ratio:.2f}x",

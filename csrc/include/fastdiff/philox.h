@@ -46,7 +46,7 @@ FASTDIFF_DEVICE float log_unit(float x) {
     int32_t i;
   } bits = {x};
   const int32_t exponent = (bits.i - 0x3f3504f3) >> 23;
-  bits.i -= exponent << 23;
+  bits.i -= exponent * (1 << 23);  // a negative number is not to be shifted to the left
   const float f = bits.f - 1.0f;
   float p = -0.08101558685302734f;
   p = p * f + 0.12712307274341583f;
