@@ -145,11 +145,10 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
     F start[C];
     for (int c = 0; c < C; ++c) start[c] = from_reference ? zero - reference[c] : zero;
     const int64_t first = first_key(block), keys = first_key(block + 1) - first;
-    for (int64_t tile = tiles.count * block / blocks; tile < tiles.count * (block + 1) / blocks; ++tile) {
-      const int64_t key = tiles.begin(tile);
-      kProducts<C>.of_rows[tiles.begin(tile + 1) - key](k.data + key * k.row, k.row, space.q, op.channels, start,
-                                                        space.scores + (key - first) * kQueries);
-    }
+    tiles.runs(tiles.count * block / blocks, tiles.count * (block + 1) / blocks, [&](int64_t key, int64_t rows, int64_t n) {
+      kProducts<C>.of_rows[rows](n, k.data + key * k.row, k.row, space.q, op.channels, start,
+                                 space.scores + (key - first) * kQueries);
+    });
     if (!masked) return;
     load_bias<C, T>(op, b, h, query, count, first, keys, space.bias);
     for (int64_t i = 0; i < keys * kQueries; i += kLanes)
@@ -179,11 +178,10 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
       for (int c = 0; c < C; ++c) decay[c] = exp2((before[c] - reference[c]) * unit);
     }
     for (int c = 0; c < C; ++c) total[c] = fma(total[c], decay[c], sums[c]);
-    for (int64_t tile = 0; tile < columns.count; ++tile) {
-      const int64_t column = columns.begin(tile);
-      kProducts<C>.of_columns[columns.begin(tile + 1) - column](v.data + first * v.row + column, v.row, space.scores, keys,
-                                                                decay, space.out + column * kQueries);
-    }
+    columns.runs(0, columns.count, [&](int64_t column, int64_t rows, int64_t n) {
+      kProducts<C>.of_columns[rows](n, v.data + first * v.row + column, v.row, space.scores, keys, decay,
+                                    space.out + column * kQueries);
+    });
   }
 
   float sum[kQueries], top[kQueries], inverse[kQueries];
