@@ -12,8 +12,8 @@ from fastdiff.bench.compare import Case
 from fastdiff.bench.heap import run_benchmark
 from fastdiff.ops.attention import attention, reference
 
-# (B, H, S, D) and the number of keys: Stable Diffusion's levels, guided, with themselves and with the text; DiT-XL/2 at 256
-# and 512 pixels; ADM; a VAE's middle; SDXL's with the text; the last level of a small U-Net.
+# (B, H, S, D) and the number of keys: Stable Diffusion's levels, guided, with themselves and with the text; DiT-XL/2 at
+# 256 and 512 pixels; ADM; a VAE's middle; SDXL's with the text; the last level of a small U-Net.
 SHAPES = [
     ((2, 8, 4096, 40), 4096),
     ((2, 8, 1024, 80), 1024),

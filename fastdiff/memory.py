@@ -1,10 +1,10 @@
 """Memory for large results: kept when a tensor dies and used again by the next one of about its size.
 
-torch takes results of 32 MiB and more from malloc, which maps them afresh every time; the system then clears each page
-when it is first written, which takes longer than most operators. Here such results come from a pool of blocks that are
-mapped once, in huge pages. Blocks that no tensor uses are kept up to a limit: an eighth of the machine's memory and at
-most 1 GiB, or FASTDIFF_POOL_LIMIT, in MiB, when fastdiff is imported. With 0 there is no pool. On Linux only; elsewhere
-results come from torch.
+torch takes results from malloc, which maps those of 32 MiB and more afresh every time, and smaller ones when it has
+given the end of its heap back; the system then clears each page when it is first written, which takes longer than most
+operators. Here results of 4 MiB and more come from a pool of blocks that are mapped once, in huge pages. Blocks that no
+tensor uses are kept up to a limit: an eighth of the machine's memory and at most 1 GiB, or FASTDIFF_POOL_LIMIT, in MiB,
+when fastdiff is imported. With 0 there is no pool. On Linux only; elsewhere results come from torch.
 
 A result that comes from the pool is an ordinary tensor but for its storage, which cannot grow: `resize_` to more
 elements raises RuntimeError.

@@ -70,7 +70,7 @@ def test_shape_and_strides_are_torchs(shape, memory_format, dtype):
 
 def test_small_tensors_and_other_dtypes_come_from_torch():
     before = used()
-    tensors = [memory.empty((8 * MIB - 1,), dtype=torch.float32), memory.empty(LARGE, dtype=torch.int32)]
+    tensors = [memory.empty((MIB - 1,), dtype=torch.float32), memory.empty(LARGE, dtype=torch.int32)]
     tensors += [memory.empty_like(torch.empty(0, 5)), memory.empty_like(torch.empty(LARGE, device="meta"))]
     assert used() == before
     assert tensors[-1].is_meta

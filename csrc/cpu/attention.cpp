@@ -136,7 +136,6 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
   const T* q = head_of<T>(op.q, b, h) + query * op.q.row;
   turn_in<C>(op.channels, count, space.q,
              [&](int64_t i, int64_t c, int64_t n) { return load_up_to(q + i * op.q.row + c, n) * scale; });
-  for (int64_t i = 0; i < op.value_channels * kQueries; i += kLanes) zero.store(space.out + i);
 
   F reference[C], total[C];
   for (int c = 0; c < C; ++c) reference[c] = F::broadcast(kLowest), total[c] = zero;
@@ -179,11 +178,14 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
     }
     for (int c = 0; c < C; ++c) total[c] = fma(total[c], decay[c], sums[c]);
     columns.runs(0, columns.count, [&](int64_t column, int64_t rows, int64_t n) {
-      kProducts<C>.of_columns[rows](n, v.data + first * v.row + column, v.row, space.scores, keys, decay,
+      kProducts<C>.of_columns[rows](n, v.data + first * v.row + column, v.row, space.scores, keys, block ? decay : nullptr,
                                     space.out + column * kQueries);
     });
   }
 
+  if (!blocks)  // no keys
+    for (int64_t i = 0; i < op.value_channels; ++i)
+      for (int c = 0; c < C; ++c) zero.store(space.out + (i * C + c) * kLanes);
   float sum[kQueries], top[kQueries], inverse[kQueries];
   F factor[C];
   for (int c = 0; c < C; ++c) {

@@ -1,7 +1,9 @@
-"""Attention: softmax(scale q k^T + mask) v. Vaswani et al. 2017, Eq. 1; computed in blocks of keys as in Dao et al. 2022,
-FlashAttention, Algorithm 1."""
+"""Attention: softmax(scale q k^T + mask) v. Vaswani et al. 2017, Eq. 1; computed in blocks of keys as in Dao et al.
+2022, FlashAttention, Algorithm 1."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +146,7 @@ def _kernel(
 
 def _heads(tensor: Tensor) -> tuple[int, int, int, int]:
     """(address, stride of a batch, of a head, of a row)."""
-    return tensor.data_ptr(), *tensor.stride()[:3]
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)
 
 
 def _fake(
@@ -171,7 +173,7 @@ def _backward(ctx, gradient: Tensor, _: Tensor | None, maps_gradient: Tensor | N
     wanted = ctx.needs_input_grad[:4]
     again = torch.is_grad_enabled() and gradient.requires_grad  # a gradient of the gradient is asked for
     if again or ctx.return_maps or wanted[3] or not ctx.return_lse:
-        found = _through_reference(ctx, (q, k, v, mask), wanted, gradient, maps_gradient, again)
+        found = _through_reference(ctx, (q, k, v, mask), wanted, (gradient, maps_gradient), again)
         return *found, None, None, None
     if mask is not None:
         if mask.dtype is torch.bool:
@@ -183,19 +185,16 @@ def _backward(ctx, gradient: Tensor, _: Tensor | None, maps_gradient: Tensor | N
     return *found, None, None, None, None
 
 
-def _through_reference(ctx, tensors: tuple, wanted: tuple, gradient: Tensor, maps_gradient: Tensor | None, again: bool):
+def _through_reference(
+    ctx, tensors: tuple[Any, ...], wanted: tuple[bool, ...], gradients: tuple, again: bool
+) -> list[Tensor | None]:
     with torch.enable_grad():
-        inputs = [t if t is None or again else t.detach() for t in tensors]
-        places = [index for index, needed in enumerate(wanted) if needed]
-        for index in places:
-            inputs[index].requires_grad_()
-        result = reference(*inputs, ctx.scale, ctx.return_maps)
-        results, gradients = (result, (gradient, maps_gradient)) if ctx.return_maps else ((result,), (gradient,))
-        found = torch.autograd.grad(results, [inputs[i] for i in places], gradients, create_graph=again)
-    all_found: list[Tensor | None] = [None] * 4
-    for index, value in zip(places, found):
-        all_found[index] = value
-    return all_found
+        q, k, v, mask = (t if t is None or again else t.detach() for t in tensors)
+        inputs = [t.requires_grad_() for t, needed in zip((q, k, v, mask), wanted) if needed]
+        result = reference(q, k, v, mask, ctx.scale, ctx.return_maps)
+        results = [result] if isinstance(result, Tensor) else list(result)
+        found = iter(torch.autograd.grad(results, inputs, gradients[: len(results)], create_graph=again))
+    return [next(found) if needed else None for needed in wanted]
 
 
 _call = register(

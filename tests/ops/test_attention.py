@@ -1,4 +1,5 @@
-"""attention against float64: every instruction set and type, layouts, masks, maps, odd sizes, large scores, gradients."""
+"""attention against float64: every instruction set and type, layouts, masks, maps, odd sizes, large scores,
+gradients."""
 
 import itertools
 import math
@@ -13,7 +14,8 @@ import fastdiff
 from fastdiff.ops.attention import attention, faster_in_torch, reference, supports
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-# (B, H, Sq, Sk, D): of U-Nets and DiT, of a VAE, and odd ones; fewer queries than lanes, more keys than a block, no keys.
+# (B, H, Sq, Sk, D): of U-Nets and DiT, of a VAE, and odd ones; fewer queries than lanes, more keys than a block, no
+# keys.
 SIZES = [
     (2, 4, 64, 64, 40),
     (1, 2, 100, 77, 64),
@@ -41,8 +43,8 @@ def make(size, dtype=torch.float32, *, seed=0, value_channels=None, std=1.0):
 
 
 def check(q, k, v, mask=None, scale=None):
-    """At most twice the error of torch at the same type; the floor is a rounding of the output, and the rounding of scores
-    and sums: of the largest score, and of the logarithm of the number of keys."""
+    """At most twice the error of torch at the same type; the floor is a rounding of the output, and the rounding of
+    scores and sums: of the largest score, and of the logarithm of the number of keys."""
     assert supports(q, k, v, mask) is None
     with fastdiff.use("cpu"):
         ours = attention(q, k, v, mask=mask, scale=scale)
@@ -256,14 +258,15 @@ def test_gradients_of_maps_masks_and_gradients():
         (first,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [q, k, v])
 
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # torch's flash kernel has no second derivative
+    # torch's flash kernel has no second derivative.
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         for ours, theirs in zip(second("cpu"), second("reference")):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_gradcheck():
     q, k, v = (t.double().requires_grad_() for t in make((1, 2, 3, 4, 5)))
-    assert torch.autograd.gradcheck(lambda *t: attention(*t), (q, k, v))
+    assert torch.autograd.gradcheck(attention, (q, k, v))
     assert torch.autograd.gradcheck(lambda *t: attention(*t, return_maps=True), (q, k, v))
 
 

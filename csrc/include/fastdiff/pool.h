@@ -12,7 +12,7 @@ namespace fastdiff {
 
 // Results from this size on come from the pool: glibc's malloc maps those afresh for every call (its
 // DEFAULT_MMAP_THRESHOLD_MAX), and the kernel clears each page when it is first written.
-constexpr size_t kPoolMinimum = size_t{32} << 20;
+constexpr size_t kPoolMinimum = size_t{4} << 20;
 
 // Whether there is a pool on this system.
 bool pool_available();

@@ -1,0 +1,212 @@
+// Small dense products with two or three vectors of columns, and transposition: what attention is made of.
+// For the files that are compiled once an instruction set (see simd.h).
+#pragma once
+
+#include "fastdiff/simd.h"
+
+#if defined(__GNUC__)
+#define FASTDIFF_UNROLL _Pragma("GCC unroll 16")
+#define FASTDIFF_UNROLL_2 _Pragma("GCC unroll 2")
+#define FASTDIFF_NOINLINE __attribute__((noinline))
+#else
+#define FASTDIFF_UNROLL
+#define FASTDIFF_UNROLL_2
+#define FASTDIFF_NOINLINE __declspec(noinline)
+#endif
+
+namespace fastdiff::FASTDIFF_ISA {
+namespace {
+
+constexpr int64_t kLanes = F::size;
+
+template <class T>
+inline F load_up_to(const T* p, int64_t n) {
+  return n == kLanes ? load(p) : load_some(p, n);
+}
+
+// ---- transposition ---------------------------------------------------------------------------------------------------
+
+// rows[i] lane j <-> rows[j] lane i.
+#if defined(FASTDIFF_ISA_AVX512)
+inline void transpose(F* rows) {
+  __m512 a[16], b[16];
+  FASTDIFF_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  FASTDIFF_UNROLL
+  for (int i = 0; i < 16; i += 4)  // b[i + j]: column j of every quarter, of rows i to i + 3
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  FASTDIFF_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+    rows[j].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[4 + j].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[8 + j].v = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    rows[12 + j].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+#else
+inline void transpose(F* rows) {
+  float values[kLanes * kLanes], turned[kLanes * kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) rows[i].store(values + i * kLanes);
+  for (int64_t i = 0; i < kLanes; ++i)
+    for (int64_t j = 0; j < kLanes; ++j) turned[j * kLanes + i] = values[i * kLanes + j];
+  for (int64_t i = 0; i < kLanes; ++i) rows[i] = F::load(turned + i * kLanes);
+}
+#endif
+
+// to[c * kLanes * C + lane] = row(lane)[c] for c in [0, size), with kLanes * C rows, of which the first `count` exist.
+// load_row(lane, c, n) gives n values of a row from c on.
+template <int C, class Load>
+inline void turn_in(int64_t size, int64_t count, float* to, const Load& load_row) {
+  F rows[kLanes];
+  for (int64_t part = 0; part < C * kLanes; part += kLanes)
+    for (int64_t c = 0; c < size; c += kLanes) {
+      const int64_t n = size - c < kLanes ? size - c : kLanes;
+      if (n == kLanes && part + kLanes <= count) {
+        for (int64_t i = 0; i < kLanes; ++i) rows[i] = load_row(part + i, c, kLanes);
+      } else {
+        for (int64_t i = 0; i < kLanes; ++i) rows[i] = part + i < count ? load_row(part + i, c, n) : F::broadcast(0);
+      }
+      transpose(rows);
+      for (int64_t i = 0; i < n; ++i) rows[i].store(to + (c + i) * C * kLanes + part);
+    }
+}
+
+// row(lane)[c] = factor[lane] * from[c * kLanes * C + lane] for c in [0, size) and the first `count` lanes. By way of `turned`,
+// so that a row, which may have a page of its own, is written at once.
+template <int C, class T>
+inline void turn_out(const float* from, int64_t size, int64_t count, const F* factor, float* turned, T* to, int64_t row) {
+  const int64_t width = (size + kLanes - 1) / kLanes * kLanes;
+  F rows[kLanes];
+  for (int64_t part = 0; part < count; part += kLanes)
+    for (int64_t c = 0; c < size; c += kLanes) {
+      const int64_t n = size - c < kLanes ? size - c : kLanes;
+      const float* p = from + c * C * kLanes + part;
+      for (int64_t i = 0; i < n; ++i) rows[i] = F::load(p + i * C * kLanes) * factor[part / kLanes];
+      for (int64_t i = n; i < kLanes; ++i) rows[i] = F::broadcast(0);
+      transpose(rows);
+      for (int64_t i = 0; i < kLanes; ++i) rows[i].store(turned + (part + i) * width + c);
+    }
+  const int64_t whole = size / kLanes * kLanes;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t c = 0; c < whole; c += kLanes) store(to + i * row + c, F::load(turned + i * width + c));
+    if (whole < size) store_some(to + i * row + whole, F::load(turned + i * width + whole), size - whole);
+  }
+}
+
+// ---- products --------------------------------------------------------------------------------------------------------
+//
+// `tiles` tiles, one after the other, of R rows by C vectors of columns, compiled for every R up to kRows<C> and called through
+// tables. The accumulators, a vector for each column and one for a broadcast fill the registers: 32, or 16.
+
+#if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_NEON)
+template <int C>
+constexpr int kRows = C == 2 ? 14 : 9;
+#else
+template <int C>
+constexpr int kRows = C == 2 ? 6 : 4;
+#endif
+
+// out[r][column] = start[column] + sum over i of a[r][i] * b[i][column], where a has rows of `row` numbers.
+template <int R, int C>
+FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* start,
+                                       float* out) {
+  for (; tiles > 0; --tiles, a += R * row, out += R * C * kLanes) {
+    F sums[R][C];
+    FASTDIFF_UNROLL
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) sums[r][c] = start[c];
+    FASTDIFF_UNROLL_2
+    for (int64_t i = 0; i < size; ++i) {
+      F columns[C];
+      FASTDIFF_UNROLL
+      for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
+      FASTDIFF_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const F x = F::broadcast(a[r * row + i]);
+        FASTDIFF_UNROLL
+        for (int c = 0; c < C; ++c) sums[r][c] = fma(x, columns[c], sums[r][c]);
+      }
+    }
+    FASTDIFF_UNROLL
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) sums[r][c].store(out + (r * C + c) * kLanes);
+  }
+}
+
+// out[r][column] = factor[column] * out[r][column] + sum over i of a[i][r] * b[i][column]; the sum alone where factor is null. The
+// sum begins at 0, so that the error of many calls grows with their number and with the length of one, not with the product of both.
+template <int R, int C>
+FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size,
+                                          const F* factor, float* out) {
+  for (; tiles > 0; --tiles, a += R, out += R * C * kLanes) {
+    F sums[R][C];
+    FASTDIFF_UNROLL
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) sums[r][c] = F::broadcast(0);
+    FASTDIFF_UNROLL_2
+    for (int64_t i = 0; i < size; ++i) {
+      prefetch(a + (i + 6) * row);
+      prefetch(a + (i + 6) * row + R - 1);
+      F columns[C];
+      FASTDIFF_UNROLL
+      for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
+      FASTDIFF_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const F x = F::broadcast(a[i * row + r]);
+        FASTDIFF_UNROLL
+        for (int c = 0; c < C; ++c) sums[r][c] = fma(x, columns[c], sums[r][c]);
+      }
+    }
+    FASTDIFF_UNROLL
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) {
+        float* to = out + (r * C + c) * kLanes;
+        (factor ? fma(F::load(to), factor[c], sums[r][c]) : sums[r][c]).store(to);
+      }
+  }
+}
+
+using Product = void (*)(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* columns, float* out);
+template <int C>
+struct Products {
+  Product of_rows[kRows<C> + 1] = {}, of_columns[kRows<C> + 1] = {};  // by the number of rows of the result
+  constexpr Products() { fill<kRows<C>>(); }
+  template <int R>
+  constexpr void fill() {
+    of_rows[R] = product_of_rows<R, C>;
+    of_columns[R] = product_of_columns<R, C>;
+    if constexpr (R > 1) fill<R - 1>();
+  }
+};
+template <int C>
+constexpr Products<C> kProducts{};
+
+// [0, size) in tiles of nearly equal height, at most kRows<C>: the first ones of `height` rows, the others of one less.
+template <int C>
+struct Tiles {
+  int64_t count, height, high;
+  explicit Tiles(int64_t size) : count((size + kRows<C> - 1) / kRows<C>), height(0), high(0) {
+    if (count) height = (size + count - 1) / count, high = size - count * (height - 1);
+  }
+  int64_t begin(int64_t tile) const { return tile * (height - 1) + (tile < high ? tile : high); }
+  // Calls body(row, height, tiles) for the tiles [first, last), those of one height together.
+  template <class Body>
+  void runs(int64_t first, int64_t last, const Body& body) const {
+    const int64_t change = high < first ? first : high < last ? high : last;
+    if (first < change) body(begin(first), height, change - first);
+    if (change < last) body(begin(change), height - 1, last - change);
+  }
+};
+
+}  // namespace
+}  // namespace fastdiff::FASTDIFF_ISA
