@@ -2,6 +2,7 @@
 // Compiled once an instruction set (see simd.h).
 #include "fastdiff/kernels.h"
 #include "fastdiff/moments.h"
+#include "fastdiff/rows.h"
 #include "fastdiff/simd.h"
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -12,27 +13,55 @@ const T* row(const Rows& rows, int64_t batch, int64_t index) {
   return rows.data ? static_cast<const T*>(rows.data) + batch * rows.batch + index * rows.row : nullptr;
 }
 
+// What is done to (x - mean) / deviation, as one multiplication and one addition for each channel.
+template <class T>
+void combine(const AdaLayerNorm& op, int64_t b, int64_t s, float* factor, float* offset) {
+  const T *scale = row<T>(op.scale, b, s), *shift = row<T>(op.shift, b, s), *gate = row<T>(op.gate, b, s);
+  const T *weight = static_cast<const T*>(op.weight), *bias = static_cast<const T*>(op.bias);
+  const F one = F::broadcast(1);
+  if (weight) {
+    map(factor, op.channels, [=](auto at) { return at.load(weight) * (one + at.load(scale)); });
+  } else {
+    map(factor, op.channels, [=](auto at) { return one + at.load(scale); });
+  }
+  if (bias) {
+    map(offset, op.channels, [=](auto at) { return fma(at.load(bias), one + at.load(scale), at.load(shift)); });
+  } else {
+    map(offset, op.channels, [=](auto at) { return at.load(shift); });
+  }
+  if (gate) {
+    map(factor, op.channels, [=](auto at) { return at.load(factor) * at.load(gate); });
+    map(offset, op.channels, [=](auto at) { return at.load(offset) * at.load(gate); });
+  }
+}
+
 template <class T>
 void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
-  const F one = F::broadcast(1);
-  const T *weight = static_cast<const T*>(op.weight), *bias = static_cast<const T*>(op.bias);
+  const Scratch scratch(3, op.channels);
+  float *factor = scratch.row(0), *offset = scratch.row(1), *wide = scratch.row(2);
+  const bool same_for_rows = op.scale.row == 0 && op.shift.row == 0 && op.gate.row == 0;
+  int64_t combined = -1;  // the batch that factor and offset are of
   for (int64_t index = begin; index < end; ++index) {
     const int64_t b = index / op.rows, s = index % op.rows;
-    const T *x = row<T>(op.x, b, s), *scale = row<T>(op.scale, b, s), *shift = row<T>(op.shift, b, s);
-    const T *gate = row<T>(op.gate, b, s), *residual = row<T>(op.residual, b, s);
-    T* out = static_cast<T*>(op.out) + index * op.channels;
-    const Moments m = moments(x, op.channels);
+    if (!same_for_rows || b != combined) combine<T>(op, b, s, factor, offset);
+    combined = b;
+    const T *stored = row<T>(op.x, b, s), *residual = row<T>(op.residual, b, s);
+    const float* x = widen_row(stored, wide, op.channels);
+    const Moments m = moments(x, op.channels, stored + (s + 1 < op.rows ? op.x.row : 0));
     const float variance = m.squares / static_cast<float>(op.channels);
-    const F center = F::broadcast(m.mean), factor = F::broadcast(inverse_deviation(variance, op.eps));
-    for_vectors(op.channels, [&](int64_t i, int64_t n) {
-      F y = (get(x, i, n) - center) * factor;
-      if (weight) y = fma(y, get(weight, i, n), bias ? get(bias, i, n) : F::broadcast(0));
-      y = fma(y, one + get(scale, i, n), get(shift, i, n));
-      if (gate) y = y * get(gate, i, n);
-      if (residual) y = y + get(residual, i, n);
-      put(out, i, n, y);
-    });
+    const F mean = F::broadcast(m.mean), inverse = F::broadcast(inverse_deviation(variance, op.eps));
+    T* out = static_cast<T*>(op.out) + index * op.channels;
+    const auto modulated = [=](auto at) {
+      return fma((at.load(x) - mean) * inverse, at.load(factor), at.load(offset));
+    };
+    const auto added = [=](auto at) { return modulated(at) + at.load(residual); };
+    if (op.stream) {
+      residual ? map_stream(out, op.channels, added) : map_stream(out, op.channels, modulated);
+    } else {
+      residual ? map(out, op.channels, added) : map(out, op.channels, modulated);
+    }
   }
+  if (op.stream) stream_fence();
 }
 
 }  // namespace

@@ -3,12 +3,16 @@
 // from 0 costs no digits. Compiled once an instruction set (see simd.h).
 #include "fastdiff/kernels.h"
 #include "fastdiff/moments.h"
+#include "fastdiff/rows.h"
 #include "fastdiff/simd.h"
 
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
 constexpr int64_t kBlock = 4096;  // numbers: 16 KiB of float32, which stay in the first cache
+// Channels last, statistics are those of this many pixels by this many vectors of channels, which stay in the first cache.
+constexpr int64_t kPixels = 64;
+constexpr int kColumns = 4;
 
 // Of a growing number of values; double, for there are few merges.
 struct Total {
@@ -24,25 +28,22 @@ struct Total {
 };
 
 template <class T>
-void add_contiguous(const T* x, int64_t size, Total* total) {
+void add_contiguous(const T* x, int64_t size, float* wide, Total* total) {
   for (int64_t i = 0; i < size; i += kBlock) {
     const int64_t n = size - i < kBlock ? size - i : kBlock;
-    const Moments m = moments(x + i, n);
+    const Moments m = moments(widen_row(x + i, wide, n), n, x + (i + n < size ? i + n : i));
     total->add(static_cast<double>(n), m.mean, m.squares);
   }
 }
 
 template <class T>
 float at(const void* values, int64_t i, float otherwise) {
-  if (!values) return otherwise;
-  float lanes[F::size];
-  load_some(static_cast<const T*>(values) + i, 1).store(lanes);
-  return lanes[0];
+  return values ? value(static_cast<const T*>(values) + i) : otherwise;
 }
 
 template <class T>
 float at(const Rows& rows, int64_t sample, int64_t channel) {
-  return rows.data ? at<T>(static_cast<const T*>(rows.data) + sample * rows.batch, channel, 0) : 0;
+  return rows.data ? value(static_cast<const T*>(rows.data) + sample * rows.batch + channel) : 0;
 }
 
 // What a channel's numbers are multiplied by after the mean is subtracted, and what is added then.
@@ -53,34 +54,69 @@ void factors(const GroupNorm& op, int64_t sample, int64_t channel, float inverse
   *offset = at<T>(op.bias, channel, 0) * adapt + at<T>(op.shift, sample, channel);
 }
 
-template <bool Silu, class T>
-void write_channel(const T* x, T* out, int64_t size, float mean, float factor, float offset) {
+template <class T>
+void write_channel(const GroupNorm& op, const T* x, T* out, int64_t size, float mean, float factor, float offset) {
   const F m = F::broadcast(mean), a = F::broadcast(factor), b = F::broadcast(offset);
-  for_vectors(size, [&](int64_t i, int64_t n) {
-    const F y = fma(get(x, i, n) - m, a, b);
-    put(out, i, n, Silu ? silu(y) : y);
-  });
+  const auto normalized = [=](auto at) { return fma(at.load(x) - m, a, b); };
+  const auto activated = [=](auto at) { return silu(normalized(at)); };
+  if (op.stream) {
+    op.silu ? map_stream(out, size, activated) : map_stream(out, size, normalized);
+  } else {
+    op.silu ? map(out, size, activated) : map(out, size, normalized);
+  }
 }
 
 template <class T>
 void run_groups(const GroupNorm& op, int64_t begin, int64_t end) {
   const int64_t width = op.channels / op.groups;
+  const Scratch scratch(1, kBlock);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t sample = unit / op.groups, first = unit % op.groups * width;
     const int64_t start = (sample * op.channels + first) * op.pixels;
     const T* x = static_cast<const T*>(op.x) + start;
     T* out = static_cast<T*>(op.out) + start;
     Total total;
-    add_contiguous(x, width * op.pixels, &total);
+    add_contiguous(x, width * op.pixels, scratch.row(0), &total);
     const float mean = static_cast<float>(total.mean);
     const float inverse = inverse_deviation(static_cast<float>(total.squares / total.count), op.eps);
     for (int64_t c = 0; c < width; ++c) {
       float factor, offset;
       factors<T>(op, sample, first + c, inverse, &factor, &offset);
-      const int64_t at = c * op.pixels;
-      op.silu ? write_channel<true>(x + at, out + at, op.pixels, mean, factor, offset)
-              : write_channel<false>(x + at, out + at, op.pixels, mean, factor, offset);
+      write_channel(op, x + c * op.pixels, out + c * op.pixels, op.pixels, mean, factor, offset);
     }
+  }
+  if (op.stream) stream_fence();
+}
+
+// Adds `count` pixels to the means and squared deviations of `vectors` vectors of channels, which are those of `before` pixels.
+// x: the first of these channels in the first pixel, `stride` numbers from that in the next one.
+template <int vectors, class At, class T, class Put>
+void add_pixels(const T* x, int64_t stride, int64_t before, int64_t count, float* means, float* squares, At at, Put put) {
+  const F share = F::broadcast(1.0f / static_cast<float>(count));
+  F sum[vectors], mean[vectors], rest[vectors], square[vectors];
+  for (int v = 0; v < vectors; ++v) sum[v] = rest[v] = square[v] = F::broadcast(0);
+  for (int64_t p = 0; p < count; ++p)
+    for (int v = 0; v < vectors; ++v) sum[v] = sum[v] + at.load(x + p * stride + v * F::size);
+  for (int v = 0; v < vectors; ++v) mean[v] = sum[v] * share;
+  for (int64_t p = 0; p < count; ++p)
+    for (int v = 0; v < vectors; ++v) {
+      const F d = at.load(x + p * stride + v * F::size) - mean[v];
+      rest[v] = rest[v] + d;
+      square[v] = fma(d, d, square[v]);
+    }
+  const float all = static_cast<float>(before + count), part = static_cast<float>(count) / all;
+  const F weight = F::broadcast(part), both = F::broadcast(static_cast<float>(before) * part);
+  for (int v = 0; v < vectors; ++v) {
+    const F rounding = rest[v] * share;
+    F exact = mean[v] + rounding;
+    F deviations = square[v] - rounding * rest[v];
+    if (before) {
+      const F old = at.load(means + v * F::size), delta = exact - old;
+      exact = fma(delta, weight, old);
+      deviations = deviations + fma(delta * delta, both, at.load(squares + v * F::size));
+    }
+    put(means + v * F::size, exact);
+    put(squares + v * F::size, deviations);
   }
 }
 
@@ -88,47 +124,34 @@ void run_groups(const GroupNorm& op, int64_t begin, int64_t end) {
 template <class T>
 void run_statistics(const GroupNorm& op, int64_t begin, int64_t end) {
   const int64_t parts = (op.pixels + kNormPart - 1) / kNormPart, channels = op.channels;
+  const Scratch scratch(1, kNormPart);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t sample = unit / parts, first = unit % parts * kNormPart;
     const int64_t pixels = op.pixels - first < kNormPart ? op.pixels - first : kNormPart;
     float *means = op.partial + unit * 2 * channels, *squares = means + channels;
     if (!op.channels_last) {
       for (int64_t c = 0; c < channels; ++c) {
-        const Moments m = moments(static_cast<const T*>(op.x) + (sample * channels + c) * op.pixels + first, pixels);
+        const T* x = static_cast<const T*>(op.x) + (sample * channels + c) * op.pixels + first;
+        const Moments m = moments(widen_row(x, scratch.row(0), pixels), pixels, x + (c + 1 < channels ? op.pixels : 0));
         means[c] = m.mean;
         squares[c] = m.squares;
       }
       continue;
     }
     const T* x = static_cast<const T*>(op.x) + (sample * op.pixels + first) * channels;
-    // Blocks of pixels that stay in the cache; of each, vectors of channels.
-    const int64_t rows = channels < kBlock ? kBlock / channels : 1;
-    for (int64_t p = 0; p < pixels; p += rows) {
-      const int64_t n = pixels - p < rows ? pixels - p : rows;
-      const F count = F::broadcast(static_cast<float>(n)), before = F::broadcast(static_cast<float>(p));
-      const F all = F::broadcast(static_cast<float>(p + n));
-      for_vectors(channels, [&](int64_t c, int64_t lanes) {
-        const T* column = x + p * channels + c;
-        F total = F::broadcast(0);
-        for (int64_t r = 0; r < n; ++r) total = total + get(column, r * channels, lanes);
-        const F mean = total / count;
-        F square = F::broadcast(0), rest = F::broadcast(0);
-        for (int64_t r = 0; r < n; ++r) {
-          const F d = get(column, r * channels, lanes) - mean;
-          square = fma(d, d, square);
-          rest = rest + d;
-        }
-        const F rounding = rest / count, exact = mean + rounding;
-        square = square - rounding * rest;
-        if (p == 0) {
-          put(means, c, lanes, exact);
-          put(squares, c, lanes, square);
-          return;
-        }
-        const F delta = exact - get(means, c, lanes);
-        put(means, c, lanes, fma(delta, count / all, get(means, c, lanes)));
-        put(squares, c, lanes, get(squares, c, lanes) + fma(delta * delta, before * count / all, square));
-      });
+    const auto put_whole = [](float* p, F v) { store(p, v); };
+    for (int64_t p = 0; p < pixels; p += kPixels) {
+      const int64_t n = pixels - p < kPixels ? pixels - p : kPixels;
+      const T* block = x + p * channels;
+      int64_t c = 0;
+      for (; c + kColumns * F::size <= channels; c += kColumns * F::size)
+        add_pixels<kColumns>(block + c, channels, p, n, means + c, squares + c, Whole{0}, put_whole);
+      for (; c + F::size <= channels; c += F::size)
+        add_pixels<1>(block + c, channels, p, n, means + c, squares + c, Whole{0}, put_whole);
+      if (const int64_t left = channels - c) {
+        const auto put_part = [left](float* p, F v) { store_some(p, v, left); };
+        add_pixels<1>(block + c, channels, p, n, means + c, squares + c, Part{0, left}, put_part);
+      }
     }
   }
 }
@@ -146,20 +169,29 @@ void group_statistics(const GroupNorm& op, int64_t sample, int64_t group, float*
   *inverse = inverse_deviation(static_cast<float>(total.squares / total.count), op.eps);
 }
 
-template <bool Silu, class T>
-void write_pixels(const T* x, T* out, int64_t pixels, int64_t channels, const float* table) {
-  const float *means = table, *factors = table + channels, *offsets = table + 2 * channels;
-  for (int64_t p = 0; p < pixels; ++p)
-    for_vectors(channels, [&](int64_t c, int64_t n) {
-      const F y = fma(get(x, p * channels + c, n) - get(means, c, n), get(factors, c, n), get(offsets, c, n));
-      put(out, p * channels + c, n, Silu ? silu(y) : y);
-    });
+template <class T>
+void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, const float* means, const float* factors,
+                  const float* offsets) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    const T* from = x + p * op.channels;
+    T* to = out + p * op.channels;
+    const auto normalized = [=](auto at) {
+      return fma(at.load(from) - at.load(means), at.load(factors), at.load(offsets));
+    };
+    const auto activated = [=](auto at) { return silu(normalized(at)); };
+    if (op.stream) {
+      op.silu ? map_stream(to, op.channels, activated) : map_stream(to, op.channels, normalized);
+    } else {
+      op.silu ? map(to, op.channels, activated) : map(to, op.channels, normalized);
+    }
+  }
 }
 
 template <class T>
 void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
   const int64_t parts = (op.pixels + kNormPart - 1) / kNormPart, channels = op.channels, width = channels / op.groups;
-  float* table = new float[3 * channels];  // of one sample: mean, factor and offset of every channel
+  const Scratch scratch(3, channels);  // of one sample: mean, factor and offset of every channel
+  float *means = scratch.row(0), *scales = scratch.row(1), *offsets = scratch.row(2);
   int64_t of_sample = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t sample = unit / parts, first = unit % parts * kNormPart;
@@ -169,29 +201,24 @@ void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
         float mean, inverse;
         group_statistics(op, sample, g, &mean, &inverse);
         for (int64_t c = g * width; c < (g + 1) * width; ++c) {
-          table[c] = mean;
-          factors<T>(op, sample, c, inverse, &table[channels + c], &table[2 * channels + c]);
+          means[c] = mean;
+          factors<T>(op, sample, c, inverse, &scales[c], &offsets[c]);
         }
       }
       of_sample = sample;
     }
     if (op.channels_last) {
       const int64_t start = (sample * op.pixels + first) * channels;
-      const T* x = static_cast<const T*>(op.x) + start;
-      T* out = static_cast<T*>(op.out) + start;
-      op.silu ? write_pixels<true>(x, out, pixels, channels, table) : write_pixels<false>(x, out, pixels, channels, table);
+      write_pixels(op, static_cast<const T*>(op.x) + start, static_cast<T*>(op.out) + start, pixels, means, scales, offsets);
       continue;
     }
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t start = (sample * channels + c) * op.pixels + first;
-      const T* x = static_cast<const T*>(op.x) + start;
-      T* out = static_cast<T*>(op.out) + start;
-      const float mean = table[c], factor = table[channels + c], offset = table[2 * channels + c];
-      op.silu ? write_channel<true>(x, out, pixels, mean, factor, offset)
-              : write_channel<false>(x, out, pixels, mean, factor, offset);
+      write_channel(op, static_cast<const T*>(op.x) + start, static_cast<T*>(op.out) + start, pixels, means[c], scales[c],
+                    offsets[c]);
     }
   }
-  delete[] table;
+  if (op.stream) stream_fence();
 }
 
 }  // namespace

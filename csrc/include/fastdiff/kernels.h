@@ -40,6 +40,7 @@ struct AdaLayerNorm {
   void* out;
   int64_t rows, channels;  // of a batch; of a row
   float eps;
+  bool stream;  // write around the caches
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
@@ -54,6 +55,7 @@ struct GroupNorm {
   int64_t samples, channels, pixels, groups;
   bool channels_last, silu;
   float eps;
+  bool stream;  // write around the caches
   float* partial;  // room for 2 * parts * channels numbers, see below
 };
 // Whole groups: units are sample * groups + group, for contiguous groups (not channels last).

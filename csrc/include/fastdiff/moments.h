@@ -1,28 +1,10 @@
-// Mean and squared deviations of numbers in memory, and the loop over a row that does not fill its last vector.
-// For the files that are compiled once an instruction set (see simd.h).
+// Mean and squared deviations of numbers in memory. For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
+#include "fastdiff/rows.h"
 #include "fastdiff/simd.h"
 
 namespace fastdiff::FASTDIFF_ISA {
-
-// Calls body(i, n) for the vectors of [0, size): the last one may have n < F::size values.
-template <class Body>
-inline void for_vectors(int64_t size, Body body) {
-  int64_t i = 0;
-  for (; i + F::size <= size; i += F::size) body(i, F::size);
-  if (i < size) body(i, size - i);
-}
-
-template <class T>
-inline F get(const T* p, int64_t i, int64_t n) {
-  return n == F::size ? load(p + i) : load_some(p + i, n);
-}
-
-template <class T>
-inline void put(T* p, int64_t i, int64_t n, F value) {
-  n == F::size ? store(p + i, value) : store_some(p + i, value, n);
-}
 
 struct Moments {
   float mean;
@@ -30,39 +12,47 @@ struct Moments {
 };
 
 // In two passes, which should find the numbers in the cache. The rounding of the mean is taken out of both: for a mean far
-// from 0 nothing is lost but what the numbers themselves have lost.
+// from 0 nothing is lost but what the numbers themselves have lost. `next` is where numbers as many as these will be read from
+// afterwards, of any type: they are fetched into the first cache in the second pass, which waits for nothing.
 template <class T>
-inline Moments moments(const T* x, int64_t size) {
-  constexpr int kSums = 4;
-  F sums[kSums], squares[kSums];
-  for (int k = 0; k < kSums; ++k) sums[k] = squares[k] = F::broadcast(0);
-  const int64_t body = size / (kSums * F::size) * (kSums * F::size);
-  for (int64_t i = 0; i < body; i += kSums * F::size)
-    for (int k = 0; k < kSums; ++k) sums[k] = sums[k] + load(x + i + k * F::size);
-  for_vectors(size - body, [&](int64_t i, int64_t n) { sums[0] = sums[0] + get(x + body, i, n); });
-  const float count = static_cast<float>(size);
-  const float first = sum((sums[0] + sums[1]) + (sums[2] + sums[3])) / count;
+inline Moments moments(const float* x, int64_t size, const T* next) {
+  const F zero = F::broadcast(0);
+  const float share = 1.0f / static_cast<float>(size);
+  F s0 = zero, s1 = zero, s2 = zero, s3 = zero;
+  int64_t i = 0;
+  for (; i + 4 * F::size <= size; i += 4 * F::size) {
+    s0 = s0 + load(x + i);
+    s1 = s1 + load(x + i + F::size);
+    s2 = s2 + load(x + i + 2 * F::size);
+    s3 = s3 + load(x + i + 3 * F::size);
+  }
+  for (; i + F::size <= size; i += F::size) s0 = s0 + load(x + i);
+  if (i < size) s1 = s1 + load_some(x + i, size - i);
+  const float first = sum((s0 + s1) + (s2 + s3)) * share;
 
   const F center = F::broadcast(first);
-  for (int k = 0; k < kSums; ++k) sums[k] = F::broadcast(0);
-  for (int64_t i = 0; i < body; i += kSums * F::size)
-    for (int k = 0; k < kSums; ++k) {
-      const F d = load(x + i + k * F::size) - center;
-      sums[k] = sums[k] + d;
-      squares[k] = fma(d, d, squares[k]);
-    }
-  float rest = 0, rest_squares = 0;
-  for_vectors(size - body, [&](int64_t i, int64_t n) {
-    float lanes[F::size];
-    (get(x + body, i, n) - center).store(lanes);
-    for (int64_t l = 0; l < n; ++l) {
-      rest += lanes[l];
-      rest_squares += lanes[l] * lanes[l];
-    }
-  });
-  const float shift = (sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest) / count;
-  const float total = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) + rest_squares;
-  return {first + shift, total - shift * shift * count};
+  F q0 = zero, q1 = zero, q2 = zero, q3 = zero;
+  s0 = s1 = s2 = s3 = zero;
+  const auto add = [center](F value, F& total, F& squares) {
+    const F d = value - center;
+    total = total + d;
+    squares = fma(d, d, squares);
+  };
+  for (i = 0; i + 4 * F::size <= size; i += 4 * F::size) {
+    prefetch<4>(next + i);
+    add(load(x + i), s0, q0);
+    add(load(x + i + F::size), s1, q1);
+    add(load(x + i + 2 * F::size), s2, q2);
+    add(load(x + i + 3 * F::size), s3, q3);
+  }
+  for (; i + F::size <= size; i += F::size) add(load(x + i), s0, q0);
+  if (i < size) {
+    const F d = keep_first(load_some(x + i, size - i) - center, size - i);
+    s1 = s1 + d;
+    q1 = fma(d, d, q1);
+  }
+  const float shift = sum((s0 + s1) + (s2 + s3)) * share;
+  return {first + shift, sum((q0 + q1) + (q2 + q3)) - shift * shift * static_cast<float>(size)};
 }
 
 // 1 / sqrt(variance + eps).

@@ -15,6 +15,13 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <math.h>
+#include <string.h>
+#define __builtin_sqrtf sqrtf
+#define __builtin_memcpy memcpy
+#endif
+
 #if defined(FASTDIFF_ISA_AVX512)
 #define FASTDIFF_ISA avx512
 #elif defined(FASTDIFF_ISA_AVX2)
@@ -142,7 +149,8 @@ inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
 // ---- arithmetic of Vec<float> ----------------------------------------------------------------------------------------
 //
 // fma(a, b, c) = a * b + c, fused where the instruction set can. load_some and store_some touch the first n values, n below
-// size; the others are read as 0.
+// size; the others are read as 0. keep_first(a, n) has 0 for the others. store_two(p, a, b) stores a, then b; stream_two as
+// well, around the caches where the instruction set can, and p is then a multiple of 64 bytes.
 
 using F = Vec<float>;
 
@@ -165,17 +173,19 @@ inline F load(const float* p) { return F::load(p); }
 inline F load_some(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
 inline void store(float* p, F a) { a.store(p); }
 inline void store_some(float* p, F a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+inline F keep_first(F a, int64_t n) { return {_mm512_maskz_mov_ps(first(n), a.v)}; }
 
 inline F widen(__m256i x, bfloat16) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
 inline F widen(__m256i x, float16) { return {_mm512_cvtph_ps(x)}; }
-inline __m256i narrow(F a, bfloat16) {
-  const __m512i bits = _mm512_castps_si512(a.v), one = _mm512_set1_epi32(1);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));  // to even
-  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+// The upper half of each number is its nearest bfloat16, ties to even; a NaN is made one that the addition does not carry over.
+inline __m512i round_to_upper_half(F a) {
+  const __m512i nan_to_quiet = _mm512_set1_epi32(0x33);  // classes 0 and 1, NaNs: the default NaN; others as they are
+  const __m512i bits = _mm512_castps_si512(_mm512_fixupimm_ps(a.v, a.v, nan_to_quiet, 0));
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  return _mm512_mask_add_epi32(rounded, odd, rounded, _mm512_set1_epi32(1));
 }
+inline __m256i narrow(F a, bfloat16) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_to_upper_half(a), 16)); }
 inline __m256i narrow(F a, float16) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 template <class H>
 inline F load(const H* p) {
@@ -192,6 +202,30 @@ inline void store(H* p, F a) {
 template <class H>
 inline void store_some(H* p, F a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first(n), narrow(a, H{}));
+}
+inline __m512i narrow_two(F a, F b, bfloat16) {
+  const __m512i halves = _mm512_packus_epi32(_mm512_srli_epi32(round_to_upper_half(a), 16),
+                                             _mm512_srli_epi32(round_to_upper_half(b), 16));
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), halves);
+}
+inline __m512i narrow_two(F a, F b, float16) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(narrow(a, float16{})), narrow(b, float16{}), 1);
+}
+template <class H>
+inline void store_two(H* p, F a, F b) {
+  _mm512_storeu_si512(p, narrow_two(a, b, H{}));
+}
+inline void store_two(float* p, F a, F b) {
+  store(p, a);
+  store(p + F::size, b);
+}
+template <class H>
+inline void stream_two(H* p, F a, F b) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), narrow_two(a, b, H{}));
+}
+inline void stream_two(float* p, F a, F b) {
+  _mm512_stream_ps(p, a.v);
+  _mm512_stream_ps(p + F::size, b.v);
 }
 
 #else
@@ -214,6 +248,11 @@ inline F times_power_of_two(F a, F n) {
   const __m256 q = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, p), q)};
 }
+inline F keep_first(F a, int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+  return {_mm256_and_ps(a.v, _mm256_castsi256_ps(kept))};
+}
 
 #elif defined(FASTDIFF_ISA_NEON)
 
@@ -230,6 +269,11 @@ inline F times_power_of_two(F a, F n) {
   const float32x4_t p = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
   const float32x4_t q = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(whole, half), bias), 23));
   return {vmulq_f32(vmulq_f32(a.v, p), q)};
+}
+inline F keep_first(F a, int64_t n) {
+  const uint32_t lanes[4] = {0, 1, 2, 3};
+  const uint32x4_t kept = vcltq_u32(vld1q_u32(lanes), vdupq_n_u32(static_cast<uint32_t>(n)));
+  return {vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a.v), kept))};
 }
 
 #else
@@ -261,6 +305,7 @@ inline F times_power_of_two(F a, F n) {
   }
   return r;
 }
+inline F keep_first(F a, int64_t n) { FASTDIFF_LANES(i < n ? a.v[i] : 0.0f); }
 #undef FASTDIFF_LANES
 
 #endif
@@ -386,34 +431,41 @@ inline void store_some(H* p, F a, int64_t n) {
   store(values, a);
   for (int64_t i = 0; i < n; ++i) p[i] = values[i];
 }
-
-#endif
-
-// 1 / x to 1 ulp for finite x whose reciprocal is a normal number, 0 where it is not.
-inline F reciprocal(F x) {
-#if defined(FASTDIFF_ISA_AVX512)
-  const F guess = {_mm512_rcp14_ps(x.v)};
-  return fma(guess, fma(F::broadcast(0) - x, guess, F::broadcast(1)), guess);
-#else
-  return F::broadcast(1) / x;
-#endif
+template <class H>
+inline void store_two(H* p, F a, F b) {
+  store(p, a);
+  store(p + F::size, b);
 }
+template <class H>
+inline void stream_two(H* p, F a, F b) {
+  store_two(p, a, b);
+}
+#if defined(FASTDIFF_ISA_AVX2)
+inline void stream_two(float* p, F a, F b) {
+  _mm256_stream_ps(p, a.v);
+  _mm256_stream_ps(p + F::size, b.v);
+}
+#endif
 
-// e^x to 2 ulp: x = n log 2 + r with log 2 in two parts, a polynomial for e^r. 0 below -103, infinity above 88.73. The order
-// of the operands of max and min lets a NaN through.
-inline F exp(F x) {
-  x = min(F::broadcast(89.0f), max(F::broadcast(-104.0f), x));
-  const F n = round(x * F::broadcast(1.44269504088896341f));
-  const F r = fma(n, F::broadcast(-1.42860682030941723e-6f), fma(n, F::broadcast(-0.693145751953125f), x));
-  F p = F::broadcast(1.0f / 5040);
-  p = fma(p, r, F::broadcast(1.0f / 720));
-  p = fma(p, r, F::broadcast(1.0f / 120));
-  p = fma(p, r, F::broadcast(1.0f / 24));
-  p = fma(p, r, F::broadcast(1.0f / 6));
-  p = fma(p, r, F::broadcast(0.5f));
-  p = fma(p, r, F::broadcast(1.0f));
-  p = fma(p, r, F::broadcast(1.0f));
-  return times_power_of_two(p, n);
+#endif
+
+#if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
+inline void stream_fence() { _mm_sfence(); }
+#else
+inline void stream_fence() {}
+#endif
+
+// Asks for the cache lines of `vectors` vectors at p, which need not be valid.
+template <int vectors, class T>
+inline void prefetch(const T* p) {
+  constexpr int64_t bytes = vectors * F::size * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < bytes; i += 64) {
+#if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
+    _mm_prefetch(reinterpret_cast<const char*>(p) + i, _MM_HINT_T0);
+#elif defined(__GNUC__)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + i);
+#endif
+  }
 }
 
 // Asks for the cache line of p, which may be any address.
@@ -444,10 +496,8 @@ inline F exp2(F x) {
   return times_power_of_two(p, n);
 }
 
-// x / (1 + e^-x). Below -88, where e^-x is not finite much longer, the value at -88, -5e-37.
-inline F silu(F x) {
-  x = max(F::broadcast(-88.0f), x);
-  return x * reciprocal(F::broadcast(1) + exp(F::broadcast(0) - x));
-}
+// x / (1 + e^-x), to the error of half a unit in the last place of x. The division runs beside the arithmetic, and costs no more
+// than an estimate of the reciprocal and its correction.
+inline F silu(F x) { return x / (F::broadcast(1) + exp2(x * F::broadcast(-1.44269504088896341f))); }
 
 }  // namespace fastdiff::FASTDIFF_ISA

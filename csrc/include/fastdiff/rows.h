@@ -1,0 +1,93 @@
+// Loops over rows of contiguous numbers. A body is called with a place in the row, from which it loads one vector: a whole one,
+// or the part that is left at the end; it is compiled for both, so that the loop over whole vectors has no branches.
+// For the files that are compiled once an instruction set (see simd.h).
+#pragma once
+
+#include "fastdiff/simd.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+
+struct Whole {
+  int64_t i;
+  template <class T>
+  F load(const T* p) const {
+    return FASTDIFF_ISA::load(p + i);
+  }
+};
+
+struct Part {
+  int64_t i, n;
+  template <class T>
+  F load(const T* p) const {
+    return load_some(p + i, n);
+  }
+};
+
+// out[i] = body(place of i) for i in [0, size).
+template <class T, class Body>
+inline void map(T* out, int64_t size, Body body) {
+  int64_t i = 0;
+  for (; i + 2 * F::size <= size; i += 2 * F::size) store_two(out + i, body(Whole{i}), body(Whole{i + F::size}));
+  if (i + F::size <= size) {
+    store(out + i, body(Whole{i}));
+    i += F::size;
+  }
+  if (i < size) store_some(out + i, body(Part{i, size - i}), size - i);
+}
+
+// The same for memory that will not be read before it has left the caches anyway: whole lines are written around them. A
+// stream_fence() belongs after the last one.
+template <class T, class Body>
+inline void map_stream(T* out, int64_t size, Body body) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(T)) % kLine;
+  int64_t i = 0, head = past_line ? kLine - past_line : 0;
+  for (head = head < size ? head : size; i < head;) {
+    const int64_t n = head - i < F::size ? head - i : F::size;
+    n == F::size ? store(out + i, body(Whole{i})) : store_some(out + i, body(Part{i, n}), n);
+    i += n;
+  }
+  for (; i + 2 * F::size <= size; i += 2 * F::size) stream_two(out + i, body(Whole{i}), body(Whole{i + F::size}));
+  for (; i < size; i += F::size) {
+    const int64_t n = size - i;
+    n >= F::size ? store(out + i, body(Whole{i})) : store_some(out + i, body(Part{i, n}), n);
+  }
+}
+
+// Rows of float32 for a thread to work in, each at the start of a cache line.
+class Scratch {
+ public:
+  Scratch(int64_t rows, int64_t size)
+      : stride_((size + kLine - 1) / kLine * kLine), memory_(new float[rows * stride_ + kLine]) {
+    const int64_t past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory_) / sizeof(float)) % kLine;
+    first_ = memory_ + (kLine - past_line) % kLine;
+  }
+  ~Scratch() { delete[] memory_; }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* row(int64_t i) const { return first_ + i * stride_; }
+
+ private:
+  static constexpr int64_t kLine = 16;
+  int64_t stride_;
+  float *memory_, *first_;
+};
+
+// The row itself, or a copy as float32 in `buffer`.
+inline const float* widen_row(const float* x, float*, int64_t) { return x; }
+template <class T>
+inline const float* widen_row(const T* x, float* buffer, int64_t size) {
+  map(buffer, size, [x](auto at) { return at.load(x); });
+  return buffer;
+}
+
+// One number.
+inline float value(const float* p) { return *p; }
+template <class T>
+inline float value(const T* p) {
+  float lanes[F::size];
+  load_some(p, 1).store(lanes);
+  return lanes[0];
+}
+
+}  // namespace fastdiff::FASTDIFF_ISA
