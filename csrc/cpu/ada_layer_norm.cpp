@@ -47,7 +47,8 @@ void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
     combined = b;
     const T *stored = row<T>(op.x, b, s), *residual = row<T>(op.residual, b, s);
     const float* x = widen_row(stored, wide, op.channels);
-    const Moments m = moments(x, op.channels, stored + (s + 1 < op.rows ? op.x.row : 0));
+    const T* next = stored + (s + 1 < op.rows ? op.x.row : 0);
+    const Moments m = moments(x, op.channels, next);
     const float variance = m.squares / static_cast<float>(op.channels);
     const F mean = F::broadcast(m.mean), inverse = F::broadcast(inverse_deviation(variance, op.eps));
     T* out = static_cast<T*>(op.out) + index * op.channels;
@@ -56,7 +57,7 @@ void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
     };
     const auto added = [=](auto at) { return modulated(at) + at.load(residual); };
     if (op.stream) {
-      residual ? map_stream(out, op.channels, added) : map_stream(out, op.channels, modulated);
+      residual ? map_stream(out, op.channels, next, added) : map_stream(out, op.channels, next, modulated);
     } else {
       residual ? map(out, op.channels, added) : map(out, op.channels, modulated);
     }

@@ -10,6 +10,7 @@ namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
 constexpr int64_t kBlock = 4096;  // numbers: 16 KiB of float32, which stay in the first cache
+constexpr int64_t kNear = 1 << 19;  // bytes of a group that the second cache holds while another is read and one is written
 // Channels last, statistics are those of this many pixels by this many vectors of channels, which stay in the first cache.
 constexpr int64_t kPixels = 64;
 constexpr int kColumns = 4;
@@ -55,14 +56,15 @@ void factors(const GroupNorm& op, int64_t sample, int64_t channel, float inverse
 }
 
 template <class T>
-void write_channel(const GroupNorm& op, const T* x, T* out, int64_t size, float mean, float factor, float offset) {
+void write_channel(const GroupNorm& op, const T* x, T* out, int64_t size, const T* next, float mean, float factor,
+                   float offset) {
   const F m = F::broadcast(mean), a = F::broadcast(factor), b = F::broadcast(offset);
   const auto normalized = [=](auto at) { return fma(at.load(x) - m, a, b); };
   const auto activated = [=](auto at) { return silu(normalized(at)); };
   if (op.stream) {
-    op.silu ? map_stream(out, size, activated) : map_stream(out, size, normalized);
+    op.silu ? map_stream(out, size, next, activated) : map_stream(out, size, next, normalized);
   } else {
-    op.silu ? map(out, size, activated) : map(out, size, normalized);
+    op.silu ? map_ahead(out, size, next, activated) : map_ahead(out, size, next, normalized);
   }
 }
 
@@ -75,14 +77,17 @@ void run_groups(const GroupNorm& op, int64_t begin, int64_t end) {
     const int64_t start = (sample * op.channels + first) * op.pixels;
     const T* x = static_cast<const T*>(op.x) + start;
     T* out = static_cast<T*>(op.out) + start;
+    const int64_t size = width * op.pixels;
+    const int64_t to_next = unit + 1 < end && size <= kNear / static_cast<int64_t>(sizeof(T)) ? size : 0;
     Total total;
-    add_contiguous(x, width * op.pixels, scratch.row(0), &total);
+    add_contiguous(x, size, scratch.row(0), &total);
     const float mean = static_cast<float>(total.mean);
     const float inverse = inverse_deviation(static_cast<float>(total.squares / total.count), op.eps);
     for (int64_t c = 0; c < width; ++c) {
       float factor, offset;
       factors<T>(op, sample, first + c, inverse, &factor, &offset);
-      write_channel(op, x + c * op.pixels, out + c * op.pixels, op.pixels, mean, factor, offset);
+      const T* channel = x + c * op.pixels;
+      write_channel(op, channel, out + c * op.pixels, op.pixels, channel + to_next, mean, factor, offset);
     }
   }
   if (op.stream) stream_fence();
@@ -175,14 +180,15 @@ void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, const
   for (int64_t p = 0; p < pixels; ++p) {
     const T* from = x + p * op.channels;
     T* to = out + p * op.channels;
+    const T* next = from + (p + 1 < pixels ? op.channels : 0);
     const auto normalized = [=](auto at) {
       return fma(at.load(from) - at.load(means), at.load(factors), at.load(offsets));
     };
     const auto activated = [=](auto at) { return silu(normalized(at)); };
     if (op.stream) {
-      op.silu ? map_stream(to, op.channels, activated) : map_stream(to, op.channels, normalized);
+      op.silu ? map_stream(to, op.channels, next, activated) : map_stream(to, op.channels, next, normalized);
     } else {
-      op.silu ? map(to, op.channels, activated) : map(to, op.channels, normalized);
+      op.silu ? map_ahead(to, op.channels, next, activated) : map_ahead(to, op.channels, next, normalized);
     }
   }
 }
@@ -193,7 +199,7 @@ void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
   const Scratch scratch(3, channels);  // of one sample: mean, factor and offset of every channel
   float *means = scratch.row(0), *scales = scratch.row(1), *offsets = scratch.row(2);
   int64_t of_sample = -1;
-  for (int64_t unit = begin; unit < end; ++unit) {
+  for (int64_t unit = end - 1; unit >= begin; --unit) {  // the parts that were read last are still in the cache
     const int64_t sample = unit / parts, first = unit % parts * kNormPart;
     const int64_t pixels = op.pixels - first < kNormPart ? op.pixels - first : kNormPart;
     if (sample != of_sample) {
@@ -214,7 +220,8 @@ void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
     }
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t start = (sample * channels + c) * op.pixels + first;
-      write_channel(op, static_cast<const T*>(op.x) + start, static_cast<T*>(op.out) + start, pixels, means[c], scales[c],
+      const T* x = static_cast<const T*>(op.x) + start;
+      write_channel(op, x, static_cast<T*>(op.out) + start, pixels, x + (c + 1 < channels ? op.pixels : 0), means[c], scales[c],
                     offsets[c]);
     }
   }

@@ -35,10 +35,28 @@ inline void map(T* out, int64_t size, Body body) {
   if (i < size) store_some(out + i, body(Part{i, size - i}), size - i);
 }
 
-// The same for memory that will not be read before it has left the caches anyway: whole lines are written around them. A
+// The same for results that go to memory: the lines that will be written a little later, and as many numbers at `next`, which
+// will be read later, are asked for meanwhile. Without that, memory waits while there is arithmetic to do.
+template <class T, class Body>
+inline void map_ahead(T* out, int64_t size, const T* next, Body body) {
+  constexpr int64_t kAhead = 8192 / static_cast<int64_t>(sizeof(T));
+  int64_t i = 0;
+  for (; i + 2 * F::size <= size; i += 2 * F::size) {
+    prefetch<2>(out + i + kAhead);
+    prefetch<2>(next + i);
+    store_two(out + i, body(Whole{i}), body(Whole{i + F::size}));
+  }
+  if (i + F::size <= size) {
+    store(out + i, body(Whole{i}));
+    i += F::size;
+  }
+  if (i < size) store_some(out + i, body(Part{i, size - i}), size - i);
+}
+
+// The same for results that will have left the caches before they are read: whole lines are written around these. A
 // stream_fence() belongs after the last one.
 template <class T, class Body>
-inline void map_stream(T* out, int64_t size, Body body) {
+inline void map_stream(T* out, int64_t size, const T* next, Body body) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   const int64_t past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(T)) % kLine;
   int64_t i = 0, head = past_line ? kLine - past_line : 0;
@@ -47,7 +65,10 @@ inline void map_stream(T* out, int64_t size, Body body) {
     n == F::size ? store(out + i, body(Whole{i})) : store_some(out + i, body(Part{i, n}), n);
     i += n;
   }
-  for (; i + 2 * F::size <= size; i += 2 * F::size) stream_two(out + i, body(Whole{i}), body(Whole{i + F::size}));
+  for (; i + 2 * F::size <= size; i += 2 * F::size) {
+    prefetch<2>(next + i);
+    stream_two(out + i, body(Whole{i}), body(Whole{i + F::size}));
+  }
   for (; i < size; i += F::size) {
     const int64_t n = size - i;
     n >= F::size ? store(out + i, body(Whole{i})) : store_some(out + i, body(Part{i, n}), n);
