@@ -1,0 +1,319 @@
+"""attention in Triton, forward. Dao 2023, FlashAttention-2, Algorithm 1; split over keys as in Flash-Decoding.
+
+A program instance has `block_m` queries of one head and goes over the keys in blocks of `block_n`, with running maximum
+and sum. The head dimension D is cut into two chunks of power-of-two widths (see `attention_tiles.widths`), so that 40,
+72, 80, 96 and 160 multiply 48, 80, 80, 96 and 160 columns instead of the 64, 128, 128, 128 and 256 of a padded tile. No
+GPU has run it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
+from fastdiff.kernels.attention_tiles import Tile, architecture, choose, kind_of, processors, splits_for, widths
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_rows(
+    base, rows, stride, limit,
+    first: tl.constexpr, width: tl.constexpr, dim: tl.constexpr, whole: tl.constexpr,
+):  # fmt: skip
+    """Columns [first, first + width) of some rows, 0 outside of [0, limit) x [0, dim); `whole`: no row is outside."""
+    columns = first + tl.arange(0, width)
+    place = base + rows[:, None] * stride + columns[None, :]
+    inside = columns[None, :] < dim
+    if whole:
+        tile = tl.load(place) if first + width <= dim else tl.load(place, mask=inside, other=0.0)
+    elif first + width <= dim:
+        tile = tl.load(place, mask=rows[:, None] < limit, other=0.0)
+    else:
+        tile = tl.load(place, mask=(rows[:, None] < limit) & inside, other=0.0)
+    return tile
+
+
+@triton.jit
+def store_rows(base, rows, stride, limit, tile, first: tl.constexpr, width: tl.constexpr, dim: tl.constexpr):
+    """The reverse of load_rows."""
+    columns = first + tl.arange(0, width)
+    inside = rows[:, None] < limit
+    if first + width > dim:
+        inside = inside & (columns[None, :] < dim)
+    tl.store(base + rows[:, None] * stride + columns[None, :], tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_mask(s, mask, m, n, row, rows, boolean: tl.constexpr):
+    """Scores in units of log 2 with a mask: -inf where a boolean one is False.
+
+    mask: address of the tile's first element; m, n: offsets in it that broadcast to s, of rows `row` units apart; rows:
+    how many are left. All columns can be read, and 16 bytes at a time: single loads need more registers than there are.
+    """
+    value = tl.load(mask + (m * (row * MASK_UNIT) + n), mask=m < rows, other=0)
+    return tl.where(value != 0, s, float("-inf")) if boolean else s + value.to(tl.float32) * LOG2_E
+
+
+@triton.jit
+def load_log_sum_exp(lse, m, queries):
+    """In units of log 2; where there is no key (-inf), and outside, infinity: every probability is 0."""
+    value = tl.load(lse + m, mask=m < queries, other=float("inf"))
+    return tl.where(value == float("-inf"), float("inf"), value * LOG2_E)
+
+
+@triton.jit
+def accumulate(sums, a, b, precision: tl.constexpr):
+    """sums + a b. In float32 the product is summed for itself first: one chain over thousands of terms rounds more."""
+    return sums + tl.dot(a, b, input_precision=precision) if b.dtype == tl.float32 else tl.dot(a, b, sums)
+
+
+@jit
+def attention_forward_kernel(
+    q, k, v, mask, out, lse,
+    batch, heads, queries, keys, split_blocks, scale,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_split, out_batch, out_head, out_row,
+    mask_batch, mask_head, mask_row,
+    dim: tl.constexpr, width0: tl.constexpr, width1: tl.constexpr, unit: tl.constexpr,
+    masking: tl.constexpr, whole_keys: tl.constexpr, positive: tl.constexpr, precision: tl.constexpr,
+    block_m: tl.constexpr, block_n: tl.constexpr,
+):  # fmt: skip
+    """out = softmax(scale q k^T + mask) v for split program_id(1) of the keys, and its log-sum-exp (base e).
+
+    Strides of q, k, v and out are in units of `unit` numbers. split_blocks: blocks of keys of a split.
+    masking: "none", "boolean" or "additive"; a mask's strides are in units of MASK_UNIT, and its rows can be read up to
+    a multiple of block_n. whole_keys: keys is a multiple of block_n. positive: scale > 0.
+    """
+    blocks = tl.cdiv(queries, block_m)
+    tile = tl.program_id(0)
+    head = tile // blocks
+    b, h = (head // heads).to(tl.int64), (head % heads).to(tl.int64)
+    i, j = tl.arange(0, block_m), tl.arange(0, block_n)
+    first = tile % blocks * block_m
+    m = first + i
+    split = tl.program_id(1)
+    begin = split * split_blocks * block_n
+    end = tl.minimum(begin + split_blocks * block_n, keys)
+    q += (b * q_batch + h * q_head) * unit
+    k += (b * k_batch + h * k_head) * unit
+    v += (b * v_batch + h * v_head) * unit
+    mask += (b * mask_batch + h * mask_head + first.to(tl.int64) * mask_row) * MASK_UNIT + begin
+    q0 = load_rows(q, m, q_row * unit, queries, 0, width0, dim, False)
+    sum0 = tl.zeros((block_m, width0), tl.float32)
+    if width1 > 0:
+        q1 = load_rows(q, m, q_row * unit, queries, width0, width1, dim, False)
+        sum1 = tl.zeros((block_m, width1), tl.float32)
+    top = tl.full((block_m,), float("-inf"), tl.float32)  # running maximum of scores in units of log 2
+    total = tl.zeros((block_m,), tl.float32)
+    log2_scale = scale * LOG2_E
+    for start in range(begin, end, block_n):
+        n = start + j
+        k0 = load_rows(k, n, k_row * unit, keys, 0, width0, dim, whole_keys)
+        s = tl.dot(q0, tl.trans(k0), input_precision=precision)
+        if width1 > 0:
+            k1 = load_rows(k, n, k_row * unit, keys, width0, width1, dim, whole_keys)
+            s = tl.dot(q1, tl.trans(k1), s, input_precision=precision)
+        if masking != "none":
+            s = add_mask(s * log2_scale, mask, i[:, None], j[None, :], mask_row, queries - first, masking == "boolean")
+            mask += block_n
+        elif not positive:
+            s = s * log2_scale
+        if not whole_keys:
+            s = tl.where(n[None, :] < keys, s, float("-inf"))
+        if masking == "none" and positive:
+            # The product with the scale is fused with the subtraction of the maximum.
+            highest = tl.maximum(top, tl.max(s, axis=1) * log2_scale)
+            p = tl.exp2(s * log2_scale - highest[:, None])
+            rescale = tl.exp2(top - highest)
+        else:
+            highest = tl.maximum(top, tl.max(s, axis=1))
+            against = tl.where(highest == float("-inf"), 0.0, highest)  # a row without a key yet
+            p = tl.exp2(s - against[:, None])
+            rescale = tl.exp2(top - against)
+        total = total * rescale + tl.sum(p, axis=1)
+        top = highest
+        v0 = load_rows(v, n, v_row * unit, keys, 0, width0, dim, whole_keys)
+        sum0 = accumulate(sum0 * rescale[:, None], p.to(v0.dtype), v0, precision)
+        if width1 > 0:
+            v1 = load_rows(v, n, v_row * unit, keys, width0, width1, dim, whole_keys)
+            sum1 = accumulate(sum1 * rescale[:, None], p.to(v1.dtype), v1, precision)
+    inverse = 1.0 / tl.where(total > 0, total, 1.0)  # a row without keys gives 0, as torch's does
+    out += split.to(tl.int64) * out_split + (b * out_batch + h * out_head) * unit
+    store_rows(out, m, out_row * unit, queries, sum0 * inverse[:, None], 0, width0, dim)
+    if width1 > 0:
+        store_rows(out, m, out_row * unit, queries, sum1 * inverse[:, None], width0, width1, dim)
+    lse += ((split.to(tl.int64) * batch + b) * heads + h) * queries
+    tl.store(lse + m, (top + tl.log2(total)) * LN_2, mask=m < queries)
+
+
+@jit
+def attention_combine_kernel(
+    parts, part_lse, out, lse,
+    batch, heads, queries, splits, out_batch, out_head, out_row,
+    dim: tl.constexpr, width: tl.constexpr, unit: tl.constexpr, block_m: tl.constexpr,
+):  # fmt: skip
+    """The softmax over all keys from those over parts: parts (splits, batch, heads, queries, dim), in float32."""
+    blocks = tl.cdiv(queries, block_m)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    b, h = head // heads, head % heads
+    m = tl.program_id(0) % blocks * block_m + tl.arange(0, block_m)
+    rows = batch * heads * queries  # of a part
+    sums = tl.zeros((block_m, width), tl.float32)
+    top = tl.full((block_m,), float("-inf"), tl.float32)
+    total = tl.zeros((block_m,), tl.float32)
+    parts += head * queries * dim
+    part_lse += head * queries
+    for _ in range(splits):
+        x = tl.load(part_lse + m, mask=m < queries, other=0.0) * LOG2_E
+        highest = tl.maximum(top, x)
+        against = tl.where(highest == float("-inf"), 0.0, highest)
+        rescale, weight = tl.exp2(top - against), tl.exp2(x - against)
+        sums = sums * rescale[:, None] + load_rows(parts, m, dim, queries, 0, width, dim, False) * weight[:, None]
+        total = total * rescale + weight
+        top = highest
+        parts += rows.to(tl.int64) * dim
+        part_lse += rows
+    y = sums / tl.where(total > 0, total, 1.0)[:, None]
+    store_rows(out + (b * out_batch + h * out_head) * unit, m, out_row * unit, queries, y, 0, width, dim)
+    tl.store(lse + head * queries + m, (top + tl.log2(total)) * LN_2, mask=m < queries)
+
+
+@jit
+def attention_maps_kernel(
+    q, k, mask, lse, maps,
+    heads, queries, keys, scale,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, mask_batch, mask_head, mask_row,
+    dim: tl.constexpr, width0: tl.constexpr, width1: tl.constexpr, unit: tl.constexpr,
+    masking: tl.constexpr, precision: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
+):  # fmt: skip
+    """The probabilities themselves, (batch, heads, queries, keys), from the log-sum-exp; a program has one tile."""
+    blocks = tl.cdiv(queries, block_m)
+    head = (tl.program_id(0) // blocks).to(tl.int64)
+    b, h = head // heads, head % heads
+    i, j = tl.arange(0, block_m), tl.arange(0, block_n)
+    first, start = tl.program_id(0) % blocks * block_m, tl.program_id(1) * block_n
+    m, n = first + i, start + j
+    q += (b * q_batch + h * q_head) * unit
+    k += (b * k_batch + h * k_head) * unit
+    q0 = load_rows(q, m, q_row * unit, queries, 0, width0, dim, False)
+    k0 = load_rows(k, n, k_row * unit, keys, 0, width0, dim, False)
+    s = tl.dot(q0, tl.trans(k0), input_precision=precision)
+    if width1 > 0:
+        q1 = load_rows(q, m, q_row * unit, queries, width0, width1, dim, False)
+        k1 = load_rows(k, n, k_row * unit, keys, width0, width1, dim, False)
+        s = tl.dot(q1, tl.trans(k1), s, input_precision=precision)
+    s = s * (scale * LOG2_E)
+    if masking != "none":
+        mask += (b * mask_batch + h * mask_head + first.to(tl.int64) * mask_row) * MASK_UNIT + start
+        s = add_mask(s, mask, i[:, None], j[None, :], mask_row, queries - first, masking == "boolean")
+    p = tl.exp2(s - load_log_sum_exp(lse + head * queries, m, queries)[:, None])
+    place = maps + (head * queries + first) * keys + start + (i[:, None] * keys + j[None, :])
+    tl.store(place, p.to(maps.dtype.element_ty), mask=(m[:, None] < queries) & (n[None, :] < keys))
+
+
+def attention_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    precision: str = "ieee",
+    tile: Tile | None = None,
+    splits: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(scale q k^T + mask) v and the log-sum-exp of the scores.
+
+    q: (B, H, Sq, D); k, v: (B, H, Sk, D); D <= 256; float32, bfloat16 or float16, any strides (read in place if rows
+    are contiguous). mask: broadcastable to (B, H, Sq, Sk); bool (True: takes part) or added. scale: D ** -0.5 by
+    default. A query without keys gives 0, as torch's scaled_dot_product_attention does. precision: "ieee", or "tf32"
+    for float32 products on tensor cores. tile, splits (of the keys): chosen by shape and device by default.
+    Returns (B, H, Sq, D) in q's dtype and layout, and (B, H, Sq) in float32, -inf where there is no key.
+    Raises ValueError for what the kernel cannot take.
+    """
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    q, k, v = (contiguous_rows(t) for t in (q, k, v))
+    out, lse = torch.empty_like(q), torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
+    kind, target, available = kind_of(q.dtype, precision), architecture(q.device), processors(q.device)
+    width = widths(dim)
+    if not lse.numel():
+        return out, lse
+    masking, mask, mask_strides = prepare_mask(mask, q, k)
+    tile = tile or choose(
+        "forward", target, kind, dim, masked=masking != "none", queries=queries, keys=keys, heads=batch * heads,
+        available=available,
+    )  # fmt: skip
+    scale = dim**-0.5 if scale is None else scale
+    programs, blocks = triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)
+    splits = splits or splits_for(programs, blocks, available)
+    unit = unit_of(q, k, v, out)
+    to, to_lse = out, lse
+    if splits > 1:
+        to = torch.empty((splits, *q.shape), dtype=torch.float32, device=q.device)
+        to_lse = torch.empty((splits, *lse.shape), dtype=torch.float32, device=q.device)
+    attention_forward_kernel[(programs, splits)](
+        q, k, v, mask, to, to_lse,
+        batch, heads, queries, keys, triton.cdiv(blocks, splits), scale,
+        *(n for t in (q, k, v) for n in strides_of(t, unit)), out.numel(),
+        *strides_of(out if splits == 1 else to[0], unit), *mask_strides,
+        dim, *width, unit, masking, keys % tile.block_n == 0, scale > 0, precision, tile.block_m, tile.block_n,
+        **tile.options,
+    )  # fmt: skip
+    if splits > 1:
+        attention_combine_kernel[(triton.cdiv(queries, 16) * batch * heads,)](
+            to, to_lse, out, lse, batch, heads, queries, splits, *strides_of(out, unit),
+            dim, triton.next_power_of_2(dim), unit, 16, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return out, lse
+
+
+def attention_maps(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    precision: str = "ieee",
+    tile: Tile | None = None,
+) -> Tensor:
+    """The probabilities (B, H, Sq, Sk), in q's dtype, of what attention_forward returned `lse` for."""
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    q, k = contiguous_rows(q), contiguous_rows(k)
+    maps = torch.empty((batch, heads, queries, keys), dtype=q.dtype, device=q.device)
+    if not maps.numel():
+        return maps
+    masking, mask, mask_strides = prepare_mask(mask, q, k)
+    tile = tile or choose("dq", architecture(q.device), kind_of(q.dtype, precision), dim, masked=masking != "none")
+    unit = unit_of(q, k)
+    attention_maps_kernel[triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)](
+        q, k, mask, lse, maps,
+        heads, queries, keys, dim**-0.5 if scale is None else scale,
+        *strides_of(q, unit), *strides_of(k, unit), *mask_strides,
+        dim, *widths(dim), unit, masking, precision, tile.block_m, tile.block_n, **tile.options,
+    )  # fmt: skip
+    return maps
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    return_maps: bool = False,
+    precision: str = "ieee",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As fastdiff.ops.attention, for tensors that Triton can reach; see attention_forward. With return_maps, the
+    probabilities (B, H, Sq, Sk) as well, which are made by a second kernel."""
+    out, lse = attention_forward(q, k, v, mask=mask, scale=scale, precision=precision)
+    if not return_maps:
+        return out
+    return out, attention_maps(q, k, lse, mask=mask, scale=scale, precision=precision)

@@ -1,0 +1,112 @@
+"""How attention is cut up: chunks of the head dimension, tiles and splits by architecture, dtype and head dimension.
+
+The tables hold the largest tiles that compile without spilled registers and fit the shared memory (docs/notes/
+gpu-attention.md); no GPU has timed them. Those of sm_80 fit 99 KiB, so that they serve 8.6, 8.9 and 12.0 as well.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from fastdiff.errors import expect
+
+MAX_DIM = 256
+MAX_BLOCK_N = 128
+
+
+class Tile(NamedTuple):
+    """block_m queries by block_n keys. apart: dk and dv in a launch each, as their sums do not fit side by side."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    apart: bool = False
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """Launch options. Fused multiplication and addition are set here, whatever TRITON_DEFAULT_FP_FUSION says."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+def widths(dim: int) -> tuple[int, int]:
+    """Widths of the two chunks that hold `dim` columns: powers of two, at least 16 (for tl.dot), the second may be 0.
+
+    Raises ValueError unless 1 <= dim <= 256.
+    """
+    expect(1 <= dim <= MAX_DIM, f"the head dimension must be between 1 and {MAX_DIM}, got {dim}")
+    first = max(16, 1 << (dim.bit_length() - 1))
+    if dim <= first:
+        return first, 0
+    second = max(16, triton.next_power_of_2(dim - first))
+    return (first, second) if second < first else (2 * first, 0)
+
+
+# (largest sum of the widths, tile), ascending, by architecture, class of dtype and kernel.
+Table = tuple[tuple[int, Tile], ...]
+TILES: dict[tuple[str, str, str], Table] = {
+    ("sm_80", "half", "forward"): ((64, Tile(128, 64, 4, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 8, 2))),
+    ("sm_80", "half", "dq"): ((64, Tile(128, 64, 8, 2)), (160, Tile(64, 32, 4, 2)), (256, Tile(32, 32, 4, 2))),
+    ("sm_80", "half", "dkv"): ((64, Tile(64, 128, 8, 2)), (96, Tile(32, 64, 4, 2)), (256, Tile(32, 32, 8, 2))),
+    ("sm_80", "single", "forward"): ((96, Tile(64, 32, 8, 1)), (256, Tile(32, 16, 4, 1))),
+    ("sm_80", "single", "dq"): ((96, Tile(32, 32, 8, 1)), (256, Tile(32, 16, 4, 1))),
+    ("sm_80", "single", "dkv"): ((96, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
+}
+
+
+def kind_of(dtype: torch.dtype, precision: str) -> str:
+    """What the products of a dtype cost: "half", "single" or "tf32"."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return "half"
+    expect(dtype == torch.float32, f"the kernel takes float32, bfloat16 and float16, not {dtype}")
+    expect(precision in ("ieee", "tf32"), f"precision must be 'ieee' or 'tf32', got {precision!r}")
+    return "single" if precision == "ieee" else "tf32"
+
+
+def architecture(device: torch.device) -> str:
+    """The architecture whose table serves a device; that of sm_80 for Triton's interpreter."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip:
+        return "gfx942"
+    major = torch.cuda.get_device_capability(device)[0]
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; 1 for Triton's interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def choose(
+    kernel: str, target: str, kind: str, dim: int, *, masked: bool = False, queries: int = 1 << 30, keys: int = 1 << 30,
+    heads: int = 1, available: int = 1,
+) -> Tile:  # fmt: skip
+    """The tile of a kernel ("forward", "dq", "dkv") for a shape. heads: batch times heads; available: multiprocessors.
+
+    Few keys (77 of a prompt) get narrower blocks where that leaves fewer columns empty; few rows get lower ones where
+    multiprocessors would idle.
+    """
+    table = TILES.get((target, kind, kernel + " masked"), ()) if masked else ()
+    table = table or TILES[target, kind, kernel]
+    width = sum(widths(dim))
+    tile = next(tile for limit, tile in table if width <= limit)
+    if kernel == "dkv":
+        return tile
+    if keys < 2 * tile.block_n:
+        narrower = [n for n in (tile.block_n, tile.block_n // 2, tile.block_n // 4) if n >= 32 or n == tile.block_n]
+        tile = tile._replace(block_n=min(narrower, key=lambda n: (triton.cdiv(keys, n) * n, -n)))
+    idle = triton.cdiv(queries, tile.block_m) * heads < available
+    if tile.block_m == 128 and (idle or queries <= 64):
+        tile = tile._replace(block_m=64, block_n=min(tile.block_n, 64), num_warps=4)
+    return tile
+
+
+def splits_for(programs: int, blocks: int, available: int) -> int:
+    """Into how many parts to cut a loop over `blocks` blocks, so that few programs fill the device; 1 where they do."""
+    if 2 * programs > available:
+        return 1
+    return max(1, min(available // programs, blocks // 4, 16))
