@@ -14,10 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
-from fastdiff.kernels.attention_tiles import Tile, architecture, choose, kind_of, processors, splits_for, widths
+from fastdiff.kernels.attention_tiles import Tile, choose, kind_of, splits_for, widths
+from fastdiff.kernels.devices import architecture, processors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+COMBINE_ROWS = 16
 
 
 @triton.jit
@@ -265,9 +267,9 @@ def attention_forward(
         **tile.options,
     )  # fmt: skip
     if splits > 1:
-        attention_combine_kernel[(triton.cdiv(queries, 16) * batch * heads,)](
+        attention_combine_kernel[(triton.cdiv(queries, COMBINE_ROWS) * batch * heads,)](
             to, to_lse, out, lse, batch, heads, queries, splits, *strides_of(out, unit),
-            dim, triton.next_power_of_2(dim), unit, 16, num_warps=4, enable_fp_fusion=True,
+            dim, triton.next_power_of_2(dim), unit, COMBINE_ROWS, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out, lse
 

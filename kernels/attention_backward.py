@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fastdiff.kernels.attention import LOG2_E, accumulate, add_mask, load_log_sum_exp, load_rows, store_rows
 from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
-from fastdiff.kernels.attention_tiles import Tile, architecture, choose, kind_of, processors, splits_for, widths
+from fastdiff.kernels.attention_tiles import Tile, choose, kind_of, splits_for, widths
+from fastdiff.kernels.devices import architecture, processors
 
 DELTA_ROWS = 64
 

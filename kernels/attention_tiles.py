@@ -45,16 +45,69 @@ def widths(dim: int) -> tuple[int, int]:
     return (first, second) if second < first else (2 * first, 0)
 
 
-# (largest sum of the widths, tile), ascending, by architecture, class of dtype and kernel.
+# (largest sum of the widths, tile), ascending, by architecture, class of dtype and kernel; "masked" if masks need more.
 Table = tuple[tuple[int, Tile], ...]
-TILES: dict[tuple[str, str, str], Table] = {
-    ("sm_80", "half", "forward"): ((64, Tile(128, 64, 4, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 8, 2))),
-    ("sm_80", "half", "dq"): ((64, Tile(128, 64, 8, 2)), (160, Tile(64, 32, 4, 2)), (256, Tile(32, 32, 4, 2))),
-    ("sm_80", "half", "dkv"): ((64, Tile(64, 128, 8, 2)), (96, Tile(32, 64, 4, 2)), (256, Tile(32, 32, 8, 2))),
-    ("sm_80", "single", "forward"): ((96, Tile(64, 32, 8, 1)), (256, Tile(32, 16, 4, 1))),
-    ("sm_80", "single", "dq"): ((96, Tile(32, 32, 8, 1)), (256, Tile(32, 16, 4, 1))),
-    ("sm_80", "single", "dkv"): ((96, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
+SINGLE = {  # one table for all: float32 products do not use the matrix units
+    "forward": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
+    "dq": ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
+    "dkv": ((80, Tile(32, 64, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
 }
+TILES: dict[tuple[str, str], dict[str, Table]] = {
+    ("sm_80", "half"): {
+        "forward": ((64, Tile(128, 64, 4, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 8, 2))),
+        "forward masked": ((96, Tile(128, 64, 8, 2)), (160, Tile(128, 32, 8, 2)), (256, Tile(64, 32, 8, 2))),
+        "dq": (
+            (96, Tile(128, 64, 8, 2)),
+            (128, Tile(64, 64, 4, 2)),
+            (160, Tile(64, 32, 4, 2)),
+            (256, Tile(32, 32, 4, 2)),
+        ),
+        "dq masked": ((64, Tile(128, 64, 8, 2)), (160, Tile(64, 32, 8, 2)), (256, Tile(32, 32, 4, 2))),
+        "dkv": (
+            (64, Tile(64, 128, 8, 2)),
+            (96, Tile(32, 64, 4, 2)),
+            (128, Tile(32, 64, 8, 2)),
+            (160, Tile(32, 64, 8, 2, apart=True)),
+            (256, Tile(32, 32, 8, 2)),
+        ),
+        "dkv masked": (
+            (80, Tile(32, 64, 4, 2)),
+            (96, Tile(32, 32, 8, 2)),
+            (128, Tile(32, 64, 8, 2)),
+            (160, Tile(32, 64, 8, 1, apart=True)),
+            (256, Tile(32, 32, 8, 2)),
+        ),
+    },
+    ("sm_90", "half"): {
+        "forward": ((128, Tile(128, 128, 8, 2)), (256, Tile(128, 64, 8, 2))),
+        "forward masked": ((160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 4, 2))),
+        "dq": ((160, Tile(128, 64, 8, 2)), (256, Tile(128, 32, 8, 2))),
+        "dkv": (
+            (80, Tile(64, 128, 8, 2)),
+            (128, Tile(64, 64, 8, 2)),
+            (160, Tile(64, 64, 8, 2, apart=True)),
+            (256, Tile(32, 64, 8, 2, apart=True)),
+        ),
+        "dkv masked": ((80, Tile(64, 128, 8, 2)), (128, Tile(64, 64, 8, 2)), (256, Tile(32, 64, 8, 2, apart=True))),
+    },
+    ("sm_100", "half"): {
+        "forward": ((80, Tile(128, 128, 8, 2)), (256, Tile(128, 64, 8, 2))),
+        "dq": ((80, Tile(128, 128, 8, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 4, 2))),
+        "dkv": ((128, Tile(64, 128, 8, 2)), (160, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 2))),
+    },
+    ("gfx942", "half"): {
+        "forward": ((160, Tile(128, 64, 4, 1)), (256, Tile(64, 32, 4, 1))),
+        "dq": ((80, Tile(128, 64, 8, 1)), (256, Tile(64, 32, 4, 1))),
+        "dkv": ((160, Tile(64, 64, 4, 1)), (256, Tile(32, 64, 4, 1))),
+    },
+    ("sm_80", "tf32"): {
+        "forward": ((64, Tile(128, 64, 8, 2)), (128, Tile(64, 32, 4, 2)), (256, Tile(32, 16, 4, 2))),
+        "dq": ((64, Tile(64, 32, 4, 2)), (128, Tile(32, 32, 4, 2)), (256, Tile(32, 16, 4, 1))),
+        "dkv": ((64, Tile(32, 64, 4, 2)), (128, Tile(32, 32, 8, 2)), (256, Tile(16, 32, 8, 1))),
+    },
+}
+TILES |= {(target, "single"): SINGLE for target in ("sm_80", "sm_90", "sm_100", "gfx942")}
+TILES |= {(target, "tf32"): TILES["sm_80", "tf32"] for target in ("sm_90", "sm_100", "gfx942")}
 
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
@@ -66,21 +119,6 @@ def kind_of(dtype: torch.dtype, precision: str) -> str:
     return "single" if precision == "ieee" else "tf32"
 
 
-def architecture(device: torch.device) -> str:
-    """The architecture whose table serves a device; that of sm_80 for Triton's interpreter."""
-    if device.type != "cuda":
-        return "sm_80"
-    if torch.version.hip:
-        return "gfx942"
-    major = torch.cuda.get_device_capability(device)[0]
-    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
-
-
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device; 1 for Triton's interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
 def choose(
     kernel: str, target: str, kind: str, dim: int, *, masked: bool = False, queries: int = 1 << 30, keys: int = 1 << 30,
     heads: int = 1, available: int = 1,
@@ -90,8 +128,8 @@ def choose(
     Few keys (77 of a prompt) get narrower blocks where that leaves fewer columns empty; few rows get lower ones where
     multiprocessors would idle.
     """
-    table = TILES.get((target, kind, kernel + " masked"), ()) if masked else ()
-    table = table or TILES[target, kind, kernel]
+    tables = TILES[target, kind]
+    table = tables.get(kernel + " masked", tables[kernel]) if masked else tables[kernel]
     width = sum(widths(dim))
     tile = next(tile for limit, tile in table if width <= limit)
     if kernel == "dkv":
@@ -100,8 +138,10 @@ def choose(
         narrower = [n for n in (tile.block_n, tile.block_n // 2, tile.block_n // 4) if n >= 32 or n == tile.block_n]
         tile = tile._replace(block_n=min(narrower, key=lambda n: (triton.cdiv(keys, n) * n, -n)))
     idle = triton.cdiv(queries, tile.block_m) * heads < available
-    if tile.block_m == 128 and (idle or queries <= 64):
-        tile = tile._replace(block_m=64, block_n=min(tile.block_n, 64), num_warps=4)
+    if tile.block_m == 128 and width <= 160 and not masked and (idle or queries <= 64):
+        tile = tile._replace(
+            block_m=64, block_n=min(tile.block_n, 32 if kernel == "dq" or width > 128 else 64), num_warps=4
+        )
     return tile
 
 

@@ -1,7 +1,7 @@
 """The Triton kernels of attention: numbers in the interpreter, compilation ahead of time. No GPU is needed."""
 
 import pytest
-from triton_process import interpret
+from triton_process import TARGETS, compile_for, interpret
 
 NUMBERS = """
 
@@ -98,3 +98,65 @@ print("ok")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_numbers_in_the_interpreter(dtype):
     interpret(NUMBERS + FORWARD_AND_BACKWARD.format(dtype=dtype))
+
+
+COMPILE = """
+from fastdiff.kernels.ahead_of_time import TARGETS, compile_variant, usage
+from fastdiff.kernels.attention_variants import DIMS, KERNELS, helpers, variants
+
+def check(target, dtype, dim, kernels=KERNELS, limit=None, **options):
+    for kernel in kernels:
+        for variant in variants(kernel, target, dtype, dim, **options):
+            found = usage(compile_variant(variant, target))
+            what = target, kernel, dtype, dim, options, found
+            assert found.stack == 0, what
+            assert found.shared <= (limit or TARGETS[target][1]), what
+            if dtype != "fp32":
+                assert found.matrix_instruction == INSTRUCTION[target], what
+
+INSTRUCTION = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+if target in ("sm_80", "sm_90"):
+    limit = 99 << 10 if target == "sm_80" else None  # what 8.6, 8.9 and 12.0, which use this table, have
+    for dim in DIMS:
+        if dim != 72:  # the chunks of 80
+            check(target, "fp16", dim, limit=limit)
+    check(target, "bf16", 40, masking="additive", limit=limit)
+    check(target, "bf16", 128, masking="boolean", limit=limit)
+    check(target, "fp16", 40, ["forward", "dq"], shape="prompt", limit=limit)
+    check(target, "fp16", 72, ["forward", "dq"], shape="small", limit=limit)
+    check(target, "fp32", 64, ["forward"], precision="tf32", limit=limit)
+else:
+    check(target, "fp16", 40)
+    check(target, "bf16", 160)
+    check(target, "fp16", 64, ["forward"], masking="additive", shape="prompt")
+check(target, "fp32", 40)
+check(target, "fp32", 256, ["forward"])
+for variant in helpers("bf16", 72):
+    assert usage(compile_variant(variant, target)).stack == 0, variant
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_ahead_of_time_without_spills(target, tmp_path):
+    compile_for(target, f"target = {target!r}" + COMPILE, str(tmp_path))
+
+
+def test_tiles_follow_the_shape():
+    from fastdiff.kernels.attention_tiles import TILES, choose, splits_for, widths
+
+    assert [widths(dim) for dim in (1, 40, 64, 72, 80, 96, 100, 128, 160, 256)] == [
+        (16, 0), (32, 16), (64, 0), (64, 16), (64, 16), (64, 32), (128, 0), (128, 0), (128, 32), (256, 0),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="between 1 and 256, got 320"):
+        widths(320)
+    assert choose("forward", "sm_80", "half", 40, keys=77).block_n == 32  # 96 columns instead of 128
+    assert choose("forward", "sm_80", "half", 40, keys=4096).block_n == 64
+    assert choose("forward", "sm_90", "half", 72, queries=256, keys=256, heads=32, available=132).block_m == 64
+    assert choose("forward", "sm_90", "half", 64, queries=4096, keys=4096, heads=16, available=132).block_m == 128
+    assert splits_for(512, 64, 132) == 1
+    assert splits_for(4, 64, 132) == 16
+    for tables in TILES.values():
+        for table in tables.values():
+            assert [limit for limit, _ in table] == sorted(limit for limit, _ in table)
+            assert table[-1][0] == 256
