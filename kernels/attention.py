@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.errors import expect
 from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
 from fastdiff.kernels.attention_tiles import Tile, choose, kind_of, splits_for, widths
 from fastdiff.kernels.devices import architecture, processors
@@ -234,13 +235,15 @@ def attention_forward(
     are contiguous). mask: broadcastable to (B, H, Sq, Sk); bool (True: takes part) or added. scale: D ** -0.5 by
     default. A query without keys gives 0, as torch's scaled_dot_product_attention does. precision: "ieee", or "tf32"
     for float32 products on tensor cores. tile, splits (of the keys): chosen by shape and device by default.
-    Returns (B, H, Sq, D) in q's dtype and layout, and (B, H, Sq) in float32, -inf where there is no key.
-    Raises ValueError for what the kernel cannot take.
+    Returns (B, H, Sq, D) in q's dtype, a view of (B, Sq, H, D) storage, and (B, H, Sq) in float32, -inf where there is
+    no key. Raises ValueError for what the kernel cannot take.
     """
+    expect(k.shape == v.shape, f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
     q, k, v = (contiguous_rows(t) for t in (q, k, v))
-    out, lse = torch.empty_like(q), torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
+    out = torch.empty((batch, queries, heads, dim), dtype=q.dtype, device=q.device).transpose(1, 2)
+    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
     kind, target, available = kind_of(q.dtype, precision), architecture(q.device), processors(q.device)
     width = widths(dim)
     if not lse.numel():

@@ -47,10 +47,11 @@ def widths(dim: int) -> tuple[int, int]:
 
 # (largest sum of the widths, tile), ascending, by architecture, class of dtype and kernel; "masked" if masks need more.
 Table = tuple[tuple[int, Tile], ...]
-SINGLE = {  # one table for all: float32 products do not use the matrix units
-    "forward": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
-    "dq": ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
-    "dkv": ((80, Tile(32, 64, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
+SINGLE: dict[str, Table] = {  # one for all architectures: float32 products do not use the matrix units
+    "forward": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
+    "dq": ((128, Tile(32, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
+    "dq masked": ((96, Tile(32, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
+    "dkv": ((96, Tile(32, 32, 8, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
 }
 TILES: dict[tuple[str, str], dict[str, Table]] = {
     ("sm_80", "half"): {
@@ -93,7 +94,8 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
     ("sm_100", "half"): {
         "forward": ((80, Tile(128, 128, 8, 2)), (256, Tile(128, 64, 8, 2))),
         "dq": ((80, Tile(128, 128, 8, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 4, 2))),
-        "dkv": ((128, Tile(64, 128, 8, 2)), (160, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 2))),
+        "dkv": ((128, Tile(64, 128, 8, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(32, 64, 4, 2))),
+        "dkv masked": ((80, Tile(64, 128, 8, 2)), (256, Tile(32, 64, 4, 2))),
     },
     ("gfx942", "half"): {
         "forward": ((160, Tile(128, 64, 4, 1)), (256, Tile(64, 32, 4, 1))),
@@ -101,9 +103,14 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
         "dkv": ((160, Tile(64, 64, 4, 1)), (256, Tile(32, 64, 4, 1))),
     },
     ("sm_80", "tf32"): {
-        "forward": ((64, Tile(128, 64, 8, 2)), (128, Tile(64, 32, 4, 2)), (256, Tile(32, 16, 4, 2))),
-        "dq": ((64, Tile(64, 32, 4, 2)), (128, Tile(32, 32, 4, 2)), (256, Tile(32, 16, 4, 1))),
-        "dkv": ((64, Tile(32, 64, 4, 2)), (128, Tile(32, 32, 8, 2)), (256, Tile(16, 32, 8, 1))),
+        "forward": (
+            (64, Tile(128, 64, 8, 2)),
+            (128, Tile(64, 32, 4, 2)),
+            (160, Tile(32, 32, 8, 2)),
+            (256, Tile(32, 16, 4, 2)),
+        ),
+        "dq": ((64, Tile(64, 32, 4, 2)), (128, Tile(32, 32, 4, 2)), (256, Tile(16, 16, 4, 1))),
+        "dkv": ((64, Tile(32, 64, 4, 2)), (128, Tile(16, 32, 8, 2)), (256, Tile(16, 16, 8, 1))),
     },
 }
 TILES |= {(target, "single"): SINGLE for target in ("sm_80", "sm_90", "sm_100", "gfx942")}
