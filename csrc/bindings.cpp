@@ -12,6 +12,7 @@
 #include "fastdiff/parallel.h"
 #include "fastdiff/plan.h"
 #include "fastdiff/pool.h"
+#include "fastdiff/step_plan.h"
 
 namespace py = pybind11;
 using fastdiff::Plan;
@@ -42,6 +43,32 @@ void bind_plan(py::module_& module, const char* name) {
       // Positional only, and the interpreter lock is kept: letting it go costs more than a small step.
       .def("run", [](const Plan<T>& plan, int combine, uintptr_t cond, uintptr_t uncond) {
         return plan.run(combine, reinterpret_cast<const T*>(cond), reinterpret_cast<const T*>(uncond));
+      });
+}
+
+fastdiff::StepTypes step_types(const std::string& state, const std::string& model) {
+  if (state == "float32" && model == "float32") return fastdiff::StepTypes::f32_f32;
+  if (state == "float32" && model == "float16") return fastdiff::StepTypes::f32_f16;
+  if (state == "float32" && model == "bfloat16") return fastdiff::StepTypes::f32_bf16;
+  if (state == "float64" && model == "float64") return fastdiff::StepTypes::f64_f64;
+  throw std::invalid_argument("no step of a state in " + state + " and a model in " + model);
+}
+
+// launch: the address of a function, or 0 for the CPU's.
+void bind_step_plan(py::module_& module) {
+  using fastdiff::StepPlan;
+  py::class_<StepPlan>(module, "StepPlan")
+      .def(py::init([](const std::string& state, const std::string& model, int64_t batch, int64_t elements, uintptr_t keys,
+                       uintptr_t broken, uintptr_t launch, int device) {
+             return new StepPlan(step_types(state, model), batch, elements, reinterpret_cast<const uint64_t*>(keys),
+                                 reinterpret_cast<int32_t*>(broken),
+                                 launch ? reinterpret_cast<fastdiff::StepLaunch>(launch) : fastdiff::step_on_cpu, device);
+           }),
+           py::kw_only(), py::arg("state"), py::arg("model"), py::arg("batch"), py::arg("elements"), py::arg("keys"),
+           py::arg("broken"), py::arg("launch"), py::arg("device"))
+      .def("add", &StepPlan::add, py::arg("kinds"), py::arg("numbers"), py::arg("outputs"), py::arg("coefficients"))
+      .def("run", [](const StepPlan& plan, int index, uintptr_t cond, uintptr_t uncond, uintptr_t stream) {
+        return plan.run(index, reinterpret_cast<const void*>(cond), reinterpret_cast<const void*>(uncond), stream);
       });
 }
 
@@ -201,6 +228,8 @@ PYBIND11_MODULE(_core, module) {
 
   bind_plan<float>(module, "PlanFloat32");
   bind_plan<double>(module, "PlanFloat64");
+  bind_step_plan(module);
+  module.def("padded_outputs", fastdiff::padded_outputs);
   module.def("linear_combine_float32", linear_combine<float>);
   module.def("linear_combine_float64", linear_combine<double>);
   // Called by position: names cost 0.7 us a call.

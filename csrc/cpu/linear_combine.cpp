@@ -4,6 +4,7 @@
 #include "fastdiff/kernels.h"
 #include "fastdiff/simd.h"
 
+#include "fastdiff/linear_combine.h"
 #include "fastdiff/philox.h"
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -20,16 +21,9 @@ int64_t combine_vectors(const T* const* inputs, int num_inputs, T* const* output
   int64_t i = 0;
   for (; i + U * V::size <= size; i += U * V::size) {
     V sums[M][U];
-    for (int m = 0; m < M; ++m)
-      for (int u = 0; u < U; ++u) sums[m][u] = zero;
-    for (int k = 0; k < num_inputs; ++k) {
-      V x[U];
+    weighted_sums(sums, coefficients, num_inputs, [&](int k, V(&x)[U]) {
       for (int u = 0; u < U; ++u) x[u] = V::load(inputs[k] + i + u * V::size);
-      for (int m = 0; m < M; ++m) {
-        const V c = V::broadcast(coefficients[k * M + m]);
-        for (int u = 0; u < U; ++u) sums[m][u] = multiply_add(c, x[u], sums[m][u]);
-      }
-    }
+    });
     for (int m = 0; m < M; ++m)
       for (int u = 0; u < U; ++u) {
         sums[m][u].store(outputs[m] + i + u * V::size);
@@ -50,13 +44,12 @@ bool combine(const T* const* inputs, int num_inputs, T* const* outputs, T* const
   int64_t i = combine_vectors<T, M, (M <= 2 ? 4 : M <= 4 ? 2 : 1)>(inputs, num_inputs, outputs, copies, coefficients,
                                                                  size, &finite);
   for (; i < size; ++i) {
-    T sums[M] = {};
-    for (int k = 0; k < num_inputs; ++k)
-      for (int m = 0; m < M; ++m) sums[m] += coefficients[k * M + m] * inputs[k][i];
+    T sums[M][1];
+    weighted_sums(sums, coefficients, num_inputs, [&](int k, T(&x)[1]) { x[0] = inputs[k][i]; });
     for (int m = 0; m < M; ++m) {
-      outputs[m][i] = sums[m];
-      if (copies[m]) copies[m][i] = sums[m];
-      finite += 0 * sums[m];
+      outputs[m][i] = sums[m][0];
+      if (copies[m]) copies[m][i] = sums[m][0];
+      finite += 0 * sums[m][0];
     }
   }
   return finite == 0;

@@ -9,15 +9,12 @@
 
 #include <stdint.h>
 
-#if defined(__CUDACC__)
-#define FASTDIFF_DEVICE __host__ __device__ inline
-#define FASTDIFF_SQRT sqrtf
-#elif defined(_MSC_VER)
+#include "fastdiff/device.h"
+
+#if defined(__CUDACC__) || defined(_MSC_VER)
 #include <math.h>
-#define FASTDIFF_DEVICE inline
 #define FASTDIFF_SQRT sqrtf
 #else
-#define FASTDIFF_DEVICE inline
 #define FASTDIFF_SQRT __builtin_sqrtf
 #endif
 
@@ -90,14 +87,19 @@ FASTDIFF_DEVICE void box_muller(uint32_t w1, uint32_t w2, float* z0, float* z1) 
   *z1 = radius * sine;
 }
 
+// The four normals of a counter.
+FASTDIFF_DEVICE void normal_four(uint32_t counter, uint64_t seed, uint64_t sample, uint32_t draw, float* z0, float* z1,
+                                 float* z2, float* z3) {
+  const Counter c = philox({{counter, draw, static_cast<uint32_t>(sample), static_cast<uint32_t>(sample >> 32)}},
+                           static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  box_muller(c.w[0], c.w[1], z0, z1);
+  box_muller(c.w[2], c.w[3], z2, z3);
+}
+
 // One group: 64 normals of (seed, sample, draw).
 FASTDIFF_DEVICE void normal_group(float* out, uint32_t group, uint64_t seed, uint64_t sample, uint32_t draw) {
-  for (uint32_t i = 0; i < 16; ++i) {
-    const Counter c = philox({{16 * group + i, draw, static_cast<uint32_t>(sample), static_cast<uint32_t>(sample >> 32)}},
-                             static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-    box_muller(c.w[0], c.w[1], &out[i], &out[16 + i]);
-    box_muller(c.w[2], c.w[3], &out[32 + i], &out[48 + i]);
-  }
+  for (uint32_t i = 0; i < 16; ++i)
+    normal_four(16 * group + i, seed, sample, draw, &out[i], &out[16 + i], &out[32 + i], &out[48 + i]);
 }
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -32,15 +32,7 @@
 #define FASTDIFF_ISA baseline
 #endif
 
-namespace fastdiff {
-// What a half-precision number is in memory.
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
-}  // namespace fastdiff
+#include "fastdiff/half.h"
 
 namespace fastdiff::FASTDIFF_ISA {
 
@@ -362,49 +354,6 @@ inline void store(float16* p, F a) {
   vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(a.v)));
 }
 #else
-inline float widen(bfloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float result;
-  __builtin_memcpy(&result, &bits, 4);
-  return result;
-}
-// Exponents are moved by multiplying: 2^112 is the difference of the two biases, and takes subnormal numbers along.
-inline float widen(float16 x) {
-  const uint32_t magnitude = x.bits & 0x7fffu, sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
-  uint32_t bits = magnitude << 13;
-  float result;
-  __builtin_memcpy(&result, &bits, 4);
-  result *= 5.192296858534828e33f;  // 2^112
-  __builtin_memcpy(&bits, &result, 4);
-  if (magnitude >= 0x7c00u) bits |= 0x7f800000u;  // infinity and NaN
-  bits |= sign;
-  __builtin_memcpy(&result, &bits, 4);
-  return result;
-}
-inline bfloat16 narrow(float x, bfloat16) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  if (x != x) return {0x7fc0};
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to even
-}
-inline float16 narrow(float x, float16) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to more than 65504
-  if (magnitude < 0x38800000u) {  // subnormal: adding 1/2 aligns the last bit, and rounds to even
-    float y;
-    __builtin_memcpy(&y, &magnitude, 4);
-    y += 0.5f;
-    uint32_t aligned;
-    __builtin_memcpy(&aligned, &y, 4);
-    return {static_cast<uint16_t>(sign | (aligned - 0x3f000000u))};
-  }
-  const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1);  // to even
-  return {static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13))};
-}
 template <class H>
 inline F load(const H* p) {
   F r;
