@@ -1,1 +1,5 @@
-"""Reference models in plain PyTorch, and the bundled weights."""
+"""Reference models in plain PyTorch, the checkpoints that they load, and the bundled weights."""
+
+from fastdiff.models.checkpoints import layouts, load
+
+__all__ = ["layouts", "load"]

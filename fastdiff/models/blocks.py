@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def timestep_embedding(t: Tensor, dim: int, *, max_period: float = 10_000.0) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int, *, max_period: float = 10_000.0, shift: float = 0.0) -> Tensor:
     """Sinusoidal embedding [cos, sin] of the time (Vaswani et al. 2017, Section 3.5; Ho et al. 2020, Appendix B).
 
-    t: (B,) times in the units of training, fractional ones included. Returns (B, dim) in t's dtype, dim even.
+    t: (B,) times in the units of training, fractional ones included. shift: 1 for frequencies that end at 1 /
+    max_period, 0 (the later habit) for those that end one before. Returns (B, dim) in t's dtype, dim even.
     """
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device, dtype=t.dtype) / (dim // 2))
-    angles = t[:, None] * frequencies
+    half = dim // 2
+    steps = torch.arange(half, device=t.device, dtype=t.dtype)
+    angles = t[:, None] * torch.exp(-math.log(max_period) * steps / (half - shift))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

@@ -1,0 +1,219 @@
+"""`fastdiff.models.load`: from a checkpoint in its authors' layout to a model of fastdiff's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.errors import WeightsError, expect, unknown
+from fastdiff.models.checkpoints.layout import LAYOUTS, REQUIRED, Checkpoint, Derived, Layout, MissingKey
+from fastdiff.models.checkpoints.reading import read
+
+
+def load(
+    source: str | Path | Mapping[str, Any],
+    *,
+    layout: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    part: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """A model with the weights of a checkpoint, in eval mode and without gradients.
+
+    source: a safetensors file, a file of torch.save (read with weights_only=True: no code in it is run), a folder as
+        diffusers saves it (config.json and weights, in one file or several), or a state dict.
+    layout: whose code wrote it, a name in fastdiff.models.layouts(); found from the keys if not given.
+    config: arguments of the original constructor, by its names. Needed only for what the weights do not tell.
+    part: of a file or folder with several models, the one to load ("unet", "vae", ...); the first if not given.
+    dtype: of the floating-point weights; as in the file if not given.
+
+    Weights in the file's dtype are not copied: the file is mapped into memory, and must not be changed or shortened
+    while the model is used. Every tensor must have its place and every place its tensor.
+
+    Raises ValueError for an unknown layout, part or field of config, and WeightsError that lists the keys that are
+    missing, left over or misshapen, or says what is wrong with the file.
+    """
+    names = {known.name for known in LAYOUTS}
+    if layout is not None and layout not in names:
+        raise unknown("layout", layout, names)
+    whole = read(source, part)
+    given = {**whole.config, **(config or {})}
+    chosen, checkpoint = _choose(Checkpoint(whole.tensors, given, whole.name), layout, part)
+    try:
+        inferred = chosen.infer(checkpoint)
+        gap = None
+    except MissingKey as error:
+        inferred, gap = {}, error
+    full = _merge(chosen, checkpoint, inferred, gap)
+    model = build(chosen, full)
+    sources = {name: chosen.original(name, full) for name in model.state_dict()}
+    _compare(chosen, checkpoint, full, model, sources, sizes_known=gap is None)
+
+    def make(name: str, current: Tensor) -> Tensor:
+        where = sources[name]
+        tensor = (
+            checkpoint.tensors[where]
+            if isinstance(where, str)
+            else where.make(*(checkpoint.tensors[key] for key in where.keys))
+        )
+        return tensor.to(device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else None)
+
+    model.load_state_dict({name: make(name, value) for name, value in model.state_dict().items()}, assign=True)
+    unset = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
+    assert not unset, f"layout {chosen.name} leaves {unset} without values"
+    return model.eval().requires_grad_(False)
+
+
+def layouts() -> dict[str, str]:
+    """The layouts that `load` knows, and what each holds."""
+    found: dict[str, list[str]] = {}
+    for known in LAYOUTS:
+        found.setdefault(known.name, []).append(known.about)
+    return {name: "; ".join(about) for name, about in sorted(found.items())}
+
+
+def build(layout: Layout, config: Mapping[str, Any]) -> nn.Module:
+    """The model of a layout, on the meta device: shapes without values. config: all of the layout's fields."""
+    with torch.device("meta"):
+        return layout.build(config)
+
+
+def complete(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
+    """config with the layout's defaults. Raises ValueError for unknown fields and for missing ones."""
+    for field in config:
+        if not field.startswith("_") and field not in layout.fields:
+            raise unknown(f"field of a {layout.name} config", field, layout.fields)
+    full = {**layout.fields, **{field: _frozen(value) for field, value in config.items() if field in layout.fields}}
+    missing = [field for field, value in full.items() if value is REQUIRED]
+    expect(not missing, f"the weights do not tell everything of layout {layout.name}; config must give {missing}")
+    return full
+
+
+def _choose(checkpoint: Checkpoint, name: str | None, part: str | None) -> tuple[Layout, Checkpoint]:
+    """The layout, and the part of the checkpoint that it takes."""
+    candidates = [known for known in LAYOUTS if name in (None, known.name)]
+    narrowed = [(known, _narrow(known, checkpoint, part)) for known in candidates]
+    found = [(known, taken) for known, taken in narrowed if known.detect(taken)]
+    if len(found) == 1:
+        return found[0]
+    if not found and name is not None and len(narrowed) == 1:
+        return narrowed[0]  # asked for: the comparison of keys says what does not fit
+    if not found:
+        asked = "" if name is None else f" of layout {name}"
+        raise WeightsError(
+            f"{checkpoint.name} is no checkpoint{asked} that is known.{_nearest(checkpoint)} Known are "
+            f"{', '.join(layouts())}. Its keys begin with {_list(sorted(checkpoint.tensors), 5)}"
+        )
+    matches = sorted({known.name for known, _ in found})
+    raise WeightsError(f"{checkpoint.name} could be of several layouts; layout must be one of {', '.join(matches)}")
+
+
+def _narrow(layout: Layout, checkpoint: Checkpoint, part: str | None) -> Checkpoint:
+    present = [
+        name for name, prefix in layout.parts.items() if any(key.startswith(prefix) for key in checkpoint.tensors)
+    ]
+    if not present:
+        return checkpoint
+    if part is not None and part not in layout.parts:
+        raise unknown(f"part of layout {layout.name}", part, layout.parts)
+    wanted = part or present[0]
+    if wanted not in present:
+        raise WeightsError(f"{checkpoint.name} has no part {wanted}, only {', '.join(present)}")
+    return checkpoint.below(layout.parts[wanted])
+
+
+def _nearest(checkpoint: Checkpoint) -> str:
+    """A sentence on the layout that shares most of its characteristic keys with the checkpoint, or nothing."""
+
+    def share(layout: Layout) -> float:
+        prefixes = ("", *layout.parts.values())
+        found = sum(any(prefix + key in checkpoint.tensors for prefix in prefixes) for key in layout.markers)
+        return found / len(layout.markers)
+
+    best = max(LAYOUTS, key=share)
+    return f" The nearest layout is {best.name}." if share(best) > 0 else ""
+
+
+def _merge(
+    layout: Layout, checkpoint: Checkpoint, inferred: Mapping[str, Any], gap: MissingKey | None
+) -> dict[str, Any]:
+    """What was given, with what the weights tell; they must agree."""
+    given = {field: _frozen(value) for field, value in checkpoint.config.items()}
+    inferred = {field: _frozen(value) for field, value in inferred.items()}
+    wrong = [
+        f"{field}={given[field]!r}, but the weights are those of {field}={value!r}"
+        for field, value in inferred.items()
+        if field in given and given[field] != value
+    ]
+    if wrong:
+        raise WeightsError(f"config does not match {checkpoint.name}: {'; '.join(wrong)}")
+    try:
+        return complete(layout, {**inferred, **given})
+    except ValueError as error:
+        if gap is not None:
+            raise WeightsError(f"{gap}, which layout {layout.name} has.{_hint(layout, checkpoint)}") from error
+        raise
+
+
+def _compare(
+    layout: Layout,
+    checkpoint: Checkpoint,
+    config: Mapping[str, Any],
+    model: nn.Module,
+    sources: Mapping[str, str | Derived],
+    *,
+    sizes_known: bool,
+) -> None:
+    """Raise WeightsError that lists every key that is missing, left over or misshapen."""
+    tensors = checkpoint.tensors
+    needed = {name: (where,) if isinstance(where, str) else where.keys for name, where in sources.items()}
+    wanted = {key for keys in needed.values() for key in keys}
+    missing = sorted(wanted - tensors.keys())
+    left_over = sorted(key for key in tensors.keys() - wanted if not layout.unused(key, config))
+    misshapen = []
+    for name, value in model.state_dict().items():
+        keys = needed[name]
+        if not sizes_known or any(key not in tensors for key in keys):
+            continue
+        where = sources[name]
+        inputs = [tensors[key].to("meta") for key in keys]
+        try:
+            shape = tuple((inputs[0] if isinstance(where, str) else where.make(*inputs)).shape)
+        except RuntimeError:  # shapes that cannot even be put together
+            shape = None
+        if shape != tuple(value.shape):
+            given = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+            misshapen.append(f"{' + '.join(keys) or name} is {given}, expected {tuple(value.shape)}")
+    problems = [
+        f"{title} {_list(keys, 20)}"
+        for title, keys in (("missing:", missing), ("left over:", left_over), ("misshapen:", misshapen))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(
+            f"{checkpoint.name} does not fit the model of layout {layout.name}; {'; '.join(problems)}."
+            f"{_hint(layout, checkpoint)}"
+        )
+
+
+def _hint(layout: Layout, checkpoint: Checkpoint) -> str:
+    """Of a checkpoint that does not have what its layout has: whether it looks more like another."""
+    nearest = _nearest(checkpoint)
+    return "" if f" {layout.name}." in nearest else nearest
+
+
+def _list(items: Sequence[str], most: int) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _frozen(value: Any) -> Any:
+    """JSON has lists where the constructors' defaults are tuples."""
+    return (
+        tuple(map(_frozen, value)) if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)) else value
+    )
