@@ -75,7 +75,7 @@ FASTDIFF_NOINLINE void add_maxima(const float* scores, int64_t keys, F* larger) 
   F found[C];
   for (int c = 0; c < C; ++c) found[c] = larger[c];
   for (int64_t j = 0; j < keys; ++j) {
-    FASTDIFF_UNROLL
+    FASTDIFF_UNROLL_16
     for (int c = 0; c < C; ++c) found[c] = max(found[c], F::load(scores + (j * C + c) * kLanes));
   }
   for (int c = 0; c < C; ++c) larger[c] = found[c];
@@ -99,7 +99,7 @@ FASTDIFF_NOINLINE void exponentials(float* scores, int64_t keys, const F* refere
   };
   int64_t j = 0;
   for (; j + 4 <= keys; j += 4) {
-    FASTDIFF_UNROLL
+    FASTDIFF_UNROLL_16
     for (int c = 0; c < C; ++c) {
       float* p = scores + (j * C + c) * kLanes;
       const F w = weigh(p, from[c]), x = weigh(p + C * kLanes, from[c]);

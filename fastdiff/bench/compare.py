@@ -57,6 +57,11 @@ class Row:
         return self.torch.median / self.ours.median
 
     @property
+    def slower(self) -> bool:
+        """Than torch, by more than the spread of the rounds."""
+        return self.ours.p20 > self.torch.p80
+
+    @property
     def share(self) -> float:
         """Of the copy's speed, or of the matrix product's where the case has flops."""
         if self.matmul_flops:

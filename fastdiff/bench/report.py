@@ -48,14 +48,14 @@ def table(name: str, rows: Sequence[Row]) -> Table:
             f"{row.ratio:.2f}x",
             f"{(case.flops or case.bytes) / row.ours.median / 1e9:.0f}",
             f"{100 * row.share:.0f}%",
-            style="red" if row.ratio < 1 else None,
+            style="red" if row.slower else None,
         )
     return made
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """One line: how many are slower than torch, and which."""
-    slower = [str(row.case) for row in rows if row.ratio < 1]
+    """One line: how many there are, and which are slower than torch by more than their spread."""
+    slower = [str(row.case) for row in rows if row.slower]
     return f"{len(rows)} cases, slower than torch: {', '.join(slower) or 'none'}"
 
 

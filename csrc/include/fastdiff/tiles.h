@@ -5,11 +5,11 @@
 #include "fastdiff/simd.h"
 
 #if defined(__GNUC__)
-#define FASTDIFF_UNROLL _Pragma("GCC unroll 16")
+#define FASTDIFF_UNROLL_16 _Pragma("GCC unroll 16")
 #define FASTDIFF_UNROLL_2 _Pragma("GCC unroll 2")
 #define FASTDIFF_NOINLINE __attribute__((noinline))
 #else
-#define FASTDIFF_UNROLL
+#define FASTDIFF_UNROLL_16
 #define FASTDIFF_UNROLL_2
 #define FASTDIFF_NOINLINE __declspec(noinline)
 #endif
@@ -30,19 +30,19 @@ inline F load_up_to(const T* p, int64_t n) {
 #if defined(FASTDIFF_ISA_AVX512)
 inline void transpose(F* rows) {
   __m512 a[16], b[16];
-  FASTDIFF_UNROLL
+  FASTDIFF_UNROLL_16
   for (int i = 0; i < 16; i += 2) {
     a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
     a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
   }
-  FASTDIFF_UNROLL
+  FASTDIFF_UNROLL_16
   for (int i = 0; i < 16; i += 4)  // b[i + j]: column j of every quarter, of rows i to i + 3
     for (int j = 0; j < 2; ++j) {
       const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
       b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
       b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
     }
-  FASTDIFF_UNROLL
+  FASTDIFF_UNROLL_16
   for (int j = 0; j < 4; ++j) {
     const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
     const __m512 even_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
@@ -122,22 +122,22 @@ FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t ro
                                        float* out) {
   for (; tiles > 0; --tiles, a += R * row, out += R * C * kLanes) {
     F sums[R][C];
-    FASTDIFF_UNROLL
+    FASTDIFF_UNROLL_16
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) sums[r][c] = start[c];
     FASTDIFF_UNROLL_2
     for (int64_t i = 0; i < size; ++i) {
       F columns[C];
-      FASTDIFF_UNROLL
+      FASTDIFF_UNROLL_16
       for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
-      FASTDIFF_UNROLL
+      FASTDIFF_UNROLL_16
       for (int r = 0; r < R; ++r) {
         const F x = F::broadcast(a[r * row + i]);
-        FASTDIFF_UNROLL
+        FASTDIFF_UNROLL_16
         for (int c = 0; c < C; ++c) sums[r][c] = fma(x, columns[c], sums[r][c]);
       }
     }
-    FASTDIFF_UNROLL
+    FASTDIFF_UNROLL_16
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) sums[r][c].store(out + (r * C + c) * kLanes);
   }
@@ -150,7 +150,7 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
                                           const F* factor, float* out) {
   for (; tiles > 0; --tiles, a += R, out += R * C * kLanes) {
     F sums[R][C];
-    FASTDIFF_UNROLL
+    FASTDIFF_UNROLL_16
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) sums[r][c] = F::broadcast(0);
     FASTDIFF_UNROLL_2
@@ -158,16 +158,16 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
       prefetch(a + (i + 6) * row);
       prefetch(a + (i + 6) * row + R - 1);
       F columns[C];
-      FASTDIFF_UNROLL
+      FASTDIFF_UNROLL_16
       for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
-      FASTDIFF_UNROLL
+      FASTDIFF_UNROLL_16
       for (int r = 0; r < R; ++r) {
         const F x = F::broadcast(a[i * row + r]);
-        FASTDIFF_UNROLL
+        FASTDIFF_UNROLL_16
         for (int c = 0; c < C; ++c) sums[r][c] = fma(x, columns[c], sums[r][c]);
       }
     }
-    FASTDIFF_UNROLL
+    FASTDIFF_UNROLL_16
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) {
         float* to = out + (r * C + c) * kLanes;
