@@ -123,9 +123,17 @@ struct Workspace {
 // largest is looked for in every block.
 constexpr float kMargin = 1.1e9f;  // 2^30
 
-// The queries [query, query + C * kLanes) of a head, as far as they exist.
+// `rows` rows of `size` numbers, which will be read or written before long.
+template <class T>
+void ask_for(const T* data, int64_t row, int64_t rows, int64_t size) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t c = 0; c < size + kLine - 1; c += kLine) prefetch(data + i * row + c);
+}
+
+// The queries [query, query + C * kLanes) of a head, as far as they exist. next: where the next block of queries begins.
 template <int C, class T>
-void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const Floats& k, const Floats& v,
+void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T* next, const Floats& k, const Floats& v,
                const Workspace& space) {
   constexpr int64_t kQueries = C * kLanes;
   const bool masked = op.mask_type != Mask::none;
@@ -136,6 +144,9 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
   const T* q = head_of<T>(op.q, b, h) + query * op.q.row;
   turn_in<C>(op.channels, count, space.q,
              [&](int64_t i, int64_t c, int64_t n) { return load_up_to(q + i * op.q.row + c, n) * scale; });
+
+  T* out = const_cast<T*>(head_of<T>(op.out, b, h)) + query * op.out.row;
+  ask_for(out, op.out.row, count, op.value_channels);
 
   F reference[C], total[C];
   for (int c = 0; c < C; ++c) reference[c] = F::broadcast(kLowest), total[c] = zero;
@@ -177,6 +188,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
       for (int c = 0; c < C; ++c) decay[c] = exp2((before[c] - reference[c]) * unit);
     }
     for (int c = 0; c < C; ++c) total[c] = fma(total[c], decay[c], sums[c]);
+    if (block + 1 == blocks) ask_for(next, op.q.row, kQueries, op.channels);
     columns.runs(0, columns.count, [&](int64_t column, int64_t rows, int64_t n) {
       kProducts<C>.of_columns[rows](n, v.data + first * v.row + column, v.row, space.scores, keys, block ? decay : nullptr,
                                     space.out + column * kQueries);
@@ -194,7 +206,6 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const F
   }
   for (int64_t i = 0; i < kQueries; ++i) inverse[i] = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
   for (int c = 0; c < C; ++c) factor[c] = F::load(inverse + c * kLanes);
-  T* out = const_cast<T*>(head_of<T>(op.out, b, h)) + query * op.out.row;
   turn_out<C>(space.out, op.value_channels, count, factor, space.turned, out, op.out.row);
   const int64_t row = (b * op.heads + h) * op.queries + query;
   if (op.lse)
@@ -247,10 +258,12 @@ void run(const Attention& op, int64_t begin, int64_t end) {
     const Floats v = floats(head_of<T>(op.v, b, h), op.v.row, copies + heads * k_size + (h - first) * v_size, op.value_channels);
     const int64_t start = attention_block(op.queries, inside / heads), next = attention_block(op.queries, inside / heads + 1);
     const int64_t stop = next < op.queries ? next : op.queries;
+    const bool last = h + 1 == first + heads;
+    const T* after = head_of<T>(op.q, b, last ? first : h + 1) + (last ? next : start) * op.q.row;
     if (next - start == 48) {
-      for (int64_t query = start; query < stop; query += 3 * kLanes) run_block<3, T>(op, b, h, query, k, v, space);
+      for (int64_t query = start; query < stop; query += 3 * kLanes) run_block<3, T>(op, b, h, query, after, k, v, space);
     } else {
-      for (int64_t query = start; query < stop; query += 2 * kLanes) run_block<2, T>(op, b, h, query, k, v, space);
+      for (int64_t query = start; query < stop; query += 2 * kLanes) run_block<2, T>(op, b, h, query, after, k, v, space);
     }
   }
   delete[] memory;
