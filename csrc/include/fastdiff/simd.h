@@ -404,28 +404,22 @@ inline void stream_fence() { _mm_sfence(); }
 inline void stream_fence() {}
 #endif
 
-// Asks for the cache lines of `vectors` vectors at p, which need not be valid.
-template <int vectors, class T>
-inline void prefetch(const T* p) {
-  constexpr int64_t bytes = vectors * F::size * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < bytes; i += 64) {
+// Asks for the cache line of p, which may be any address; with `far` not for the first cache, but the second.
+template <bool far = false>
+inline void prefetch_line(const void* p) {
 #if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
-    _mm_prefetch(reinterpret_cast<const char*>(p) + i, _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), far ? _MM_HINT_T1 : _MM_HINT_T0);
 #elif defined(__GNUC__)
-    __builtin_prefetch(reinterpret_cast<const char*>(p) + i);
-#endif
-  }
-}
-
-// Asks for the cache line of p, which may be any address.
-inline void prefetch(const void* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p);
-#elif defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  __builtin_prefetch(p, 0, far ? 2 : 3);
 #else
   (void)p;
 #endif
+}
+// The lines of `vectors` vectors at p.
+template <int vectors, class T>
+inline void prefetch(const T* p) {
+  constexpr int64_t bytes = vectors * F::size * static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < bytes; i += 64) prefetch_line(reinterpret_cast<const char*>(p) + i);
 }
 
 // 2^x to 2 ulp, 0 below -150, infinity from 128 on: the whole part is an exponent, a polynomial does the rest. NaN stays NaN.

@@ -155,8 +155,8 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
       for (int c = 0; c < C; ++c) sums[r][c] = F::broadcast(0);
     FASTDIFF_UNROLL_2
     for (int64_t i = 0; i < size; ++i) {
-      prefetch(a + (i + 6) * row);
-      prefetch(a + (i + 6) * row + R - 1);
+      prefetch_line(a + (i + 6) * row);
+      prefetch_line(a + (i + 6) * row + R - 1);
       F columns[C];
       FASTDIFF_UNROLL_16
       for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
