@@ -123,12 +123,12 @@ struct Workspace {
 // largest is looked for in every block.
 constexpr float kMargin = 1.1e9f;  // 2^30
 
-// `rows` rows of `size` numbers, which will be read or written before long; or later, with `far`.
-template <bool far = false, class T>
+// `rows` rows of `size` numbers, which will be read or written before long.
+template <class T>
 void ask_for(const T* data, int64_t row, int64_t rows, int64_t size) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < size + kLine - 1; c += kLine) prefetch_line<far>(data + i * row + c);
+    for (int64_t c = 0; c < size + kLine - 1; c += kLine) prefetch_line(data + i * row + c);
 }
 
 // The queries [query, query + C * kLanes) of a head, as far as they exist. next: where the next block of queries begins.
@@ -256,12 +256,6 @@ void run(const Attention& op, int64_t begin, int64_t end) {
     }
     const Floats k = floats(head_of<T>(op.k, b, h), op.k.row, copies + (h - first) * k_size, op.channels);
     const Floats v = floats(head_of<T>(op.v, b, h), op.v.row, copies + heads * k_size + (h - first) * v_size, op.value_channels);
-    if (unit + blocks * heads < op.batch * op.heads * blocks) {  // the keys and values that come next, a part with every unit
-      const int64_t next_b = (group + 1) * heads / op.heads, next_h = (group + 1) * heads % op.heads + inside % heads;
-      const int64_t key = op.keys * (inside / heads) / blocks, rows = op.keys * (inside / heads + 1) / blocks - key;
-      ask_for<true>(head_of<T>(op.k, next_b, next_h) + key * op.k.row, op.k.row, rows, op.channels);
-      ask_for<true>(head_of<T>(op.v, next_b, next_h) + key * op.v.row, op.v.row, rows, op.value_channels);
-    }
     const int64_t start = attention_block(op.queries, inside / heads), next = attention_block(op.queries, inside / heads + 1);
     const int64_t stop = next < op.queries ? next : op.queries;
     const bool last = h + 1 == first + heads;

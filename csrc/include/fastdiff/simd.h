@@ -404,13 +404,12 @@ inline void stream_fence() { _mm_sfence(); }
 inline void stream_fence() {}
 #endif
 
-// Asks for the cache line of p, which may be any address; with `far` not for the first cache, but the second.
-template <bool far = false>
+// Asks for the cache line of p, which may be any address.
 inline void prefetch_line(const void* p) {
 #if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
-  _mm_prefetch(static_cast<const char*>(p), far ? _MM_HINT_T1 : _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 #elif defined(__GNUC__)
-  __builtin_prefetch(p, 0, far ? 2 : 3);
+  __builtin_prefetch(p);
 #else
   (void)p;
 #endif
