@@ -30,10 +30,12 @@ def theirs_and_gradients(q, k, v, grad, mask, scale):
     out = F.scaled_dot_product_attention(*leaves, attn_mask=mask, scale=scale)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
-def check(shape, dtype, layout="bhsd", mask=None, scale=None, tile=SMALL, splits=None, size=1.0):
+def check(shape, dtype, layout="bhsd", mask=None, scale=None, tile=SMALL, splits=None, size=1.0, opposed=False):
     batch, heads, queries, keys, dim = shape
     q, k, v, grad = (tensor(batch, heads, n, dim, dtype, layout) for n in (queries, keys, keys, queries))
     q = q * size
+    if opposed:  # every score is far below 0, which is the score of rows past the end
+        q, k = q.abs(), -k.abs()
     added = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
     out, lse = attention_forward(q, k, v, mask=added, scale=scale, tile=tile, splits=splits)
     maps = attention_maps(q, k, lse, mask=added, scale=scale, tile=tile)
@@ -87,6 +89,7 @@ check((1, 1, 1, 1, 3), dtype)
 check((0, 2, 4, 4, 16), dtype)
 check((1, 2, 4, 0, 16), dtype)
 check((1, 1, 20, 40, 64), dtype, size=30.0)
+check((1, 1, 20, 41, 32), dtype, size=30.0, opposed=True)
 check((2, 1, 70, 77, 40), dtype, tile=None)
 for index, mask in enumerate(masks(2, 2, 21, 37)):
     check((2, 2, 21, 37, 24), dtype, ("bhsd", "bshd")[index % 2], mask, splits=1 + index % 3)
