@@ -1,60 +1,207 @@
-"""linear_combine in Triton: several weighted sums in one pass, the counterpart of csrc/cpu/linear_combine.cpp.
+"""linear_combine in Triton: the solver's step, the counterpart of csrc/cuda/linear_combine.cu.
 
-Addresses and coefficients are read from tables in device memory, so one compiled kernel (and one captured graph) serves
-every Program with the same numbers of inputs and outputs. Not yet used by the engine: no GPU has run it.
+Coefficients, addresses and the keys of the noise are read from device memory, so one captured graph serves every Program
+of the same shape. Products and sums are rounded one by one, in the order of the inputs, and the noise is made of the
+same operations as on the CPU (csrc/include/fastdiff/philox.h): launches must pin `enable_fp_fusion` to False. No GPU has
+run it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
-TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+from fastdiff.kernels.ahead_of_time import Variant
+
+BLOCK = 1024  # numbers of every output that a program instance makes; whole groups of the noise
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+# Kinds of inputs: places in fastdiff.program.KINDS.
+BUFFER, COND, UNCOND, NOISE = (tl.constexpr(kind) for kind in range(4))
+
+
+@triton.jit
+def log_unit(x):
+    """log(x) for x in (0, 1]: mantissa in [sqrt(1/2), sqrt(2)), then a polynomial for the rest of the series."""
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23
+    f = (bits - exponent * (1 << 23)).to(tl.float32, bitcast=True) - 1.0
+    p = f * -0.08101558685302734 + 0.12712307274341583
+    p = p * f + -0.12972238659858704
+    p = p * f + 0.14202174544334412
+    p = p * f + -0.16642247140407562
+    p = p * f + 0.20001468062400818
+    p = p * f + -0.25000298023223877
+    p = p * f + 0.333333283662796
+    return (f - (0.5 * f) * f + p * ((f * f) * f)) + exponent.to(tl.float32) * 0.6931471824645996
+
+
+@triton.jit
+def box_muller(w1, w2):
+    """Two normals from two words: radius sqrt(-2 log u1), angle 2 pi u2, u1 in (0, 1] on 31 bits, u2 in [0, 1) on 24."""
+    u1 = ((w1 >> 1).to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10
+    u2 = (w2 >> 8).to(tl.int32).to(tl.float32) * 5.960464477539063e-08
+    radius = tl.sqrt_rn(-2.0 * log_unit(u1))
+    # sin and cos: the nearest quarter turn, and polynomials on the eighth of a turn around it.
+    quarter = (4.0 * u2 + 0.5).to(tl.int32)
+    r = u2 - 0.25 * quarter.to(tl.float32)
+    y = r * r
+    s = y * 41.4728889465332 + -76.69786834716797
+    s = s * y + 81.6052017211914
+    s = s * y + -41.34170150756836
+    s = (s * y + 6.2831854820251465) * r
+    c = y * 59.22028732299805 + -85.4428482055664
+    c = c * y + 64.93931579589844
+    c = c * y + -19.739208221435547
+    c = c * y + 1.0
+    odd = (quarter & 1) != 0
+    sine, cosine = tl.where(odd, c, s), tl.where(odd, s, c)
+    sine = tl.where((quarter & 2) != 0, -sine, sine)
+    cosine = tl.where(((quarter + 1) & 2) != 0, -cosine, cosine)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def normal_block(first, seed, sample, draw, block: tl.constexpr):
+    """Normals [first, first + block) of a draw for a sample; both multiples of 64."""
+    counters: tl.constexpr = block // 4
+    counter = first // 4 + tl.arange(0, counters)  # of all elements before, each counter has four
+    low, high = (sample & 0xFFFFFFFF).to(tl.uint32), (sample >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, counter.to(tl.uint32), draw.to(tl.uint32), low, high)
+    z0, z1 = box_muller(w0, w1)
+    z2, z3 = box_muller(w2, w3)
+    # Element 16 j + i of a group is normal j of counter 16 group + i.
+    z = tl.join(tl.join(z0, z2), tl.join(z1, z3)).reshape(block // 64, 16, 4)
+    return tl.permute(z, (0, 2, 1)).reshape(block)
+
+
+@triton.jit
+def store_sums(addresses, sums, place, inside, m, num_outputs, dtype: tl.constexpr):
+    """Every row of sums where its address is not 0; the addresses are 3 apart."""
+    to = tl.load(addresses + 3 * m, mask=m < num_outputs, other=0)
+    pointers = to.to(tl.pointer_type(dtype))[:, None] + place[None, :]
+    tl.store(pointers, sums.to(dtype), mask=(to != 0)[:, None] & inside[None, :])
 
 
 @triton.jit
 def linear_combine_kernel(
-    inputs,  # (num_inputs,) int64 addresses
-    outputs,  # (num_outputs,) int64 addresses
-    coefficients,  # (num_inputs, num_outputs) float32
-    size,
-    num_inputs,
-    num_outputs: tl.constexpr,
-    padded_outputs: tl.constexpr,  # a power of two
-    dtype: tl.constexpr,
-    block: tl.constexpr,
-):
-    """Program instance p makes elements [p * block, (p + 1) * block) of every output; sums are float32."""
-    i = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    cond, uncond,  # the network's outputs
+    table,  # int64: kind, and address or draw + 1, of each input; addresses of each output: the state, two for the model
+    coefficients,  # (num_inputs, num_outputs), of the type of the sums
+    keys,  # (batch, 2) int64: seed and sample number
+    broken,  # int32, receives 1 where a result is not finite
+    elements, num_inputs, num_outputs,
+    padded_outputs: tl.constexpr, state: tl.constexpr, sum_type: tl.constexpr, noisy: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """Program instance (p, b) makes elements [p * block, (p + 1) * block) of sample b of every output."""
+    sample = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * block
+    i = first + tl.arange(0, block)
+    inside = i < elements
+    place = sample * elements + i
     m = tl.arange(0, padded_outputs)
-    sums = tl.zeros((padded_outputs, block), dtype=tl.float32)
+    sums = tl.zeros((padded_outputs, block), dtype=sum_type)
     for k in range(num_inputs):
-        x = tl.load(tl.load(inputs + k).to(tl.pointer_type(dtype)) + i, mask=i < size, other=0.0)
+        kind, value = tl.load(table + 2 * k), tl.load(table + 2 * k + 1)
+        x = tl.zeros((block,), dtype=sum_type)
+        if kind == BUFFER:
+            x = tl.load(value.to(tl.pointer_type(state)) + place, mask=inside, other=0.0).to(sum_type)
+        elif kind == COND:
+            x = tl.load(cond + place, mask=inside, other=0.0).to(sum_type)
+        elif kind == UNCOND:
+            x = tl.load(uncond + place, mask=inside, other=0.0).to(sum_type)
+        elif noisy:
+            seed = tl.load(keys + 2 * sample).to(tl.uint64, bitcast=True)
+            number = tl.load(keys + 2 * sample + 1).to(tl.uint64, bitcast=True)
+            x = normal_block(first, seed, number, value, block).to(sum_type)
         c = tl.load(coefficients + k * num_outputs + m, mask=m < num_outputs, other=0.0)
-        sums += c[:, None] * x.to(tl.float32)[None, :]
-    to = tl.load(outputs + m, mask=m < num_outputs, other=0).to(tl.pointer_type(dtype))
-    tl.store(to[:, None] + i[None, :], sums.to(dtype), mask=(m < num_outputs)[:, None] & (i < size)[None, :])
+        sums += c[:, None] * x[None, :]
+    outputs = table + 2 * num_inputs
+    store_sums(outputs, sums, place, inside, m, num_outputs, state)
+    store_sums(outputs + 1, sums, place, inside, m, num_outputs, cond.dtype.element_ty)
+    store_sums(outputs + 2, sums, place, inside, m, num_outputs, cond.dtype.element_ty)
+    # 0 * y is 0 for a finite y and NaN for the others.
+    bad = tl.where(inside[None, :], (sums * 0 != 0).to(tl.int32), 0)
+    if tl.max(tl.max(bad, axis=1), axis=0) != 0:
+        tl.store(broken, 1)
+
+
+def launch_step(
+    table: Tensor,
+    coefficients: Tensor,
+    keys: Tensor,
+    broken: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    *,
+    batch: int,
+    elements: int,
+    num_inputs: int,
+    num_outputs: int,
+    state: torch.dtype,
+    noisy: bool,
+) -> None:
+    """One step; the arguments are those of the kernel. state: the type of the buffers; noisy: an input is noise."""
+    if not batch * elements:
+        return
+    if not noisy:  # samples matter to the noise alone
+        batch, elements = 1, batch * elements
+    linear_combine_kernel[triton.cdiv(elements, BLOCK), batch](
+        cond, uncond, table, coefficients, keys, broken, elements, num_inputs, num_outputs,
+        triton.next_power_of_2(num_outputs), TYPES[state], TYPES[coefficients.dtype], noisy, BLOCK, **OPTIONS,
+    )  # fmt: skip
+
+
+def make_table(
+    kinds: Sequence[int], numbers: Sequence[int], outputs: Sequence[Sequence[int]], device: torch.device
+) -> Tensor:
+    """The kernel's table. kinds: of the inputs, places in fastdiff.program.KINDS; numbers: the address of a buffer, the
+    draw of a noise; outputs: three addresses each, or 0."""
+    entries = [(kind, number + 1 if kind == NOISE.value else number) for kind, number in zip(kinds, numbers)]
+    flat = [value for entry in (*entries, *outputs) for value in entry]
+    return torch.tensor(flat, dtype=torch.int64).to(device)
 
 
 def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """out[m] = sum over k of coefficients[m][k] * inputs[k]: as fastdiff.ops.linear_combine, for float32, float16 and
-    bfloat16 tensors that Triton can reach, all of one shape and dtype. Sums are in float32.
+    """out[m] = sum over k of coefficients[m][k] * inputs[k]: as fastdiff.ops.linear_combine, for tensors that Triton can
+    reach, all of one shape and dtype. Sums are in float32, or in float64 for that.
     """
     inputs = [x.contiguous() for x in inputs]
     first = inputs[0]
     outputs = [torch.empty_like(first) for _ in coefficients]
-    addresses = [
-        torch.tensor([x.data_ptr() for x in xs], dtype=torch.int64, device=first.device) for xs in (inputs, outputs)
-    ]
-    table = torch.tensor(coefficients, dtype=torch.float64).t().contiguous().to(first.device, torch.float32)
-    if first.numel():
-        linear_combine_kernel[(triton.cdiv(first.numel(), BLOCK),)](
-            *addresses, table, first.numel(), len(inputs), len(outputs), triton.next_power_of_2(len(outputs)),
-            TYPES[first.dtype], BLOCK,
-        )  # fmt: skip
+    sum_type = torch.float64 if first.dtype == torch.float64 else torch.float32
+    arguments: dict[str, Any] = dict(
+        table=make_table(
+            [BUFFER.value] * len(inputs),
+            [x.data_ptr() for x in inputs],
+            [(y.data_ptr(), 0, 0) for y in outputs],
+            first.device,
+        ),
+        coefficients=torch.tensor(coefficients, dtype=torch.float64).t().contiguous().to(first.device, sum_type),
+        keys=torch.empty(0, dtype=torch.int64, device=first.device),
+        broken=torch.empty(1, dtype=torch.int32, device=first.device),
+    )
+    launch_step(
+        **arguments, cond=first, uncond=first, batch=1, elements=first.numel(), num_inputs=len(inputs),
+        num_outputs=len(outputs), state=first.dtype, noisy=False,
+    )  # fmt: skip
     return tuple(outputs)
+
+
+def variants(model: torch.dtype, outputs: int, noisy: bool) -> Iterator[Variant]:
+    """What a step compiles for a network of a dtype, a number of outputs, and with noise among the inputs or not."""
+    state = torch.promote_types(model, torch.float32)
+    names = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    types = {"cond": "*" + names[model], "uncond": "*" + names[model], "coefficients": "*" + names[state]}
+    types |= {"table": "*i64", "keys": "*i64", "broken": "*i32"}
+    types |= {name: "i32" for name in ("elements", "num_inputs", "num_outputs")}
+    constants = {
+        "padded_outputs": triton.next_power_of_2(outputs), "state": TYPES[state], "sum_type": TYPES[state],
+        "noisy": noisy, "block": BLOCK,
+    }  # fmt: skip
+    yield Variant(linear_combine_kernel, types, constants, OPTIONS, ("elements",))
