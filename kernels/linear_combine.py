@@ -1,9 +1,9 @@
 """linear_combine in Triton: the solver's step, the counterpart of csrc/cuda/linear_combine.cu.
 
 Coefficients, addresses and the keys of the noise are read from device memory, so one captured graph serves every
-Program of the same shape. Products and sums are rounded one by one, in the order of the inputs, and the noise is made of
-the same operations as on the CPU (csrc/include/fastdiff/philox.h): launches must pin `enable_fp_fusion` to False. No GPU
-has run it.
+Program of the same shape. Products and sums are rounded one by one, in the order of the inputs, and the noise is made
+of the same operations as on the CPU (csrc/include/fastdiff/philox.h): launches must pin `enable_fp_fusion` to False. No
+GPU has run it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def log_unit(x):
 
 @triton.jit
 def box_muller(w1, w2):
-    """Two normals from two words: radius sqrt(-2 log u1), angle 2 pi u2; u1 in (0, 1] on 31 bits, u2 in [0, 1) on 24."""
+    """Two normals from two words: radius sqrt(-2 log u1), angle 2 pi u2; u1 in (0, 1] has 31 bits, u2 in [0, 1) 24."""
     u1 = ((w1 >> 1).to(tl.int32).to(tl.float32) + 0.5) * 4.656612873077393e-10
     u2 = (w2 >> 8).to(tl.int32).to(tl.float32) * 5.960464477539063e-08
     radius = tl.sqrt_rn(-2.0 * log_unit(u1))
@@ -91,7 +91,7 @@ def store_sums(addresses, sums, place, inside, m, num_outputs, dtype: tl.constex
 @triton.jit
 def linear_combine_kernel(
     cond, uncond,  # the network's outputs
-    table,  # int64: kind, and address or draw + 1, of each input; of each output the addresses: state, two for the model
+    table,  # int64: kind, and address or draw + 1, of each input; three addresses of each output: state, model, model
     coefficients,  # (num_inputs, num_outputs), of the type of the sums
     keys,  # (batch, 2) int64: seed and sample number
     broken,  # int32, receives 1 where a result is not finite

@@ -73,6 +73,21 @@ def solvers(
 
 
 @app.command()
+def kernels(
+    target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; all if not given.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="An operator; all if not given.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Masks, few keys, other sizes and types as well.")] = False,
+    out: Annotated[str | None, typer.Option(help="A file for the same as JSON.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Compile the Triton kernels for GPUs that need not be there: registers, stack, shared memory, bytes moved."""
+    from fastdiff.cli import kernels as command
+
+    command.run(target or (), op or (), everything, out, json, jobs)
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train, e.g. emoji-unet-32.")],
     out: Annotated[

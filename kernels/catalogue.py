@@ -1,0 +1,166 @@
+"""Every kernel in every type and configuration that a launch may ask for, with the bytes that it moves for one shape.
+
+Made to be compiled ahead of time: `fastdiff kernels`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+
+from fastdiff.kernels import ada_layer_norm, attention_variants, costs, group_norm_silu, linear_combine
+from fastdiff.kernels.ahead_of_time import Variant
+from fastdiff.kernels.costs import DEVICES, Cost
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Entry(NamedTuple):
+    """kernel, detail: for the reader; usual: what a call compiles that asks for nothing special. shape: the one that
+    `cost` counts for; it is given how many program instances run at once."""
+
+    op: str
+    kernel: str
+    dtype: str
+    detail: str
+    usual: bool
+    variant: Variant
+    shape: str
+    cost: Callable[[int], Cost]
+
+
+def entries(target: str) -> Iterator[Entry]:
+    """All of them for one of ahead_of_time.TARGETS."""
+    yield from _ada_layer_norm()
+    yield from _attention(target)
+    yield from _group_norm_silu(target)
+    yield from _linear_combine()
+
+
+def _attention(target: str) -> Iterator[Entry]:
+    device = DEVICES[target]
+    model = {"forward": costs.attention_forward, "dq": costs.attention_backward_dq, "dkv": costs.attention_backward_dkv}
+    cases = [(dtype, dim, {}) for dtype in TYPES for dim in attention_variants.DIMS]
+    unusual = [{"masking": "additive"}, {"masking": "boolean"}, {"shape": "prompt"}, {"shape": "small"}]
+    cases += [(dtype, dim, special) for dtype, dim, _ in cases for special in unusual]
+    cases += [("fp32", dim, {"precision": "tf32"}) for dim in attention_variants.DIMS]
+    for (dtype, dim, special), kernel in itertools.product(cases, attention_variants.KERNELS):
+        queries = 256 if special.get("shape") == "small" else 4096
+        keys = {"prompt": 77, "small": 256}.get(special.get("shape", ""), 4096)
+        heads, size = 16, TYPES[dtype].itemsize
+        for variant in attention_variants.variants(kernel, target, dtype, dim, **special):
+            block = "block_n" if kernel == "dkv" else "block_m"
+
+            def cost(resident: int, kernel=kernel, variant=variant, block=block, sizes=(queries, keys, dim, size)):
+                tile = {block: variant.constants[block]}
+                return model[kernel](1, 16, *sizes, **tile, resident=resident, device=device)
+
+            yield Entry(
+                "attention", kernel, dtype, f"D={dim}" + "".join(f" {value}" for value in special.values()),
+                not special, variant, f"1x{heads}x{queries}x{keys}x{dim}", cost,
+            )  # fmt: skip
+    for dtype, dim in itertools.product(TYPES, attention_variants.DIMS):
+        for variant in attention_variants.helpers(dtype, dim):
+            name = variant.kernel.__name__.removeprefix("attention_").removesuffix("_kernel")
+            size = TYPES[dtype].itemsize
+
+            def cost(_: int, name=name, dim=dim, size=size) -> Cost:
+                rows = 16 * 4096
+                if name == "delta":
+                    return costs.attention_delta(1, 16, 4096, dim, size)
+                parts = 4 if name == "combine" else 0  # else the maps, of 4096 keys
+                least = rows * (parts * (dim + 1) * 4 + dim * size + 4)
+                if not parts:
+                    least = rows * (2 * dim * size + 4096 * size + 4)
+                return Cost(0, least, least)
+
+            yield Entry("attention", name, dtype, f"D={dim}", dim == 64, variant, f"1x16x4096x4096x{dim}", cost)
+
+
+def _ada_layer_norm() -> Iterator[Entry]:
+    flags = {"affine": True, "biased": True, "scale_rows": False, "shift_rows": False, "gate_rows": False}
+    kernels = {
+        "forward": ada_layer_norm.ada_layer_norm_kernel,
+        "backward": ada_layer_norm.ada_layer_norm_backward_kernel,
+    }
+    for dtype, channels, gated in itertools.product(TYPES, (320, 1152, 4096), (True, False)):
+        for name, kernel in kernels.items():
+            values = flags | {"gated": gated, "added": gated, "block": triton.next_power_of_2(channels)}
+            constants = {key: value for key, value in values.items() if key in kernel.arg_names}
+            types = {key: "i32" for key in kernel.arg_names} | {"eps": "fp32"}
+            tensors = ("x", "scale", "shift", "gate", "residual", "weight", "bias", "out", "grad", "dx")
+            types |= {key: "*" + dtype for key in tensors}
+            types |= {key: "*fp32" for key in ("dscale", "dshift", "dgate", "dweight", "dbias")}
+            options = {"num_warps": ada_layer_norm.warps_for(channels), "enable_fp_fusion": True}
+            multiples = tuple(n for n in kernel.arg_names if n == "channels" or n.endswith(("_batch", "_row")))
+            size = TYPES[dtype].itemsize
+
+            def cost(_: int, name=name, size=size, channels=channels, gated=gated) -> Cost:
+                if name == "forward":
+                    return costs.ada_layer_norm(8, 1024, channels, size, gated=gated)
+                return costs.ada_layer_norm_backward(8, 1024, channels, size, gated=gated, rows_each=64)
+
+            detail = f"C={channels}" + " gate" * gated
+            variant = Variant(kernel, types, constants, options, multiples)
+            usual = channels == 1152 and gated
+            yield Entry("ada_layer_norm", name, dtype, detail, usual, variant, f"8x1024x{channels}", cost)
+
+
+def _group_norm_silu(target: str) -> Iterator[Entry]:
+    device = DEVICES[target]
+    kernels = {
+        "forward": group_norm_silu.group_norm_silu_kernel,
+        "sums": group_norm_silu.group_norm_silu_sums_kernel,
+        "dx": group_norm_silu.group_norm_silu_dx_kernel,
+    }
+    for dtype, last, adaptive in itertools.product(TYPES, (False, True), (False, True)):
+        for name, kernel in kernels.items():
+            blocks = group_norm_silu.backward_blocks(10, 4096, last)
+            values = {
+                "affine": True, "biased": True, "scaled": adaptive, "shifted": adaptive, "silu": True,
+                "channels_last": last, "block": group_norm_silu.BLOCK, "block_channels": blocks[0],
+                "block_pixels": blocks[1],
+            }  # fmt: skip
+            constants = {key: value for key, value in values.items() if key in kernel.arg_names}
+            types = {key: "i32" for key in kernel.arg_names} | {"eps": "fp32"}
+            types |= {key: "*" + dtype for key in ("x", "weight", "bias", "scale", "shift", "out", "grad", "dx")}
+            types |= {key: "*fp32" for key in ("statistics", "sum_gradient", "sum_product", "means")}
+            options = {"enable_fp_fusion": True}
+            options |= {} if name == "forward" else {"num_warps": group_norm_silu.BACKWARD_WARPS}
+            size = TYPES[dtype].itemsize
+
+            def cost(resident: int, name=name, size=size, adaptive=adaptive) -> Cost:
+                if name == "forward":
+                    return costs.group_norm_silu(
+                        2, 320, 4096, 32, size, adaptive=adaptive, resident=resident, device=device
+                    )
+                numbers = 2 * 320 * 4096  # the sums read x and the gradient, dx is written as well
+                least = (2 if name == "sums" else 3) * numbers * size + 4 * 320 * size
+                return Cost(20 * numbers, least, least)
+
+            detail = ("channels last" if last else "channels first") + " adaptive" * adaptive
+            multiples = ("channels", "pixels", "channel_stride") if not last else ("channels", "pixel_stride")
+            usual = not adaptive
+            variant = Variant(kernel, types, constants, options, multiples)
+            yield Entry("group_norm_silu", name, dtype, detail, usual, variant, "2x320x64x64", cost)
+
+
+def _linear_combine() -> Iterator[Entry]:
+    types = TYPES | {"fp64": torch.float64}
+    for dtype, outputs, noisy in itertools.product(types, (1, 2, 4, 8), (False, True)):
+        for variant in linear_combine.variants(types[dtype], outputs, noisy):
+            state = torch.promote_types(types[dtype], torch.float32).itemsize
+
+            def cost(_: int, outputs=outputs, noisy=noisy, size=types[dtype].itemsize, state=state) -> Cost:
+                copies = [] if size == state else [size]
+                written = [state] * outputs + copies
+                return costs.linear_combine(8 * 4 * 128 * 128, [state, state, size], written, noises=noisy)
+
+            detail = f"3 to {outputs}" + " noise" * noisy
+            yield Entry(
+                "linear_combine", "step", dtype, detail, outputs <= 2 and dtype != "fp64", variant, "8x4x128x128", cost
+            )
