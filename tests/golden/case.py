@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from folder import FOLDER, cases
 from torch import Tensor
 
 from fastdiff import Classifier
@@ -18,9 +16,8 @@ from fastdiff.prediction import Prediction, get_prediction
 from fastdiff.schedules import Point, Schedule
 from fastdiff.solvers import Solver
 
-FOLDER = Path(os.environ.get("FASTDIFF_GOLDEN") or Path(__file__).parents[1] / "data" / "golden")
-CASES = json.loads((FOLDER / "solvers.json").read_text())
-ARRAYS = np.load(FOLDER / "solvers.npz")
+CASES = cases("solvers")
+ARRAYS = np.load(FOLDER / "solvers.npz") if CASES else {}
 FLOAT32_TABLES = 1e-5  # originals whose coefficient tables are float32
 FLOAT64 = 1e-8
 

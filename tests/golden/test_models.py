@@ -5,16 +5,15 @@ repository says how its models are loaded and called: `load(meta, state)` and `o
 """
 
 import importlib
-import json
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from case import FOLDER
 from conftest import relative_error
+from folder import FOLDER, cases
 
-MODELS = json.loads((FOLDER / "models.json").read_text())
+MODELS = cases("models")
 TOLERANCE = 2e-5  # of the README beside the data: the originals ran in float32
 
 

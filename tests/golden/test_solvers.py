@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from case import ARRAYS, CASES, FOLDER, Case, Mixture
+from case import ARRAYS, CASES, Case, Mixture
+from folder import FOLDER
 
 import fastdiff
 
