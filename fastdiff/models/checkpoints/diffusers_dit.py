@@ -44,7 +44,7 @@ class DiffusersDiTLayout(Layout):
     computed once."""
 
     name = "diffusers"
-    about = "DiTTransformer2DModel"
+    class_name = about = "DiTTransformer2DModel"
     fields: ClassVar = {
         "num_attention_heads": REQUIRED,
         "attention_head_dim": REQUIRED,
@@ -70,11 +70,6 @@ class DiffusersDiTLayout(Layout):
         "transformer_blocks.0.norm1.linear.weight",
         "proj_out_2.weight",
     )
-
-    def detect(self, checkpoint: Checkpoint) -> bool:
-        if "_class_name" in checkpoint.config:
-            return checkpoint.config["_class_name"] == "DiTTransformer2DModel"
-        return super().detect(checkpoint)
 
     def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:
         width, channels, patch, _ = checkpoint.shape("pos_embed.proj.weight")

@@ -66,7 +66,7 @@ class Layout(ABC):
     fields: what `config` may hold, by the names of the original constructor's arguments, with their defaults. parts:
     where a file holds several models, the prefix of each one's keys by the name that `load(part=...)` takes, the
     default first; keys outside of the part are of no concern then. markers: keys that every checkpoint of the layout
-    has (after the part's prefix).
+    has (after the part's prefix). class_name: of diffusers' class, where the layout is that of one.
     """
 
     name: ClassVar[str]
@@ -74,9 +74,12 @@ class Layout(ABC):
     fields: ClassVar[Mapping[str, Any]]
     parts: ClassVar[Mapping[str, str]] = {}
     markers: ClassVar[tuple[str, ...]]
+    class_name: ClassVar[str | None] = None
 
     def detect(self, checkpoint: Checkpoint) -> bool:
         """Whether the checkpoint, a part of it already taken, is of this layout."""
+        if "_class_name" in checkpoint.config:
+            return checkpoint.config["_class_name"] == self.class_name
         return all(key in checkpoint.tensors for key in self.markers)
 
     @abstractmethod

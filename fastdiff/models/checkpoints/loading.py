@@ -101,6 +101,10 @@ def _choose(checkpoint: Checkpoint, name: str | None, part: str | None) -> tuple
     found = [(known, taken) for known, taken in narrowed if known.detect(taken)]
     if len(found) == 1:
         return found[0]
+    class_name = checkpoint.config.get("_class_name")
+    if not found and class_name is not None and class_name not in {known.class_name for known, _ in narrowed}:
+        classes = ", ".join(sorted(known.class_name for known in LAYOUTS if known.class_name))
+        raise WeightsError(f"{checkpoint.name} holds a {class_name} of diffusers; known are {classes}")
     if not found and name is not None and len(narrowed) == 1:
         return narrowed[0]  # asked for: the comparison of keys says what does not fit
     if not found:
