@@ -179,8 +179,8 @@ def ada_layer_norm_backward(
     if not x.numel():
         results |= {name: torch.zeros_like(t) for name, t in (modulation | vectors).items()}
         return results
-    # As many rows an instance as leave a few instances a multiprocessor: sums over rows are then a small part of it.
-    rows_each = min(64, max(4, batch * rows // (4 * processors(x.device))))
+    # Two instances a multiprocessor, which is what its registers hold: the fewer, the less the sums over rows weigh.
+    rows_each = min(64, max(4, batch * rows // (2 * processors(x.device))))
     parts = triton.cdiv(rows, rows_each)
     per_row = {name: t.shape[1] == rows > 1 for name, t in modulation.items()}
     sums = {}

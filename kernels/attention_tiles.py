@@ -49,14 +49,15 @@ def widths(dim: int) -> tuple[int, int]:
 Table = tuple[tuple[int, Tile], ...]
 SINGLE: dict[str, Table] = {  # one for all architectures: float32 products do not use the matrix units
     "forward": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
-    "dq": ((128, Tile(32, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
-    "dq masked": ((96, Tile(32, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
+    "forward masked": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
+    "dq": ((80, Tile(32, 16, 4, 1)), (96, Tile(16, 16, 4, 1)), (128, Tile(32, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
+    "dq masked": ((80, Tile(32, 16, 4, 1)), (96, Tile(16, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
     "dkv": ((96, Tile(32, 32, 8, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
 }
 TILES: dict[tuple[str, str], dict[str, Table]] = {
     ("sm_80", "half"): {
         "forward": ((64, Tile(128, 64, 4, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 8, 2))),
-        "forward masked": ((96, Tile(128, 64, 8, 2)), (160, Tile(128, 32, 8, 2)), (256, Tile(64, 32, 8, 2))),
+        "forward masked": ((80, Tile(128, 64, 8, 2)), (160, Tile(128, 32, 8, 2)), (256, Tile(64, 32, 8, 2))),
         "dq": (
             (96, Tile(128, 64, 8, 2)),
             (128, Tile(64, 64, 4, 2)),
@@ -73,7 +74,7 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
         ),
         "dkv masked": (
             (80, Tile(32, 64, 4, 2)),
-            (96, Tile(32, 32, 8, 2)),
+            (96, Tile(32, 64, 8, 2, apart=True)),
             (128, Tile(32, 64, 8, 2)),
             (160, Tile(32, 64, 8, 1, apart=True)),
             (256, Tile(32, 32, 8, 2)),
