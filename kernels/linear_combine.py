@@ -92,7 +92,7 @@ def store_sums(addresses, sums, place, inside, m, num_outputs, dtype: tl.constex
 def linear_combine_kernel(
     cond, uncond,  # the network's outputs
     table,  # int64: kind, and address or draw + 1, of each input; three addresses of each output: state, model, model
-    coefficients,  # (num_inputs, num_outputs), of the type of the sums
+    coefficients,  # (num_inputs, padded_outputs), of the type of the sums
     keys,  # (batch, 2) int64: seed and sample number
     broken,  # int32, receives 1 where a result is not finite
     elements, num_inputs, num_outputs,
@@ -119,7 +119,7 @@ def linear_combine_kernel(
             seed = tl.load(keys + 2 * sample).to(tl.uint64, bitcast=True)
             number = tl.load(keys + 2 * sample + 1).to(tl.uint64, bitcast=True)
             x = normal_block(first, seed, number, value, block).to(sum_type)
-        c = tl.load(coefficients + k * num_outputs + m, mask=m < num_outputs, other=0.0)
+        c = tl.load(coefficients + k * padded_outputs + m)
         sums += c[:, None] * x[None, :]
     outputs = table + 2 * num_inputs
     store_sums(outputs, sums, place, inside, m, num_outputs, state)
@@ -174,6 +174,8 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     inputs = [x.contiguous() for x in inputs]
     first = inputs[0]
     outputs = [torch.empty_like(first) for _ in coefficients]
+    padding = [0.0] * (triton.next_power_of_2(len(outputs)) - len(outputs))
+    columns = [[*column, *padding] for column in zip(*coefficients)]
     sum_type = torch.float64 if first.dtype == torch.float64 else torch.float32
     arguments: dict[str, Any] = dict(
         table=make_table(
@@ -182,7 +184,7 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
             [(y.data_ptr(), 0, 0) for y in outputs],
             first.device,
         ),
-        coefficients=torch.tensor(coefficients, dtype=torch.float64).t().contiguous().to(first.device, sum_type),
+        coefficients=torch.tensor(columns, dtype=torch.float64).to(first.device, sum_type),
         keys=torch.empty(0, dtype=torch.int64, device=first.device),
         broken=torch.empty(1, dtype=torch.int32, device=first.device),
     )

@@ -15,12 +15,12 @@ _PLANS = {torch.float32: core.PlanFloat32, torch.float64: core.PlanFloat64}
 _NOISE = KINDS.index("noise")
 
 
-def supports(program: Program, x: Tensor) -> str | None:
-    """Why the C++ engine cannot run this, or None."""
-    if x.device.type != "cpu":
-        return f"the state is on {x.device}, and the C++ engine runs on the CPU"
-    if x.dtype not in _PLANS:
-        return f"the C++ engine takes float32 and float64 states, not {x.dtype}"
+def supports(program: Program, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the C++ engine cannot run this with states on a device, in a dtype, or None."""
+    if device.type != "cpu":
+        return f"the state is on {device}, and the C++ engine runs on the CPU"
+    if dtype not in _PLANS:
+        return f"the C++ engine takes float32 and float64 states, not {dtype}"
     for slots, kinds, _, _ in program.tables.values():
         if len(slots) > core.MAX_OUTPUTS or len(kinds) > core.MAX_INPUTS:
             return (

@@ -44,6 +44,7 @@ for (state, model), kinds, outputs, sizes in itertools.product(types, kinds_of, 
         if kind == N:
             values[k] = counter.draw(k, shape, state)
     c = torch.randn(len(kinds), outputs, dtype=torch.float64).to(state)
+    padded = torch.nn.functional.pad(c, (0, 1 if outputs == 3 else 0)).contiguous()
     given = dict(zip(kinds, values))
     numbers = [k if kind == N else v.data_ptr() for k, (kind, v) in enumerate(zip(kinds, values))]
     states = [torch.full(shape, float("nan"), dtype=state) for _ in range(outputs)]
@@ -56,7 +57,7 @@ for (state, model), kinds, outputs, sizes in itertools.product(types, kinds_of, 
             values[kinds.index(B)].view(-1)[-1] = float("inf")
         broken = torch.zeros(1, dtype=torch.int32)
         launch_step(
-            make_table(kinds, numbers, addresses, c.device), c, keys, broken, given.get(C, values[0].to(model)),
+            make_table(kinds, numbers, addresses, c.device), padded, keys, broken, given.get(C, values[0].to(model)),
             given.get(U, values[0].to(model)), batch=2, elements=math.prod(sizes), num_inputs=len(kinds),
             num_outputs=outputs, state=state, noisy=N in kinds)
         assert broken.item() == bad

@@ -1,0 +1,215 @@
+"""A Program bound to memory and to a model: model call, one combine, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import backends
+from fastdiff.engine import cpu, cuda
+from fastdiff.engine.calls import call_network, join
+from fastdiff.engine.cpu import CpuEngine
+from fastdiff.engine.cuda import CudaEngine
+from fastdiff.engine.reference import ReferenceEngine
+from fastdiff.errors import SamplingError
+from fastdiff.guidance import Classifier
+from fastdiff.noise import CounterNoise, NoiseFunction
+from fastdiff.program import Apply, Call, Combine, Program
+from fastdiff.transforms import TRANSFORMS
+
+Callback = Callable[[int, Tensor], None]
+# Of a call: the network and its name, x, t, its further arguments, and the shape of what it must return.
+_Arguments = tuple[Callable[..., Any], str, Tensor, Tensor, Mapping[str, Any], torch.Size]
+
+
+def choose_engine(program: Program, x: Tensor) -> str:
+    """ "cpu", "cuda" or "reference" for a run from the state x, under the backend in force."""
+    picked = backends.pick(cpu.supports(program, x.device, torch.promote_types(x.dtype, torch.float32)))
+    if picked == "reference" and backends.current() == "auto" and cuda.supports(program, x) is None:
+        return "cuda"
+    return picked
+
+
+class Bound:
+    """engine: what choose_engine says; the other arguments are those of fastdiff.engine.run."""
+
+    def __init__(
+        self,
+        engine: str,
+        program: Program,
+        model: Callable[..., Any],
+        x: Tensor,
+        *,
+        cond: Mapping[str, Any] | None,
+        uncond: Mapping[str, Any] | None,
+        classifier: Classifier | None,
+        counter: CounterNoise,
+        draw: NoiseFunction | None,
+    ) -> None:
+        self.program, self.dtype, self.batch = program, x.dtype, len(x)
+        batch, state_dtype = self.batch, torch.promote_types(x.dtype, torch.float32)
+        doubled = {call.input for call in program.calls if call.guided}
+        # A CUDA engine whose model has another type keeps what the model reads apart.
+        with_copies = doubled if engine != "cuda" or x.dtype == state_dtype else set()
+        self.buffers = buffers = [
+            torch.empty((2 * batch if slot in with_copies else batch, *x.shape[1:]), dtype=state_dtype, device=x.device)
+            for slot in range(program.num_slots)
+        ]
+        self.engine: CpuEngine | CudaEngine | ReferenceEngine
+        inputs, output_dtype = buffers, state_dtype
+        if engine == "cpu":
+            self.engine = CpuEngine(program, buffers, batch, counter, draw)
+        elif engine == "cuda":
+            self.engine = CudaEngine(program, buffers, x.dtype, batch, counter, draw, doubled)
+            inputs, output_dtype = self.engine.inputs, x.dtype
+        else:
+            draw = draw or (lambda n: counter.draw(n, x.shape, state_dtype).to(x.device, non_blocking=True))
+            self.engine = ReferenceEngine(program, buffers, batch, draw, deferred=x.device.type != "cpu")
+        self.inputs = inputs
+        self.copied = program.result in with_copies
+        self.evaluate = _Evaluator(
+            program, model, classifier, buffers, inputs, batch, x.dtype, output_dtype, cond or {}, uncond or {}
+        )
+
+    def start(self, x: Tensor) -> None:
+        """From this state. Raises SamplingError if it is not finite."""
+        for target in {id(t): t for t in (self.buffers[0], self.inputs[0])}.values():
+            for part in target.split(self.batch):
+                part.copy_(x)
+        if not torch.isfinite(x).all():
+            raise SamplingError("the initial state holds values that are NaN or infinite")
+
+    def loop(self, callback: Callback | None = None) -> None:
+        """All instructions. callback(step, state): after every step of a program that keeps its states."""
+        program, buffers, batch, evaluate = self.program, self.buffers, self.batch, self.evaluate
+        after: dict[int, list[tuple[int, int]]] = {}  # instruction -> (step, buffer of its state)
+        for step, (index, slot) in enumerate(program.states if callback else ()):
+            after.setdefault(index, []).append((step, slot))
+        combine = self.engine.combine
+        outputs: tuple[Tensor | None, Tensor | None] = (None, None)
+        call: Call | Apply | None = None
+        for index, instruction in enumerate(program.instructions):
+            if isinstance(instruction, Call):
+                call, outputs = instruction, evaluate(instruction)
+            elif isinstance(instruction, Apply):
+                inputs = (buffers[slot][:batch] for slot in instruction.inputs)
+                result = TRANSFORMS[instruction.function](*inputs, **dict(instruction.parameters))
+                call, outputs = instruction, (result.contiguous(), None)
+            elif not combine(index, *outputs):
+                raise _not_finite(program, call, outputs)
+            if after:
+                for step, slot in after.get(index, ()):
+                    callback(step, buffers[slot][:batch])  # type: ignore[misc]
+
+    def finish(self) -> Tensor:
+        """The sample. Raises SamplingError, naming the step, if something was not finite and it was not said yet."""
+        bad, program = self.engine.first_not_finite(), self.program
+        if bad is not None:
+            call = next((i for i in reversed(program.instructions[:bad]) if not isinstance(i, Combine)), None)
+            raise _not_finite(program, call, ())
+        return self.buffers[program.result][: self.batch].to(self.dtype, copy=self.copied)
+
+
+class _Evaluator:
+    """Calls the model for a Call: all that can be made before the loop is made here."""
+
+    def __init__(
+        self,
+        program: Program,
+        model: Callable[..., Any],
+        classifier: Classifier | None,
+        buffers: list[Tensor],
+        inputs: list[Tensor],
+        batch: int,
+        dtype: torch.dtype,
+        output_dtype: torch.dtype,
+        cond: Mapping[str, Any],
+        uncond: Mapping[str, Any],
+    ) -> None:
+        self.program, self.batch = program, batch
+        self.device = buffers[0].device
+        self.dtype, self.state_dtype, self.output_dtype = dtype, buffers[0].dtype, output_dtype
+        guided = any(call.guided for call in program.calls)
+        both = join(cond, uncond, batch) if guided else {}
+        alone = dict(cond)
+        self.conditions, self.both = alone, both
+        width = 2 * batch if guided else batch
+        self.times = table = self._times(program).expand(-1, width).contiguous()
+        halves = [buffer[:batch] for buffer in inputs]
+        self.halves = [buffer[:batch] for buffer in buffers]
+        whole = torch.Size((2 * batch, *buffers[0].shape[1:]))
+        self.arguments: dict[int, _Arguments] = {}
+        for call, t in zip(program.calls, table.unbind()):
+            x, shape = (inputs[call.input], whole) if call.guided else (halves[call.input], halves[0].shape)
+            t = t[:batch] if guided and not call.guided else t
+            if call.network == "classifier":
+                assert classifier is not None
+                self.arguments[id(call)] = (classifier.gradient, "classifier", x, t, {}, shape)
+                continue
+            if program.split_output:
+                shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
+            self.arguments[id(call)] = (model, "model", x, t, both if call.guided else alone, shape)
+
+    def _times(self, program: Program) -> Tensor:
+        """(calls, 1)."""
+        times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
+        return times.to(self.device, self.state_dtype)[:, None]
+
+    def load(self, program: Program, cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> None:
+        """Other times and conditions of the same shapes, in the same places."""
+        self.program = program
+        self.times.copy_(self._times(program).expand_as(self.times))
+        if self.both:
+            _copy_into(self.both, join(cond, uncond, self.batch))
+        _copy_into(self.conditions, cond)
+
+    def release(self) -> None:
+        """Let the model go: a captured graph calls it no more."""
+        self.arguments.clear()
+
+    def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """(conditional output, unconditional output or None), contiguous and in the state's dtype."""
+        network, name, x, t, conditions, shape = self.arguments[id(call)]
+        if x.dtype is not self.dtype:
+            x = x.to(self.dtype)
+        out = call_network(network, name, x, t, conditions, shape, self.output_dtype, lambda: where(self.program, call))
+        if self.program.split_output and call.network == "model":
+            out, variance = out.chunk(2, dim=1)
+            if call.variance is not None:
+                self.halves[call.variance].copy_(variance[: self.batch])
+        if not out.is_contiguous():
+            out = out.contiguous()
+        if call.guided:
+            return out[: self.batch], out[self.batch :]
+        return out, None
+
+
+def _copy_into(targets: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    for key, target in targets.items():
+        if isinstance(target, Tensor):
+            target.copy_(values[key])
+        elif isinstance(target, Mapping):
+            _copy_into(target, values[key])
+
+
+def where(program: Program, call: Call | Apply) -> str:
+    """For messages: the solver, and the step that a call belongs to."""
+    time = f" (t={call.point.t:.6g})" if isinstance(call, Call) else f" ({call.function})"
+    return f"{program.name}, step {call.step + 1} of {program.calls[-1].step + 1}{time}"
+
+
+def _not_finite(program: Program, call: Call | Apply | None, outputs: Sequence[Tensor | None]) -> SamplingError:
+    """What to say of a combine whose results are not all finite; outputs: of the call before it, if they are still
+    known."""
+    if call is None:
+        return SamplingError("the initial state overflowed when it was scaled for the first call of the model")
+    bad = sum(int((~torch.isfinite(out)).sum()) for out in outputs if out is not None)
+    if bad:
+        name = call.network if isinstance(call, Call) else call.function
+        return SamplingError(f"{where(program, call)}: the {name} returned {bad} values that are NaN or infinite")
+    if not outputs:
+        return SamplingError(f"{where(program, call)}: the state or the model's output is NaN or infinite")
+    return SamplingError(f"{where(program, call)}: the state overflowed, though the model's output is finite")

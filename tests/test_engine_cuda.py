@@ -1,0 +1,290 @@
+"""The CUDA engine and its graphs on the CPU: the kernels' own function runs there, a tape takes a graph's place."""
+
+import gc
+import math
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton_process import interpret
+
+import fastdiff
+from fastdiff import CFG, SamplingError, cuda, sample
+from fastdiff.engine import bound, graph, loop, steps
+from fastdiff.engine.steps import NativeSteps
+from fastdiff.schedules import VPDiscrete
+from fastdiff.solvers import SOLVERS
+
+VP = VPDiscrete.linear()
+COMMON = dict(schedule=VP, prediction="eps", steps=6)
+PROGRAMS = [name for name, solver in SOLVERS.items() if not solver.adaptive]
+
+
+class Net(nn.Module):
+    """A small nonlinear network with a condition."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1, dtype=dtype)
+        self.factor = 1.0
+
+    def forward(self, x, t, shift=None):
+        h = self.factor * torch.tanh(self.conv(x)) * (1 + t[:, None, None, None].to(x.dtype) / 2000)
+        return h if shift is None else h + shift[:, None, None, None]
+
+
+class Tape(TorchDispatchMode):
+    """In the place of a CUDA graph: what a function does to memory, to be done again without Python's part of it.
+
+    A capture does run the operators, as the tape needs their results' shapes; `poison` then destroys what they left."""
+
+    current: "Tape | None" = None
+
+    def __init__(self):
+        super().__init__()
+        self.entries = []
+        self.results = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        result = function(*args, **kwargs)
+        tensors = [t for t in (result if isinstance(result, (tuple, list)) else [result]) if torch.is_tensor(t)]
+        fresh = [t for t in tensors if t.untyped_storage().data_ptr() not in given]
+        self.results += fresh
+        if tensors and not fresh and function._schema.is_mutable:
+            self.entries.append(lambda: function(*args, **kwargs))
+        elif fresh:
+
+            def again():
+                made = function(*args, **kwargs)
+                for target, value in zip(tensors, made if isinstance(made, (tuple, list)) else [made]):
+                    target.copy_(value)
+
+            self.entries.append(again)
+        return result
+
+    def capture(self, body):
+        Tape.current = self
+        try:
+            with self:
+                body()
+        finally:
+            Tape.current = None
+        for result in self.results:
+            if result.is_floating_point():
+                result.fill_(math.nan)
+
+    def replay(self):
+        for entry in self.entries:
+            entry()
+
+
+class TapedSteps(NativeSteps):
+    def run(self, number, cond, uncond):
+        super().run(number, cond, uncond)
+        if Tape.current is not None:
+            Tape.current.entries.append(lambda: NativeSteps.run(self, number, cond, uncond))
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Runs under use("auto") take the CUDA engine."""
+    choose_engine = bound.choose_engine
+    monkeypatch.setattr(
+        loop, "choose_engine", lambda p, x: "cuda" if fastdiff.backends.current() == "auto" else choose_engine(p, x)
+    )
+    monkeypatch.setattr(steps, "choose", lambda device: (TapedSteps, ""))
+    monkeypatch.setattr(graph, "make_graph", Tape)
+
+
+def both(*arguments, **options):
+    """The sample of this engine, and that of the reference engine."""
+    ours = sample(*arguments, **options)
+    with fastdiff.use("reference"):
+        return ours, sample(*arguments, **options)
+
+
+@pytest.mark.parametrize("solver", PROGRAMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_the_same_bits_as_the_reference(on_cuda, solver, dtype):
+    """Launches, for what is no module."""
+    pointwise = lambda x, t: torch.tanh(x)  # noqa: E731
+    x = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    ours, theirs = both(pointwise, x, solver=solver, seed=3, **COMMON)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "unipc-3", "dpmpp-2s-ancestral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("guided", [False, True])
+def test_replays_are_the_same_as_launches(on_cuda, solver, dtype, guided):
+    net = Net(dtype)
+
+    def options(shift):
+        cond = {"shift": torch.tensor([shift, -0.2]).to(dtype)}
+        return dict(cond=cond, uncond={"shift": torch.zeros(2).to(dtype)}, guidance=2.5) if guided else dict(cond=cond)
+
+    runs = [
+        dict(seed=3, schedule=VP, **options(0.3)),
+        dict(seed=4, schedule=VP, **options(0.1)),
+        dict(seed=(2**63 + 1, 9), schedule=VPDiscrete.scaled_linear(), **options(-0.7)),
+    ]
+    for number, run in enumerate(runs):
+        ours, theirs = both(net, (2, 3, 8, 8), solver=solver, prediction="eps", steps=6, **run)
+        assert torch.equal(ours, theirs), number
+        assert graph.explain(net) == ["a CUDA graph" if number else "launches: run once, the second run is captured"]
+    assert not torch.equal(ours, sample(net, (2, 3, 8, 8), solver=solver, prediction="eps", steps=6, **runs[0]))
+
+
+def test_results_are_the_callers(on_cuda):
+    net = Net()
+    results = [sample(net, (1, 3, 8, 8), seed=seed, **COMMON) for seed in range(4)]
+    again = [sample(net, (1, 3, 8, 8), seed=seed, **COMMON) for seed in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(results, again))
+
+
+def test_what_a_graph_is_not_good_for_is_captured_anew(on_cuda):
+    net = Net()
+
+    def run(**options):
+        for _ in range(3):
+            ours, theirs = both(net, (2, 3, 8, 8), **{**COMMON, "seed": 0, **options})
+            assert torch.equal(ours, theirs)
+        return len(graph.explain(net))
+
+    assert run() == 1
+    with torch.no_grad():
+        net.conv.weight.mul_(2)  # in its place: the graph reads it
+    assert run() == 1
+    net.conv.weight = nn.Parameter(torch.randn_like(net.conv.weight))
+    assert run() == 2
+    net.factor = 0.5
+    assert run() == 3
+    assert run(steps=7) == 4
+    assert run(solver="heun") == graph.MAX_GRAPHS
+    graph.forget(net)
+    assert run() == 1
+
+
+def test_thresholds_and_given_noise(on_cuda):
+    net = Net()
+    for _ in range(3):
+        for options in (
+            dict(threshold=0.5),
+            dict(solver="ddpm", noise=torch.randn(6, 2, 3, 8, 8)),
+            dict(solver="ddpm"),
+        ):
+            ours, theirs = both(net, (2, 3, 8, 8), seed=1, **{**COMMON, **options})
+            assert torch.equal(ours, theirs)
+
+
+def test_callbacks_see_the_states(on_cuda):
+    seen = {}
+    for backend in ("auto", "reference"):
+        with fastdiff.use(backend):
+            states = seen[backend] = []
+            sample(Net(), (2, 3, 8, 8), seed=1, callback=lambda i, x, to=states: to.append(x.clone()), **COMMON)
+    assert len(seen["auto"]) == 6
+    assert all(torch.equal(a, b) for a, b in zip(seen["auto"], seen["reference"]))
+
+
+def test_a_break_down_is_named(on_cuda):
+    class Bad(Net):
+        def forward(self, x, t):
+            return torch.where(t[:, None, None, None] < self.limit, math.nan, super().forward(x, t))
+
+    net = Bad()
+    net.register_buffer("limit", torch.tensor(-1.0))
+    for _ in range(3):
+        sample(net, (2, 3, 8, 8), seed=0, solver="ddim", **COMMON)
+    assert graph.explain(net) == ["a CUDA graph"]
+    net.limit.fill_(600)
+    with pytest.raises(SamplingError, match=r"ddim, step 4 of 6 .*is NaN or infinite"):
+        sample(net, (2, 3, 8, 8), seed=0, solver="ddim", **COMMON)
+    net.limit.fill_(-1)
+    ours, theirs = both(net, (2, 3, 8, 8), seed=0, solver="ddim", **COMMON)
+    assert torch.equal(ours, theirs)
+    with pytest.raises(SamplingError, match="initial state"):
+        sample(net, torch.full((2, 3, 8, 8), math.nan), solver="ddim", **COMMON)
+
+
+def test_a_model_that_cannot_be_captured_is_launched_and_that_is_said(on_cuda, monkeypatch):
+    class Refuses(Tape):
+        def capture(self, body):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(graph, "make_graph", Refuses)
+    net = Net()
+    sample(net, (2, 3, 8, 8), seed=0, **COMMON)
+    with pytest.warns(graph.GraphWarning, match="not permitted when stream is capturing"):
+        ours, theirs = both(net, (2, 3, 8, 8), seed=0, **COMMON)
+    assert torch.equal(ours, theirs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        sample(net, (2, 3, 8, 8), seed=0, **COMMON)
+    assert "not permitted when stream is capturing" in graph.explain(net)[0]
+
+
+def test_why_a_run_is_not_captured(monkeypatch):
+    net = Net()
+    assert graph.cannot_capture(net, None, None, None, None) is None
+    assert graph.cannot_capture(net.forward, {"a": {"b": 1}}, None, None, None) is None
+    assert "no torch module" in graph.cannot_capture(lambda x, t: x, None, None, None, None)
+    assert "noise is given" in graph.cannot_capture(net, None, None, None, lambda n: None)
+    assert "cond['a']['b']" in graph.cannot_capture(net, {"a": {"b": [1]}}, None, None, None)
+    assert "no torch module" in graph.explain(lambda x, t: x)[0]
+    monkeypatch.setenv("FASTDIFF_GRAPH", "0")
+    assert "FASTDIFF_GRAPH" in graph.cannot_capture(net, None, None, None, None)
+
+
+def test_a_graph_does_not_keep_its_model(on_cuda):
+    net = Net()
+    for _ in range(3):
+        sample(net, (1, 3, 8, 8), seed=0, guidance=CFG(2.0), cond={}, uncond={}, **COMMON)
+    alive = weakref.ref(net)
+    del net
+    gc.collect()
+    assert alive() is None
+
+
+def test_why_there_are_no_kernels():
+    made, reason = steps.choose(torch.device("cpu"))
+    assert made is None
+    assert "CUDA devices only" in reason
+    if not torch.cuda.is_available():
+        assert cuda.unavailable()
+        made, reason = steps.choose(torch.device("cuda"))
+        assert made is None
+        assert cuda.unavailable() in reason
+
+
+@pytest.mark.skipif(cuda.library() is None, reason="installed without the CUDA kernels")
+def test_the_library_loads_without_a_driver():
+    assert cuda.step_address()
+    assert cuda.build().split(".")[0].isdigit()
+    assert cuda.error(100) == "no CUDA-capable device is detected"
+
+
+TRITON = """
+import torch, fastdiff
+from fastdiff.engine import loop, steps
+steps.choose = lambda device: (steps.TritonSteps, "")
+model = lambda x, t: torch.tanh(x)
+for solver, dtype, size in [("dpmpp-2m", torch.float32, 7), ("ddpm", torch.float16, 11), ("unipc-2", torch.float64, 9)]:
+    options = dict(schedule="linear", prediction="eps", solver=solver, steps=4, seed=2**63 + 5)
+    x = torch.randn(2, 3, size, 15).to(dtype)
+    loop.choose_engine = lambda p, x: "cuda"
+    ours = fastdiff.sample(model, x, **options)
+    loop.choose_engine = lambda p, x: "reference"
+    assert torch.equal(ours, fastdiff.sample(model, x, **options)), solver
+print("ok")
+"""
+
+
+def test_the_engine_with_triton_in_the_interpreter():
+    interpret(TRITON)
