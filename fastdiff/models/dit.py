@@ -317,8 +317,9 @@ def sincos_positions(width: int, side: int) -> Tensor:
 
     Returns (side^2, width) in float32, row by row: sines and cosines of the column, then those of the row.
     """
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    numbers = torch.arange(max(width // 4, side), dtype=torch.float64, device="cpu")  # where there is float64
+    frequencies = 10_000.0 ** -(numbers[: width // 4] / (width // 4))
+    angles = numbers[:side, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
     columns, rows = axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)
     return torch.cat([columns, rows], dim=1).float()

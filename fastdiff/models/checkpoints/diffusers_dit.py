@@ -137,11 +137,11 @@ class DiffusersDiTLayout(Layout):
 
 def _are_shared(checkpoint: Checkpoint) -> bool:
     """Whether the embeddings of all blocks are equal, to the bit."""
-    tensors = checkpoint.tensors
-    first = [tensors.get(f"transformer_blocks.0.{name}") for name in _EMBEDDERS]
-    for block in range(1, checkpoint.count("transformer_blocks.")):
-        for name, mine in zip(_EMBEDDERS, first):
-            other = tensors.get(f"transformer_blocks.{block}.{name}")
-            if mine is None or other is None or not torch.equal(mine, other):
-                return False
+    for name in _EMBEDDERS:
+        first, *others = (f"transformer_blocks.{b}.{name}" for b in range(checkpoint.count("transformer_blocks.")))
+        if any(key not in checkpoint.tensors for key in (first, *others)):
+            return False
+        mine = checkpoint.again(first)
+        if not all(torch.equal(mine, checkpoint.again(key)) for key in others):
+            return False
     return True

@@ -23,12 +23,18 @@ class MissingKey(WeightsError):
 class Checkpoint:
     """What was read: tensors by the names that the original code gives them, and the config that came with them.
 
-    name: of the file, for messages.
+    name: of the file, for messages. mapped: a tensor once more, through a mapping of the file that goes with it: what
+    is only read to make another tensor then leaves memory, as pages of the mapping behind `tensors` do not.
     """
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
     name: str
+    mapped: Callable[[str], Tensor] | None = None
+
+    def again(self, key: str) -> Tensor:
+        """A tensor that is not kept: by `mapped` where there is one."""
+        return self.tensors[key] if self.mapped is None else self.mapped(key)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Raises MissingKey if there is no such tensor."""
@@ -44,7 +50,8 @@ class Checkpoint:
     def below(self, prefix: str) -> Checkpoint:
         """The tensors whose names begin with `prefix`, without it."""
         tensors = {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
-        return replace(self, tensors=tensors)
+        mapped = self.mapped
+        return replace(self, tensors=tensors, mapped=None if mapped is None else lambda key: mapped(prefix + key))
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,6 @@ class Derived:
     """A tensor of ours that is not one of the checkpoint's as it is: `make(*tensors of keys)`.
 
     A view (a chunk, say) costs no memory. Without keys: a table that the original code computes and does not store.
-    make is also called with meta tensors, to learn the shape before anything is read.
     """
 
     keys: tuple[str, ...]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastdiff.errors import WeightsError, expect, unknown
 from fastdiff.models.checkpoints.layout import LAYOUTS, REQUIRED, Checkpoint, Derived, Layout, MissingKey
@@ -43,7 +45,7 @@ def load(
         raise unknown("layout", layout, names)
     whole = read(source, part)
     given = {**whole.config, **(config or {})}
-    chosen, checkpoint = _choose(Checkpoint(whole.tensors, given, whole.name), layout, part)
+    chosen, checkpoint = _choose(replace(whole, config=given), layout, part)
     try:
         inferred = chosen.infer(checkpoint)
         gap = None
@@ -52,18 +54,11 @@ def load(
     full = _merge(chosen, checkpoint, inferred, gap)
     model = build(chosen, full)
     sources = {name: chosen.original(name, full) for name in model.state_dict()}
-    _compare(chosen, checkpoint, full, model, sources, sizes_known=gap is None)
-
-    def make(name: str, current: Tensor) -> Tensor:
-        where = sources[name]
-        tensor = (
-            checkpoint.tensors[where]
-            if isinstance(where, str)
-            else where.make(*(checkpoint.tensors[key] for key in where.keys))
-        )
-        return tensor.to(device=device, dtype=dtype if dtype is not None and tensor.is_floating_point() else None)
-
-    model.load_state_dict({name: make(name, value) for name, value in model.state_dict().items()}, assign=True)
+    found = _fitting(chosen, checkpoint, full, model, sources, sizes_known=gap is None)
+    tensors = {
+        name: _converted(checkpoint, sources[name], found[name], torch.device(device), dtype) for name in sources
+    }
+    model.load_state_dict(tensors, assign=True)
     unset = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not unset, f"layout {chosen.name} leaves {unset} without values"
     return model.eval().requires_grad_(False)
@@ -79,8 +74,21 @@ def layouts() -> dict[str, str]:
 
 def build(layout: Layout, config: Mapping[str, Any]) -> nn.Module:
     """The model of a layout, on the meta device: shapes without values. config: all of the layout's fields."""
-    with torch.device("meta"):
-        return layout.build(config)
+    with torch.device("meta"), _Uninitialised():
+        return layout.build(config).to("meta")
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Initialisation of weights does nothing: random numbers on the meta device take 1 s and 150 MB, of imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__ or func in _RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_RANDOM = (Tensor.normal_, Tensor.uniform_)
 
 
 def complete(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def _merge(
         raise
 
 
-def _compare(
+def _fitting(
     layout: Layout,
     checkpoint: Checkpoint,
     config: Mapping[str, Any],
@@ -172,37 +180,53 @@ def _compare(
     sources: Mapping[str, str | Derived],
     *,
     sizes_known: bool,
-) -> None:
-    """Raise WeightsError that lists every key that is missing, left over or misshapen."""
-    tensors = checkpoint.tensors
-    needed = {name: (where,) if isinstance(where, str) else where.keys for name, where in sources.items()}
-    wanted = {key for keys in needed.values() for key in keys}
-    missing = sorted(wanted - tensors.keys())
-    left_over = sorted(key for key in tensors.keys() - wanted if not layout.unused(key, config))
-    misshapen = []
-    for name, value in model.state_dict().items():
-        keys = needed[name]
-        if not sizes_known or any(key not in tensors for key in keys):
+) -> dict[str, Tensor]:
+    """The tensors of the model's state dict. Raises WeightsError that lists every key that is missing, left over or
+    misshapen."""
+    keys = {name: (where,) if isinstance(where, str) else where.keys for name, where in sources.items()}
+    wanted = {key for needed in keys.values() for key in needed}
+    problems = {
+        "missing": sorted(wanted - checkpoint.tensors.keys()),
+        "left over": sorted(key for key in checkpoint.tensors.keys() - wanted if not layout.unused(key, config)),
+        "misshapen": [],
+    }
+    found: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items() if sizes_known else ():
+        if any(key not in checkpoint.tensors for key in keys[name]):
             continue
-        where = sources[name]
-        inputs = [tensors[key].to("meta") for key in keys]
-        try:
-            shape = tuple((inputs[0] if isinstance(where, str) else where.make(*inputs)).shape)
-        except RuntimeError:  # shapes that cannot even be put together
-            shape = None
-        if shape != tuple(value.shape):
-            given = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
-            misshapen.append(f"{' + '.join(keys) or name} is {given}, expected {tuple(value.shape)}")
-    problems = [
-        f"{title} {_list(keys, 20)}"
-        for title, keys in (("missing:", missing), ("left over:", left_over), ("misshapen:", misshapen))
-        if keys
-    ]
-    if problems:
+        tensor = _take(checkpoint, sources[name])
+        if tensor is None or tensor.shape != value.shape:
+            given = " and ".join(str(checkpoint.shape(key)) for key in keys[name])
+            problems["misshapen"].append(f"{' + '.join(keys[name]) or name} is {given}, expected {tuple(value.shape)}")
+        else:
+            found[name] = tensor
+    lines = [f"{what}: {_list(items, 20)}" for what, items in problems.items() if items]
+    if lines:
         raise WeightsError(
-            f"{checkpoint.name} does not fit the model of layout {layout.name}; {'; '.join(problems)}."
+            f"{checkpoint.name} does not fit the model of layout {layout.name}; {'; '.join(lines)}."
             f"{_hint(layout, checkpoint)}"
         )
+    return found
+
+
+def _take(checkpoint: Checkpoint, where: str | Derived) -> Tensor | None:
+    """A tensor for the model, or None if those that it is made of do not go together."""
+    if isinstance(where, str):
+        return checkpoint.tensors[where]
+    try:
+        return where.make(*map(checkpoint.again, where.keys))
+    except (RuntimeError, ValueError, IndexError):  # how torch refuses shapes
+        return None
+
+
+def _converted(
+    checkpoint: Checkpoint, where: str | Derived, tensor: Tensor, device: torch.device, dtype: torch.dtype | None
+) -> Tensor:
+    """tensor, which came from `where`, on the device and of the type that are wanted."""
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    if tensor.device == device and tensor.dtype == wanted:
+        return tensor
+    return (checkpoint.again(where) if isinstance(where, str) else tensor).to(device, wanted)
 
 
 def _hint(layout: Layout, checkpoint: Checkpoint) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,23 @@ def read(source: str | Path | Mapping[str, Any], part: str | None = None) -> Che
     path = Path(source)
     if path.is_dir():
         return _read_folder(path, part)
-    return Checkpoint(_read_file(path), {}, str(path))
+    tensors = _read_file(path)
+    return Checkpoint(tensors, {}, str(path), mapped=getattr(tensors, "again", None))
+
+
+class _Mapped(dict[str, Tensor]):
+    """The tensors of safetensors files, and where each one is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, Path] = {}
+
+    def again(self, key: str) -> Tensor:
+        """Through a mapping of its own, where the file is of safetensors."""
+        if key not in self.files:
+            return self[key]
+        with _opened(self.files[key]) as file:
+            return file.get_tensor(key)
 
 
 def _read_folder(folder: Path, part: str | None) -> Checkpoint:
@@ -59,7 +76,7 @@ def _read_folder(folder: Path, part: str | None) -> Checkpoint:
             )
         path = (indices or others)[0]
     tensors = _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
-    return Checkpoint(tensors, config, str(folder))
+    return Checkpoint(tensors, config, str(folder), mapped=getattr(tensors, "again", None))
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -67,7 +84,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     where = _read_json(index).get("weight_map")
     if not isinstance(where, Mapping) or not all(isinstance(name, str) for name in where.values()):
         raise WeightsError(f"{index} has no weight_map from tensors to files")
-    tensors: dict[str, Tensor] = {}
+    tensors = _Mapped()
     for name in sorted(set(where.values())):
         if Path(name).name != name:
             raise WeightsError(f"{index} names {name!r}, which is no file beside it")
@@ -76,6 +93,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         if listed != shard.keys():
             raise WeightsError(f"{index} and {name} disagree on {', '.join(sorted(listed ^ shard.keys())[:20])}")
         tensors.update(shard)
+        tensors.files |= getattr(shard, "files", {})
     return tensors
 
 
@@ -93,12 +111,22 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     raise WeightsError(f"{path} is neither safetensors nor a file of torch.save")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> _Mapped:
+    tensors = _Mapped()
+    with _opened(path) as file:
+        for key in file.keys():  # noqa: SIM118
+            tensors[key] = file.get_tensor(key)
+            tensors.files[key] = path
+    return tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:  # checks the header against the file's size
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from error
 
