@@ -1,24 +1,45 @@
-"""Blocks that the reference models share, in plain PyTorch."""
+"""Blocks that the reference models share. They call `fastdiff.ops`, so `fastdiff.use("reference")` makes them plain
+PyTorch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdiff.ops import attention, group_norm_silu
 
-def timestep_embedding(t: Tensor, dim: int, *, max_period: float = 10_000.0, shift: float = 0.0) -> Tensor:
+# From a number of channels to its normalisation: each family has its own groups and epsilon.
+Norm = Callable[[int], "GroupNorm"]
+
+
+def timestep_embedding(
+    t: Tensor, dim: int, *, max_period: float = 10_000.0, sin_first: bool = False, shift: float = 0.0
+) -> Tensor:
     """Sinusoidal embedding [cos, sin] of the time (Vaswani et al. 2017, Section 3.5; Ho et al. 2020, Appendix B).
 
-    t: (B,) times in the units of training, fractional ones included. shift: 1 for frequencies that end at 1 /
-    max_period, 0 (the later habit) for those that end one before. Returns (B, dim) in t's dtype, dim even.
+    t: (B,) times in the units of training, fractional ones included. The dim // 2 frequencies fall geometrically from
+    1; the one that would come after them, less `shift`, is 1 / max_period: with shift=1 the last one is. sin_first: for
+    [sin, cos]. Returns (B, dim) in t's dtype, with a zero at the end where dim is odd.
     """
     half = dim // 2
     steps = torch.arange(half, device=t.device, dtype=t.dtype)
     angles = t[:, None] * torch.exp(-math.log(max_period) * steps / (half - shift))
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    halves = (angles.sin(), angles.cos()) if sin_first else (angles.cos(), angles.sin())
+    return F.pad(torch.cat(halves, dim=1), (0, dim % 2))
+
+
+def embedding_dtype(x: Tensor) -> torch.dtype:
+    """The dtype for the times of x: half precisions have no room for 999."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def mlp(in_channels: int, channels: int, out_channels: int | None = None) -> nn.Sequential:
+    """Linear, SiLU, linear: what makes a conditioning vector of an embedding."""
+    return nn.Sequential(nn.Linear(in_channels, channels), nn.SiLU(), nn.Linear(channels, out_channels or channels))
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -28,47 +49,138 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-class ResBlock(nn.Module):
-    """Residual block with adaptive group norm (Dhariwal & Nichol 2021, ADM, Section 3.1).
+def conv_nd(dims: int, in_channels: int, out_channels: int, kernel: int, **options: int) -> nn.Module:
+    """A convolution over `dims` (1, 2 or 3) spatial dimensions."""
+    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](in_channels, out_channels, kernel, **options)
 
-    (B, in_channels, H, W) and an embedding (B, embedding_channels) -> (B, out_channels, H, W).
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm, then what is asked for of (1 + scale) y + shift and SiLU, in one operation.
+
+    x: (B, C, ...). scale, shift: (B, C). Where the norm's own weights are of another dtype, as under autocast, the
+    arithmetic is theirs and the result x's.
+    """
+
+    def forward(
+        self, x: Tensor, *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
+        dtype = self.weight.dtype
+        y = group_norm_silu(
+            x.to(dtype),
+            self.num_groups,
+            self.weight,
+            self.bias,
+            self.eps,
+            scale=None if scale is None else scale.to(dtype),
+            shift=None if shift is None else shift.to(dtype),
+            activation=activation,
+        )
+        return y.to(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """Residual block: norm, SiLU, convolution, twice, with the embedding of the time between them.
+
+    (B, in_channels, ...) and an embedding (B, embedding_channels), after its activation -> (B, out_channels, ...).
+
+    adaptive: the embedding scales and shifts what the second norm gives (Dhariwal & Nichol 2021, ADM, Eq. 3); otherwise
+    it is added before that norm (Ho et al. 2020). embedding_channels: None for a block without. resample: a layer
+    without parameters that changes the resolution of both branches. project_skip: a 1 x 1 convolution on the skip
+    branch even if it changes no channels. output_scale: of the sum.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, embedding_channels: int, *, groups: int, dropout: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int | None,
+        *,
+        norm: Norm,
+        adaptive: bool = True,
+        dropout: float = 0.0,
+        resample: nn.Module | None = None,
+        project_skip: bool = False,
+        output_scale: float = 1.0,
+        dims: int = 2,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.scale_shift = nn.Linear(embedding_channels, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.norm1 = norm(in_channels)
+        self.resample = resample
+        self.conv1 = conv_nd(dims, in_channels, out_channels, 3, padding=1)
+        self.scale_shift = self.shift = None
+        if embedding_channels is not None and adaptive:
+            self.scale_shift = nn.Linear(embedding_channels, 2 * out_channels)
+        elif embedding_channels is not None:
+            self.shift = nn.Linear(embedding_channels, out_channels)
+        self.norm2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.conv2 = zero_init(conv_nd(dims, out_channels, out_channels, 3, padding=1))
+        project = project_skip or in_channels != out_channels
+        self.skip = conv_nd(dims, in_channels, out_channels, 1) if project else nn.Identity()
+        self.output_scale = output_scale
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.scale_shift(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        h = F.silu(self.norm2(h) * (1 + scale) + shift)
-        return self.skip(x) + self.conv2(self.dropout(h))
+    def forward(self, x: Tensor, embedding: Tensor | None = None, size: torch.Size | None = None) -> Tensor:
+        h = self.norm1(x, activation="silu")
+        if self.resample is not None:
+            h, x = self.resample(h, size), self.resample(x, size)
+        h = self.conv1(h)
+        scale = shift = None
+        if self.scale_shift is not None:
+            scale, shift = self.scale_shift(embedding).chunk(2, dim=1)
+        elif self.shift is not None:
+            h = h + self.shift(embedding).reshape(*h.shape[:2], *[1] * (h.ndim - 2))
+        h = self.norm2(h, scale=scale, shift=shift, activation="silu")
+        y = self.skip(x) + self.conv2(self.dropout(h))
+        return y if self.output_scale == 1 else y * self.output_scale
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of a feature map, with a residual: (B, C, H, W) -> (B, C, H, W)."""
+    """Self-attention over the pixels of a feature map, with a residual: (B, C, ...) -> (B, C, ...).
 
-    def __init__(self, channels: int, *, head_channels: int, groups: int) -> None:
+    context_channels: of further keys and values that come before the pixels', (B, S, context_channels) (Nichol et al.
+    2021, GLIDE, Section 2.1). output_scale: of the sum.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        *,
+        norm: Norm,
+        context_channels: int | None = None,
+        output_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.num_heads = channels // head_channels
-        self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = zero_init(nn.Conv2d(channels, channels, 1))
+        if channels % num_heads != 0:
+            raise ValueError(f"{num_heads} heads do not divide the {channels} channels of an attention block")
+        self.num_heads = num_heads
+        self.norm = norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.kv_context = nn.Linear(context_channels, 2 * channels) if context_channels else None
+        self.proj = zero_init(nn.Linear(channels, channels))
+        self.output_scale = output_scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.num_heads, channels // self.num_heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each (B, heads, H W, head_channels)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj(h.transpose(-1, -2).reshape(batch, channels, height, width))
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, S, C)
+        q, k, v = split_heads(self.qkv(tokens), 3, self.num_heads)
+        if self.kv_context is not None and context is not None:
+            k_context, v_context = split_heads(self.kv_context(context), 2, self.num_heads)
+            k, v = torch.cat([k_context, k], dim=2), torch.cat([v_context, v], dim=2)
+        h = self.proj(merge_heads(attention(q, k, v)))
+        y = x + h.transpose(1, 2).reshape(x.shape)
+        return y if self.output_scale == 1 else y * self.output_scale
+
+
+def split_heads(tokens: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, S, count heads D), as one projection gives it, to `count` views (B, heads, S, D)."""
+    batch, length, channels = tokens.shape
+    heads = tokens.reshape(batch, length, count, num_heads, channels // (count * num_heads))
+    return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def merge_heads(heads: Tensor) -> Tensor:
+    """(B, heads, S, D) to (B, S, heads D)."""
+    return heads.transpose(1, 2).flatten(2)
 
 
 class PositionEmbedding(nn.Module):
@@ -87,22 +199,39 @@ class PositionEmbedding(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the resolution by a strided convolution: (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """Halve the resolution: (B, C, H, W) -> (B, C, H/2, W/2).
 
-    def __init__(self, channels: int) -> None:
+    conv: by a strided convolution; otherwise by the mean. padding: 1, or 0 for a zero at the right and the bottom alone
+    (the TensorFlow convolution of Ho et al. 2020). dims: of three, the first is left as it is.
+    """
+
+    def __init__(self, channels: int, *, conv: bool = True, padding: int = 1, dims: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.one_sided = conv and padding == 0
+        self.stride = (1, 2, 2) if dims == 3 else (2,) * dims
+        options = {"stride": self.stride, "padding": padding}
+        self.conv = conv_nd(dims, channels, channels, 3, **options) if conv else None  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        if self.conv is None:
+            pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(self.stride) - 1]
+            return pool(x, self.stride, self.stride)
+        return self.conv(F.pad(x, (0, 1) * (x.ndim - 2)) if self.one_sided else x)
 
 
 class Upsample(nn.Module):
-    """Double the resolution, nearest neighbour then a convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Double the resolution, nearest neighbour, then a convolution if `conv`: (B, C, H, W) -> (B, C, 2H, 2W).
 
-    def __init__(self, channels: int) -> None:
+    size: of the result, where halving a number that was odd must be undone. dims: of three, the first is left as it is.
+    """
+
+    def __init__(self, channels: int, *, conv: bool = True, dims: int = 2) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = conv_nd(dims, channels, channels, 3, padding=1) if conv else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        if size is None:
+            kept = x.ndim - 4 if x.ndim == 5 else 0
+            size = torch.Size([*x.shape[2 : 2 + kept], *(2 * pixels for pixels in x.shape[2 + kept :])])
+        x = F.interpolate(x, size, mode="nearest")
+        return x if self.conv is None else self.conv(x)

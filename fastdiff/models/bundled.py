@@ -51,6 +51,9 @@ class ModelInfo:
         return self.classes.index(name)
 
 
+_LINEAR = ("qkv.weight", "proj.weight")
+
+
 def folder() -> Path:
     """Where the bundled weights are."""
     return Path(str(resources.files("fastdiff.models"))) / "weights"
@@ -92,7 +95,13 @@ def load_files(description: Path, *, device: torch.device | str = "cpu", dtype: 
         key: tuple(value) if isinstance(value, list) else value for key, value in about["network"].items()
     }
     model = UNet(UNetConfig(**network))
-    model.load_state_dict(load_safetensors(content))
+    state = load_safetensors(content)
+    # weights published with attention's linear maps as 1 x 1 convolutions
+    state = {
+        key: value.squeeze((2, 3)) if key.endswith(_LINEAR) and value.ndim == 4 else value
+        for key, value in state.items()
+    }
+    model.load_state_dict(state)
     model.info = ModelInfo(
         name=about["name"],
         shape=tuple(about["shape"]),

@@ -1,23 +1,25 @@
-"""The U-Net of pixel-space diffusion models (Ho et al. 2020, DDPM; Dhariwal & Nichol 2021, ADM)."""
+"""The U-Net of the bundled models (after Ho et al. 2020, DDPM, and Dhariwal & Nichol 2021, ADM)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
+from fastdiff.models.backbone import Backbone
 from fastdiff.models.blocks import (
     AttentionBlock,
     Downsample,
+    GroupNorm,
     PositionEmbedding,
     ResBlock,
     Upsample,
+    embedding_dtype,
+    mlp,
     timestep_embedding,
-    zero_init,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class UNetConfig:
     dropout: float = 0.0
 
 
-class UNet(nn.Module):
+class UNet(Backbone):
     """Noise-prediction network: `model(x, t, y)` -> what `prediction` says it is, in x's shape.
 
     x: (B, image_channels, H, W), H and W divisible by 2 ** (len(channels) - 1). t: (B,) training times, fractional
@@ -58,67 +60,44 @@ class UNet(nn.Module):
     info: ModelInfo  # of a model from fastdiff.load
 
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        embedding, groups = config.embedding_channels, config.groups
-        first = config.channels[0]
-        self.time_embedding = nn.Sequential(nn.Linear(first, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.class_embedding = nn.Embedding(config.num_classes + 1, embedding) if config.num_classes else None
+        embedding, first = config.embedding_channels, config.channels[0]
 
-        def stage(in_channels: int, out_channels: int, level: int) -> nn.ModuleList:
-            """One residual block, then attention where the level has it."""
-            block = ResBlock(in_channels, out_channels, embedding, groups=groups, dropout=config.dropout)
+        def norm(channels: int) -> GroupNorm:
+            return GroupNorm(config.groups, channels)
+
+        def attention(place: str, level: int, index: int, channels: int) -> nn.Module | None:
             if level not in config.attention_levels:
-                return nn.ModuleList([block])
-            return nn.ModuleList(
-                [block, AttentionBlock(out_channels, head_channels=config.head_channels, groups=groups)]
-            )
+                return None
+            return AttentionBlock(channels, channels // config.head_channels, norm=norm)
 
-        last_level = len(config.channels) - 1
-        self.conv_in = nn.Conv2d(config.image_channels, first, 3, padding=1)
+        super().__init__(
+            in_channels=config.image_channels,
+            out_channels=config.image_channels,
+            channels=config.channels,
+            blocks=[config.blocks] * len(config.channels),
+            residual=lambda i, o: ResBlock(i, o, embedding, norm=norm, dropout=config.dropout),
+            attention=attention,
+            down=lambda level, channels: Downsample(channels),
+            up=lambda level, channels: Upsample(channels),
+            norm=norm,
+        )
+        self.config = config
+        self.time_embedding = mlp(first, embedding)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, embedding) if config.num_classes else None
         self.positions = PositionEmbedding(first, config.positions) if config.positions else None
-        self.down, skips, width = nn.ModuleList(), [first], first
-        for level, channels in enumerate(config.channels):
-            for _ in range(config.blocks):
-                self.down.append(stage(width, channels, level))
-                width = channels
-                skips.append(width)
-            if level < last_level:
-                layers = nn.ModuleList([Downsample(width)])
-                if config.positions:
-                    layers.append(PositionEmbedding(width, config.positions >> (level + 1)))
-                self.down.append(layers)
-                skips.append(width)
-
-        middle = stage(width, width, last_level)
-        middle.append(ResBlock(width, width, embedding, groups=groups, dropout=config.dropout))
-        self.middle = middle
-
-        self.up = nn.ModuleList()
-        for level in reversed(range(len(config.channels))):
-            for block in range(config.blocks + 1):
-                layers = stage(width + skips.pop(), config.channels[level], level)
-                width = config.channels[level]
-                if level > 0 and block == config.blocks:
-                    layers.append(Upsample(width))
-                self.up.append(layers)
-
-        self.norm_out = nn.GroupNorm(groups, width)
-        self.conv_out = zero_init(nn.Conv2d(width, config.image_channels, 3, padding=1))
+        if config.positions:
+            size = config.positions
+            for stage, channels in zip(self.down, self.skip_channels[1:]):
+                if isinstance(stage[0], Downsample):
+                    size //= 2
+                    stage.append(PositionEmbedding(channels, size))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        embedding = self._embed(x, t, y)
+        return self.run(x, F.silu(self._embed(x, t, y)))
+
+    def stem(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
-        if self.positions is not None:
-            h = self.positions(h)
-        skips = [h]
-        for layers in self.down:
-            h = _apply(layers, h, embedding)
-            skips.append(h)
-        h = _apply(self.middle, h, embedding)
-        for layers in self.up:
-            h = _apply(layers, torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return h if self.positions is None else self.positions(h)
 
     def _embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         config = self.config
@@ -132,8 +111,8 @@ class UNet(nn.Module):
             f"x must be {config.positions} pixels a side, the size of the learned positions, got {tuple(x.shape)}",
         )
         expect(t.shape == x.shape[:1], f"t must be ({x.shape[0]},), one time a sample, got {tuple(t.shape)}")
-        t = t.to(torch.promote_types(x.dtype, torch.float32))  # half precisions have no room for 999
-        embedding = self.time_embedding(timestep_embedding(t, config.channels[0]).to(x.dtype))
+        times = timestep_embedding(t.to(embedding_dtype(x)), config.channels[0])
+        embedding = self.time_embedding(times.to(x.dtype))
         if self.class_embedding is None:
             expect(y is None, "y was given, but the model has no classes")
             return embedding
@@ -144,9 +123,3 @@ class UNet(nn.Module):
         )
         assert y is not None  # else refused above
         return embedding + self.class_embedding(y.to(x.device))
-
-
-def _apply(layers: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-    for layer in layers.children():
-        h = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
-    return h

@@ -1,0 +1,174 @@
+"""The U-Net's frame, which the model families fill with their blocks (Ho et al. 2020, DDPM, Appendix B)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.models.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
+from fastdiff.models.transformer import SpatialTransformer
+
+# (place, level, index, channels) -> the attention after that residual block, or None; place: "down", "middle" or "up".
+Attention = Callable[[str, int, int, int], "nn.Module | None"]
+# (in_channels, out_channels) -> a residual block.
+Residual = Callable[[int, int], ResBlock]
+# (level, channels) -> what changes the resolution.
+Resampling = Callable[[int, int], nn.Module]
+
+
+class Stage(nn.ModuleList):
+    """Layers in a row, each given what it takes of the embedding, the context and the next resolution."""
+
+    def forward(
+        self, h: Tensor, embedding: Tensor | None = None, context: Tensor | None = None, size: torch.Size | None = None
+    ) -> Tensor:
+        for layer in self:
+            h = apply(layer, h, embedding, context, size)
+        return h
+
+
+def apply(
+    layer: nn.Module, h: Tensor, embedding: Tensor | None, context: Tensor | None, size: torch.Size | None = None
+) -> Tensor:
+    """layer(h) with what a layer of its kind takes."""
+    if isinstance(layer, ResBlock):
+        return layer(h, embedding, size)
+    if isinstance(layer, (AttentionBlock, SpatialTransformer)):
+        return layer(h, context)
+    if isinstance(layer, (Downsample, Upsample)):
+        return layer(h, size)
+    return layer(h)
+
+
+class HalfBackbone(nn.Module):
+    """The way down and the middle: (B, in_channels, H, W) -> (B, channels[-1], H / 2**n, W / 2**n), and the skips.
+
+    channels: of each level, at half the resolution of the one before. blocks: residual blocks, one number a level.
+    stem_channels: of the first convolution's result; channels[0] if not given. middle: whether there are blocks
+    between the way down and the way up, and attention between those.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        residual: Residual,
+        attention: Attention,
+        down: Resampling,
+        stem_channels: int | None = None,
+        stem_kernel: int = 3,
+        middle: Residual | None = None,
+        has_middle: bool = True,
+        dims: int = 2,
+    ) -> None:
+        super().__init__()
+        width = channels[0] if stem_channels is None else stem_channels
+        self.conv_in = conv_nd(dims, in_channels, width, stem_kernel, padding=(stem_kernel - 1) // 2)
+        self.skip_channels = [width]
+        self.down = nn.ModuleList()
+        for level, out_channels in enumerate(channels):
+            for index in range(blocks[level]):
+                self.down.append(_stage(residual(width, out_channels), attention("down", level, index, out_channels)))
+                width = out_channels
+                self.skip_channels.append(width)
+            if level < len(channels) - 1:
+                self.down.append(Stage([down(level, width)]))
+                self.skip_channels.append(width)
+        self.width = width
+        middle = middle or residual
+        self.middle = Stage()
+        if has_middle:
+            self.middle = _stage(middle(width, width), attention("middle", len(channels) - 1, 0, width))
+            self.middle.append(middle(width, width))
+
+    def stem(self, x: Tensor) -> Tensor:
+        """The features at full resolution that the first level starts from."""
+        return self.conv_in(x)
+
+    def run_down(
+        self, x: Tensor, embedding: Tensor | None, context: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The middle's result, and what the way up concatenates, last first."""
+        h = self.stem(x)
+        skips = [h]
+        for stage in self.down:
+            h = stage(h, embedding, context)
+            skips.append(h)
+        return self.middle(h, embedding, context), skips
+
+
+class Backbone(HalfBackbone):
+    """A whole U-Net without its embeddings: (B, in_channels, H, W) -> (B, out_channels, H, W).
+
+    norm: of the last one, before the last convolution. up_residual: of the blocks on the way up, if they differ.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        residual: Residual,
+        attention: Attention,
+        down: Resampling,
+        up: Resampling,
+        norm: Norm,
+        stem_channels: int | None = None,
+        stem_kernel: int = 3,
+        head_kernel: int = 3,
+        middle: Residual | None = None,
+        has_middle: bool = True,
+        dims: int = 2,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            channels=channels,
+            blocks=blocks,
+            residual=residual,
+            attention=attention,
+            down=down,
+            stem_channels=stem_channels,
+            stem_kernel=stem_kernel,
+            middle=middle,
+            has_middle=has_middle,
+            dims=dims,
+        )
+        width, waiting = self.width, list(self.skip_channels)
+        self.up = nn.ModuleList()
+        for level in reversed(range(len(channels))):
+            for index in range(blocks[level] + 1):
+                block = residual(width + waiting.pop(), channels[level])
+                width = channels[level]
+                stage = _stage(block, attention("up", level, index, width))
+                if level > 0 and index == blocks[level]:
+                    stage.append(up(level, width))
+                self.up.append(stage)
+        self.norm_out = norm(width)
+        self.conv_out = zero_init(conv_nd(dims, width, out_channels, head_kernel, padding=(head_kernel - 1) // 2))
+
+    def run(self, x: Tensor, embedding: Tensor | None, context: Tensor | None = None) -> Tensor:
+        """The network, given the embedding of its times after the activation."""
+        h = self.run_up(*self.run_down(x, embedding, context), embedding, context)
+        return self.conv_out(self.norm_out(h, activation="silu"))
+
+    def run_up(self, h: Tensor, skips: list[Tensor], embedding: Tensor | None, context: Tensor | None = None) -> Tensor:
+        """From the middle's result to the features at full resolution."""
+        for stage, (skip, size) in zip(self.up, _with_next_size(skips)):
+            h = stage(torch.cat([h, skip], dim=1), embedding, context, size)
+        return h
+
+
+def _with_next_size(skips: list[Tensor]) -> Iterator[tuple[Tensor, torch.Size]]:
+    """Each skip, last first, and the resolution of the one that comes after it."""
+    for index in reversed(range(len(skips))):
+        yield skips[index], skips[max(0, index - 1)].shape[2:]
+
+
+def _stage(*layers: nn.Module | None) -> Stage:
+    return Stage([layer for layer in layers if layer is not None])

@@ -1,0 +1,347 @@
+"""The networks of Karras et al. 2022, EDM: DDPM++ and NCSN++ of Song et al. 2021 (Appendix H), and ADM."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff.errors import expect, unknown
+from fastdiff.models.backbone import Backbone, apply
+from fastdiff.models.blocks import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    embedding_dtype,
+    mlp,
+    timestep_embedding,
+)
+
+
+@dataclass(frozen=True)
+class SongConfig:
+    """The arguments of EDM's `SongUNet`.
+
+    embedding_type: "positional" (DDPM++) or "fourier" (NCSN++). encoder_type: "standard", "skip" or "residual": whether
+    the picture enters at each level again. decoder_type: "standard" or "skip": whether each level adds to the picture.
+    resample_filter: [1, 1] for means and nearest neighbours. attn_resolutions: pixels a side, for pictures of
+    img_resolution. channel_mult_emb, channel_mult_noise: channels of the embeddings, times model_channels.
+    """
+
+    img_resolution: int
+    in_channels: int
+    out_channels: int
+    label_dim: int = 0
+    augment_dim: int = 0
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    channel_mult_emb: int = 4
+    num_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.10
+    label_dropout: float = 0.0
+    embedding_type: str = "positional"
+    channel_mult_noise: int = 1
+    encoder_type: str = "standard"
+    decoder_type: str = "standard"
+    resample_filter: tuple[float, ...] = (1, 1)
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("embedding_type", ("positional", "fourier")),
+            ("encoder_type", ("standard", "skip", "residual")),
+            ("decoder_type", ("standard", "skip")),
+        ):
+            if getattr(self, field) not in known:
+                raise unknown(field, getattr(self, field), known)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each level."""
+        return tuple(self.model_channels * mult for mult in self.channel_mult)
+
+
+class SongUNet(Backbone):
+    """`model(x, noise_labels, class_labels, augment_labels)` -> (B, out_channels, H, W).
+
+    x: (B, in_channels, H, W). noise_labels: (B,) or (1,), a function of sigma that the preconditioning chooses.
+    class_labels: (B, label_dim), one-hot or zero. augment_labels: (B, augment_dim).
+    """
+
+    def __init__(self, config: SongConfig) -> None:
+        self.config = config
+        embedding = config.model_channels * config.channel_mult_emb
+        noise = config.model_channels * config.channel_mult_noise
+        levels = range(len(config.channel_mult))
+        scale = math.sqrt(0.5)
+
+        def norm(channels: int) -> GroupNorm:
+            return small_group_norm(channels, eps=1e-6)
+
+        def residual(in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
+            return ResBlock(
+                in_channels,
+                out_channels,
+                embedding,
+                norm=norm,
+                adaptive=False,
+                dropout=config.dropout,
+                resample=resample,
+                project_skip=resample is not None,
+                output_scale=scale,
+            )
+
+        def attention(place: str, level: int, index: int, channels: int) -> nn.Module | None:
+            listed = config.img_resolution >> level in config.attn_resolutions
+            if place == "middle" or (listed and (place == "down" or index == config.num_blocks)):
+                return AttentionBlock(channels, 1, norm=norm, output_scale=scale)
+            return None
+
+        super().__init__(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            channels=config.channels,
+            stem_channels=config.model_channels,
+            blocks=[config.num_blocks] * len(levels),
+            residual=residual,
+            attention=attention,
+            down=lambda level, channels: residual(
+                channels, channels, filtered_downsample(config.resample_filter, channels)
+            ),
+            up=lambda level, channels: residual(
+                channels, channels, filtered_upsample(config.resample_filter, channels)
+            ),
+            norm=norm,
+        )
+        if config.embedding_type == "fourier":
+            self.register_buffer("frequencies", 16 * torch.randn(noise // 2))
+        self.label_embedding = nn.Linear(config.label_dim, noise) if config.label_dim else None
+        self.augment_embedding = nn.Linear(config.augment_dim, noise, bias=False) if config.augment_dim else None
+        self.time_embedding = mlp(noise, embedding)
+
+        # of each level but the first: the picture on its way down
+        self.from_picture = nn.ModuleList()
+        picture = config.in_channels
+        for width in config.channels[:-1]:
+            if config.encoder_type == "residual":
+                self.from_picture.append(FilteredConv(picture, width, config.resample_filter))
+                picture = width
+            elif config.encoder_type == "skip":
+                self.from_picture.append(nn.Conv2d(picture, width, 1))
+        # of each level but the first, the last level first: what it adds to the picture on its way up
+        self.to_picture = nn.ModuleList()
+        if config.decoder_type == "skip":
+            for width in reversed(config.channels[1:]):
+                head = nn.ModuleDict({"norm": norm(width), "conv": nn.Conv2d(width, config.out_channels, 3, padding=1)})
+                self.to_picture.append(head)
+        self.down_picture = filtered_downsample(config.resample_filter, config.in_channels)
+        self.up_picture = filtered_upsample(config.resample_filter, config.out_channels)
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        embedding = self._embed(x, noise_labels, class_labels, augment_labels)
+        h, skips = self._down(x, embedding)
+        return self._up(self.middle(h, embedding), skips, embedding)
+
+    def _embed(self, x: Tensor, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """The conditioning vector after its activation, (B, C) or (1, C)."""
+        config = self.config
+        noise = noise.to(embedding_dtype(x))
+        if config.embedding_type == "fourier":
+            angles = noise[:, None] * (2 * math.pi * self.frequencies).to(noise.dtype)
+            embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+        else:
+            channels = config.model_channels * config.channel_mult_noise
+            embedding = timestep_embedding(noise, channels, sin_first=True, shift=1.0)
+        embedding = embedding.to(x.dtype)
+        if self.label_embedding is not None:
+            labels = _drop_labels(labels, x, config.label_dim, config.label_dropout if self.training else 0.0)
+            embedding = embedding + self.label_embedding(labels * math.sqrt(config.label_dim))
+        if self.augment_embedding is not None and augment is not None:
+            embedding = embedding + self.augment_embedding(augment)
+        return F.silu(self.time_embedding(embedding))
+
+    def _down(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        h, picture, level = self.conv_in(x), x, 0
+        skips = [h]
+        for stage in self.down:
+            h = stage(h, embedding)
+            if _resamples(stage[0]) and self.config.encoder_type != "standard":
+                if self.config.encoder_type == "skip":
+                    picture = self.down_picture(picture)
+                    h = h + self.from_picture[level](picture)
+                else:
+                    h = picture = (h + self.from_picture[level](picture)) * math.sqrt(0.5)
+                level += 1
+            skips.append(h)
+        return h, skips
+
+    def _up(self, h: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
+        picture, level = None, 0
+        for stage in self.up:
+            h = torch.cat([h, skips.pop()], dim=1)
+            for layer in stage:
+                if _resamples(layer) and self.config.decoder_type == "skip":  # the last layer of a level
+                    head = self.to_picture[level]
+                    added = head["conv"](head["norm"](h, activation="silu"))
+                    picture = added if picture is None else added + self.up_picture(picture)
+                    level += 1
+                h = apply(layer, h, embedding, None)
+        out = self.conv_out(self.norm_out(h, activation="silu"))
+        return out if picture is None else out + self.up_picture(picture)
+
+
+@dataclass(frozen=True)
+class DhariwalConfig:
+    """The arguments of EDM's `DhariwalUNet`, which are `SongConfig`'s without the choices that ADM has made."""
+
+    img_resolution: int
+    in_channels: int
+    out_channels: int
+    label_dim: int = 0
+    augment_dim: int = 0
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult_emb: int = 4
+    num_blocks: int = 3
+    attn_resolutions: tuple[int, ...] = (32, 16, 8)
+    dropout: float = 0.10
+    label_dropout: float = 0.0
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each level."""
+        return tuple(self.model_channels * mult for mult in self.channel_mult)
+
+
+class DhariwalUNet(Backbone):
+    """ADM as EDM trains it: `model(x, noise_labels, class_labels, augment_labels)`, as of `SongUNet`."""
+
+    def __init__(self, config: DhariwalConfig) -> None:
+        embedding = config.model_channels * config.channel_mult_emb
+
+        def residual(in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
+            return ResBlock(
+                in_channels, out_channels, embedding, norm=small_group_norm, dropout=config.dropout, resample=resample
+            )
+
+        def attention(place: str, level: int, index: int, channels: int) -> nn.Module | None:
+            if place != "middle" and config.img_resolution >> level not in config.attn_resolutions:
+                return None
+            return AttentionBlock(channels, channels // 64, norm=small_group_norm) if channels >= 64 else None
+
+        super().__init__(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            channels=config.channels,
+            blocks=[config.num_blocks] * len(config.channel_mult),
+            residual=residual,
+            attention=attention,
+            down=lambda level, channels: residual(channels, channels, Downsample(channels, conv=False)),
+            up=lambda level, channels: residual(channels, channels, Upsample(channels, conv=False)),
+            norm=small_group_norm,
+        )
+        self.config = config
+        self.label_embedding = nn.Linear(config.label_dim, embedding, bias=False) if config.label_dim else None
+        augment = config.augment_dim
+        self.augment_embedding = nn.Linear(augment, config.model_channels, bias=False) if augment else None
+        self.time_embedding = mlp(config.model_channels, embedding)
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        config = self.config
+        embedding = timestep_embedding(noise_labels.to(embedding_dtype(x)), config.model_channels).to(x.dtype)
+        if self.augment_embedding is not None and augment_labels is not None:
+            embedding = embedding + self.augment_embedding(augment_labels)
+        embedding = self.time_embedding(embedding)
+        if self.label_embedding is not None:
+            dropout = config.label_dropout if self.training else 0.0
+            embedding = embedding + self.label_embedding(_drop_labels(class_labels, x, config.label_dim, dropout))
+        return self.run(x, F.silu(embedding))
+
+
+def small_group_norm(channels: int, eps: float = 1e-5) -> GroupNorm:
+    """At most 32 groups, of at least 4 channels."""
+    return GroupNorm(min(32, channels // 4), channels, eps=eps)
+
+
+def filtered_downsample(taps: tuple[float, ...], channels: int) -> nn.Module:
+    """Half the resolution by a separable filter, which for [1, 1] is the mean."""
+    return Downsample(channels, conv=False) if _is_box(taps) else FilteredDownsample(taps)
+
+
+def filtered_upsample(taps: tuple[float, ...], channels: int) -> nn.Module:
+    """Twice the resolution by a separable filter, which for [1, 1] is the nearest neighbour."""
+    return Upsample(channels, conv=False) if _is_box(taps) else FilteredUpsample(taps)
+
+
+class FilteredDownsample(nn.Module):
+    """(B, C, H, W) -> (B, C, H/2, W/2) by a separable filter of unit sum (Zhang 2019, Section 3.2)."""
+
+    def __init__(self, taps: tuple[float, ...]) -> None:
+        super().__init__()
+        self.taps = taps
+
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        padding = (len(self.taps) - 1) // 2
+        return F.conv2d(x, _kernel(self.taps, x), stride=2, padding=padding, groups=x.shape[1])
+
+
+class FilteredUpsample(nn.Module):
+    """(B, C, H, W) -> (B, C, 2H, 2W): zeros between the pixels, then a separable filter of sum 4."""
+
+    def __init__(self, taps: tuple[float, ...]) -> None:
+        super().__init__()
+        self.taps = taps
+
+    def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
+        padding = (len(self.taps) - 1) // 2
+        return F.conv_transpose2d(x, 4 * _kernel(self.taps, x), stride=2, padding=padding, groups=x.shape[1])
+
+
+class FilteredConv(nn.Module):
+    """A 3 x 3 convolution, then the filter at every second pixel: (B, in, H, W) -> (B, out, H/2, W/2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, taps: tuple[float, ...]) -> None:
+        super().__init__()
+        self.taps = taps
+        self.conv = nn.Conv2d(in_channels, out_channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The bias after the filter, which sees zeros beyond the border and not the bias.
+        h = F.conv2d(x, self.conv.weight, padding=1 + (len(self.taps) - 1) // 2)
+        bias = self.conv.bias
+        return F.conv2d(h, _kernel(self.taps, h), bias, stride=2, groups=h.shape[1])
+
+
+def _kernel(taps: tuple[float, ...], x: Tensor) -> Tensor:
+    """(C, 1, n, n): the outer product of the taps with themselves, of unit sum, for each channel of x."""
+    f = x.new_tensor(taps)
+    return (torch.outer(f, f) / f.sum().square()).expand(x.shape[1], 1, -1, -1)
+
+
+def _is_box(taps: tuple[float, ...]) -> bool:
+    return len(taps) == 2 and taps[0] == taps[1]
+
+
+def _resamples(layer: nn.Module) -> bool:
+    return isinstance(layer, ResBlock) and layer.resample is not None
+
+
+def _drop_labels(labels: Tensor | None, x: Tensor, label_dim: int, share: float) -> Tensor:
+    """Labels (B, label_dim), zero where there are none and for a random share of the samples."""
+    if labels is None:
+        return x.new_zeros(1, label_dim)
+    expect(
+        labels.ndim == 2 and labels.shape[1] == label_dim,
+        f"class_labels must be (B, {label_dim}), got {tuple(labels.shape)}",
+    )
+    kept = torch.rand(len(x), 1, device=x.device) >= share if share else torch.ones((), dtype=torch.bool)
+    return labels.to(x.dtype) * kept.to(x)
