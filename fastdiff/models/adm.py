@@ -34,10 +34,10 @@ POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 class ADMConfig:
     """The arguments of guided-diffusion's `UNetModel`.
 
-    num_res_blocks: of each level on the way down, or of all; one more on the way up. attention_resolutions: factors by which the resolution is halved where there is attention, 1 for none.
-    num_head_channels: -1 for num_heads heads, and num_heads_upsample on the way up (-1: as many). use_checkpoint and
-    use_fp16, which say how the original saves memory, use_new_attention_order, which says how it stores a projection,
-    and image_size change nothing here.
+    num_res_blocks: of each level on the way down, or of all; one more on the way up. attention_resolutions: factors by
+    which the resolution is halved where there is attention, 1 for none. num_head_channels: -1 for num_heads heads, and
+    num_heads_upsample on the way up (-1: as many). use_checkpoint and use_fp16, which say how the original saves
+    memory, use_new_attention_order, which says how it stores a projection, and image_size change nothing here.
     """
 
     in_channels: int

@@ -1,6 +1,6 @@
 """Checkpoints in the layouts of the models' authors: one file a layout, each of which joins `load` when imported."""
 
-from fastdiff.models.checkpoints import diffusers_dit, dit
+from fastdiff.models.checkpoints import diffusers_dit, dit, edm, glide, guided_diffusion, latent_diffusion
 from fastdiff.models.checkpoints.loading import layouts, load
 
-__all__ = ["diffusers_dit", "dit", "layouts", "load"]
+__all__ = ["diffusers_dit", "dit", "edm", "glide", "guided_diffusion", "latent_diffusion", "layouts", "load"]

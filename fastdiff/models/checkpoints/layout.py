@@ -24,13 +24,15 @@ class Checkpoint:
     """What was read: tensors by the names that the original code gives them, and the config that came with them.
 
     name: of the file, for messages. mapped: a tensor once more, through a mapping of the file that goes with it: what
-    is only read to make another tensor then leaves memory, as pages of the mapping behind `tensors` do not.
+    is only read to make another tensor then leaves memory, as pages of the mapping behind `tensors` do not. prefix: of
+    the part that this is, which its tensors' names lack.
     """
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
     name: str
     mapped: Callable[[str], Tensor] | None = None
+    prefix: str = ""
 
     def again(self, key: str) -> Tensor:
         """A tensor that is not kept: by `mapped` where there is one."""
@@ -50,8 +52,9 @@ class Checkpoint:
     def below(self, prefix: str) -> Checkpoint:
         """The tensors whose names begin with `prefix`, without it."""
         tensors = {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
-        mapped = self.mapped
-        return replace(self, tensors=tensors, mapped=None if mapped is None else lambda key: mapped(prefix + key))
+        whole = self.mapped
+        mapped = None if whole is None else lambda key: whole(prefix + key)
+        return replace(self, tensors=tensors, mapped=mapped, prefix=self.prefix + prefix)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,10 @@ class Layout(ABC):
         if "_class_name" in checkpoint.config:
             return checkpoint.config["_class_name"] == self.class_name
         return all(key in checkpoint.tensors for key in self.markers)
+
+    def fits(self, checkpoint: Checkpoint) -> bool:
+        """As detect, but for a checkpoint of which the user says that it is of a layout of this name."""
+        return self.detect(checkpoint)
 
     @abstractmethod
     def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _choose(checkpoint: Checkpoint, name: str | None, part: str | None) -> tuple
     """The layout, and the part of the checkpoint that it takes."""
     candidates = [known for known in LAYOUTS if name in (None, known.name)]
     narrowed = [(known, _narrow(known, checkpoint, part)) for known in candidates]
-    found = [(known, taken) for known, taken in narrowed if known.detect(taken)]
+    found = [(known, taken) for known, taken in narrowed if (known.fits if name else known.detect)(taken)]
     if len(found) == 1:
         return found[0]
     class_name = checkpoint.config.get("_class_name")
