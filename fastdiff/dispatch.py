@@ -45,6 +45,11 @@ def is_trivial(tensors: Sequence[Tensor | None]) -> bool:
     return True
 
 
+def wants_gradient(values: Sequence[object]) -> bool:
+    """Whether a gradient is wanted for one of the tensors among these."""
+    return _is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
 def is_watched(tensors: Sequence[Tensor | None] = ()) -> bool:
     """Whether a tracer, transform, mode or profiler is in force, or one of the tensors has a `__torch_function__`."""
     return bool(

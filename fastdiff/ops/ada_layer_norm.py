@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.backends import pick
-from fastdiff.dispatch import transformed
+from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.memory import empty_like
 from fastdiff.native import core
 from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference
@@ -34,7 +34,7 @@ def ada_layer_norm(
     """
     arguments = (x, scale, shift, weight, bias, eps, gate, residual)
     _check(*arguments)
-    if pick(supports(*arguments)) == "reference":
+    if pick(supports(*arguments), faster_in_torch(*arguments)) == "reference":
         return reference(*arguments)
     return _call(*arguments)
 
@@ -73,6 +73,14 @@ def supports(
         return f"x is on {x.device}, and the C++ kernel runs on the CPU"
     if x.dtype not in TYPES:
         return f"the C++ kernel takes float32, bfloat16 and float16, not {x.dtype}"
+    return None
+
+
+def faster_in_torch(*arguments: object) -> str | None:
+    """Why torch is faster with these arguments of `reference`, so that it runs unless the kernel is insisted on; or
+    None."""
+    if wants_gradient(arguments):
+        return "a gradient is wanted, which the kernel has not saved anything for: backward would compute all again"
     return None
 
 

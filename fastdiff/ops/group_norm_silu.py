@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.backends import pick
-from fastdiff.dispatch import transformed
+from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.errors import unknown
 from fastdiff.memory import empty_like
 from fastdiff.native import core
@@ -40,7 +40,7 @@ def group_norm_silu(
     activation = activation or "none"
     arguments = (x, num_groups, weight, bias, eps, scale, shift, activation)
     _check(*arguments)
-    if pick(supports(*arguments)) == "reference":
+    if pick(supports(*arguments), faster_in_torch(*arguments)) == "reference":
         return reference(*arguments)
     return _call(*arguments)
 
@@ -93,6 +93,14 @@ def _format(x: Tensor) -> torch.memory_format:
     if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous():
         return torch.channels_last_3d
     return torch.contiguous_format
+
+
+def faster_in_torch(*arguments: object) -> str | None:
+    """Why torch is faster with these arguments of `reference`, so that it runs unless the kernel is insisted on; or
+    None."""
+    if wants_gradient(arguments):
+        return "a gradient is wanted, which the kernel has not saved anything for: backward would compute all again"
+    return None
 
 
 def _check(

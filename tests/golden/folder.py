@@ -1,4 +1,4 @@
-"""Where the golden data are: tests/data/golden, or the folder in FASTDIFF_GOLDEN, which may hold one kind of case only."""
+"""Where the golden data are: tests/data/golden, or the folder in FASTDIFF_GOLDEN, which may hold one kind alone."""
 
 import json
 import os
