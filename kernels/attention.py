@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastdiff.errors import expect
 from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
-from fastdiff.kernels.attention_tiles import Tile, choose, kind_of, splits_for, widths
+from fastdiff.kernels.attention_tiles import MAPS, Tile, choose, kind_of, splits_for, widths
 from fastdiff.kernels.devices import architecture, processors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -295,7 +295,7 @@ def attention_maps(
     if not maps.numel():
         return maps
     masking, mask, mask_strides = prepare_mask(mask, q, k)
-    tile = tile or choose("dq", architecture(q.device), kind_of(q.dtype, precision), dim, masked=masking != "none")
+    tile = tile or MAPS[kind_of(q.dtype, precision)]
     unit = unit_of(q, k)
     attention_maps_kernel[triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)](
         q, k, mask, lse, maps,

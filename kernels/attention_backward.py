@@ -16,7 +16,7 @@ from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, p
 from fastdiff.kernels.attention_tiles import Tile, choose, kind_of, splits_for, widths
 from fastdiff.kernels.devices import architecture, processors
 
-DELTA_ROWS = 64
+DELTA_ROWS = 16
 
 
 @jit

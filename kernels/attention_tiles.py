@@ -117,6 +117,9 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
 TILES |= {(target, "single"): SINGLE for target in ("sm_80", "sm_90", "sm_100", "gfx942")}
 TILES |= {(target, "tf32"): TILES["sm_80", "tf32"] for target in ("sm_90", "sm_100", "gfx942")}
 
+# For the maps, by class of dtype: a tile is made once, from all of the head dimension.
+MAPS = {"half": Tile(64, 64, 4, 1), "single": Tile(16, 16, 4, 1), "tf32": Tile(32, 32, 4, 1)}
+
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
     """What the products of a dtype cost: "half", "single" or "tf32"."""

@@ -6,7 +6,7 @@ import triton
 
 from fastdiff.kernels import attention, attention_backward
 from fastdiff.kernels.ahead_of_time import Variant
-from fastdiff.kernels.attention_tiles import Tile, choose, widths
+from fastdiff.kernels.attention_tiles import MAPS, Tile, choose, widths
 
 KERNELS = {
     "forward": attention.attention_forward_kernel,
@@ -51,16 +51,18 @@ def helpers(dtype: str, dim: int) -> list[Variant]:
     """The small kernels beside: of the backward's delta, of the splits' combination, of the maps."""
     width0, width1 = widths(dim)
     shape = {"dim": dim, "width0": width0, "width1": width1, "unit": 4 if dtype == "fp32" else 8}
-    constants = shape | {"width": triton.next_power_of_2(dim), "masking": "none", "precision": "ieee", "block_n": 32}
+    maps = MAPS["single" if dtype == "fp32" else "half"]
+    constants = shape | {"width": triton.next_power_of_2(dim), "masking": "none", "precision": "ieee"}
     tensors = {name: "*" + dtype for name in ("q", "k", "mask", "out", "grad", "maps")}
     tensors |= {"lse": "*fp32", "delta": "*fp32", "parts": "*fp32", "part_lse": "*fp32", "scale": "fp32"}
     found = []
-    for function, block_m in (
-        (attention.attention_combine_kernel, attention.COMBINE_ROWS),
-        (attention.attention_maps_kernel, 32),
-        (attention_backward.attention_delta_kernel, attention_backward.DELTA_ROWS),
+    for function, tile in (
+        (attention.attention_combine_kernel, Tile(attention.COMBINE_ROWS, 0, 4, 1)),
+        (attention.attention_maps_kernel, maps),
+        (attention_backward.attention_delta_kernel, Tile(attention_backward.DELTA_ROWS, 0, 4, 1)),
     ):
-        values = {name: value for name, value in constants.items() if name in function.arg_names}
+        values = constants | {"block_m": tile.block_m, "block_n": tile.block_n}
+        here = {name: value for name, value in values.items() if name in function.arg_names}
         types = {name: tensors.get(name, "i32") for name in function.arg_names}
-        found.append(Variant(function, types, values | {"block_m": block_m}, Tile(block_m, 32, 4, 1).options))
+        found.append(Variant(function, types, here, tile.options))
     return found
