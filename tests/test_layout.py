@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastdiff
+from fastdiff import cuda
 from fastdiff.native import core
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,16 @@ def test_the_extension_links_no_torch_and_no_openmp_of_its_own():
     assert "torch" not in needed
     assert "gomp" not in needed
     assert "omp" not in needed
+    assert "cuda" not in needed
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the dynamic section of an ELF file")
+@pytest.mark.skipif(cuda.library() is None, reason="installed without the CUDA kernels: there was no nvcc")
+def test_the_cuda_library_links_its_runtime_statically():
+    (library,) = Path(core.__file__).parent.glob("_cuda.*")
+    needed = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+    assert "cuda" not in needed
+    assert "not found" not in needed
 
 
 def test_import_loads_nothing_that_only_the_commands_need():

@@ -11,8 +11,9 @@ import torch
 from rich.table import Table
 
 import fastdiff
-from fastdiff import backends
+from fastdiff import backends, cuda
 from fastdiff.cli.console import print_json
+from fastdiff.engine import steps
 from fastdiff.models import bundled
 from fastdiff.native import core
 
@@ -60,11 +61,25 @@ def _kernels() -> dict[str, str]:
     backend = backends.current()
     on_cpu = "reference (chosen by FASTDIFF_BACKEND)" if backend == "reference" else f"C++, {core.isa()}"
     kernels = {op: f"cpu: {on_cpu}" for op in fastdiff.ops.OPS}
-    kernels["sampling loop"] = f"cpu: {on_cpu}; other devices: reference (no compiled engine for them yet)"
-    kernels["triton"] = "not used: no GPU kernels in this version" + (
-        "" if torch.cuda.is_available() else ", and torch sees no GPU"
-    )
+    kernels["sampling loop"] = f"cpu: {on_cpu}; cuda: {_on_cuda(backend)}; other devices: reference"
+    built = f"built with CUDA {cuda.build()}" if cuda.library() else "not built"
+    kernels["cuda"] = _said(cuda.unavailable(), f"{built}; ")
+    kernels["triton"] = _said(steps.triton_unavailable(), "")
     return kernels
+
+
+def _on_cuda(backend: str) -> str:
+    """What runs the sampling loop of a state on a GPU."""
+    if backend != "auto":
+        return f"reference (chosen by FASTDIFF_BACKEND={backend})"
+    made, reason = steps.choose(torch.device("cuda"))
+    if made is None:
+        return f"reference ({reason})"
+    return "CUDA kernels, one graph" if made is steps.NativeSteps else "Triton kernels, one graph"
+
+
+def _said(reason: str | None, before: str) -> str:
+    return before + ("available" if reason is None else f"not available: {reason}")
 
 
 def _processor() -> str:

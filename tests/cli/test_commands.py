@@ -31,7 +31,7 @@ def pixels(path):
 
 def test_help_names_every_command():
     text = fastdiff_command("--help").stdout
-    assert all(name in text for name in ("demo", "sample", "info", "solvers", "train"))
+    assert all(name in text for name in ("demo", "sample", "info", "solvers", "kernels", "train"))
 
 
 def test_info():
@@ -45,6 +45,14 @@ def test_info():
     assert facts["instruction_set"] == "baseline (FASTDIFF_ISA)"
     assert "reference" in facts["kernels"]["linear_combine"]
     assert "emoji-unet-32" in fastdiff_command("info").stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_info_says_why_there_are_no_gpu_kernels():
+    kernels = json.loads(fastdiff_command("info", "--json").stdout)["kernels"]
+    for name in ("cuda", "triton"):
+        assert "not available: " in kernels[name]
+    assert "cuda: reference (no CUDA kernels (" in kernels["sampling loop"]
 
 
 def test_solvers():
@@ -101,6 +109,8 @@ def test_sample(tmp_path):
         (["sample", "--grid", "even"], "unknown grid 'even'"),
         (["sample", "--out", "grid.jpg"], "--out must end in .png"),
         (["demo", "--model", "emoji"], "unknown model 'emoji'"),
+        (["kernels", "--target", "sm_91"], "unknown target 'sm_91'; did you mean 'sm_90'"),
+        (["kernels", "--op", "atention"], "unknown op 'atention'; did you mean 'attention'"),
         (["train", "emoji-unet-23"], "unknown recipe 'emoji-unet-23'; did you mean 'emoji-unet-32'"),
     ],
 )

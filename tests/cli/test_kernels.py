@@ -1,0 +1,71 @@
+"""`fastdiff kernels`: what is compiled ahead of time for GPUs that are not here is as it should be."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed (it has no wheel for this platform)", allow_module_level=True)
+
+from fastdiff.cli.kernels import TARGETS
+from fastdiff.kernels import ahead_of_time, costs, occupancy
+from fastdiff.ops import OPS
+
+COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "kernels"]
+
+
+def run(*arguments, **environment):
+    variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | environment
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, env=variables)
+
+
+def test_the_table_and_the_file(tmp_path):
+    out = tmp_path / "new" / "kernels.json"
+    chosen = ["--target", "sm_90", "--target", "gfx942", "--op", "linear_combine", "--out", str(out)]
+    result = run(*chosen, TRITON_CACHE_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["kernels"]
+    assert {row["target"] for row in rows} == {"sm_90", "gfx942"}
+    assert {row["dtype"] for row in rows} == {"fp32", "fp16", "bf16"}
+    for row in rows:
+        assert row["op"] == "linear_combine"
+        assert 8 <= row["registers"] <= 255
+        assert row["stack"] == 0
+        assert 0 < row["occupancy"] <= 1
+        assert row["bytes_moved"] == row["bytes_least"] > 0
+        assert row["detail"] in result.stdout
+    assert f"{len(rows)} kernels" in result.stdout
+    again = run(*chosen, "--json", TRITON_CACHE_DIR=str(tmp_path))
+    assert json.loads(again.stdout)["kernels"] == rows
+
+
+def test_what_cannot_be_compiled_is_said():
+    result = run("--op", "linear_combine", TRITON_INTERPRET="1")
+    assert result.returncode == 2
+    assert "TRITON_INTERPRET" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_every_target_is_known_everywhere():
+    assert set(TARGETS) == set(ahead_of_time.TARGETS) == set(costs.DEVICES) == set(occupancy.LIMITS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_usual_kernels_compile_without_spills(target):
+    """In Triton's own cache, which `fastdiff kernels` uses as well: 1 to 2 minutes where nothing is in it."""
+    result = run("--target", target, "--json")
+    assert result.returncode == 0, result.stderr.splitlines()[-1]
+    rows = json.loads(result.stdout)["kernels"]
+    assert {row["op"] for row in rows} == set(OPS)
+    for row in rows:
+        assert row["stack"] == 0 or not target.startswith("sm_") or target == "sm_100", row
+        assert row["shared"] <= ahead_of_time.TARGETS[target][1], row
+        assert row["bytes_moved"] <= 1.1 * row["bytes_least"], row
+        if row["op"] == "attention" and row["kernel"] in ("forward", "dq", "dkv") and row["dtype"] != "fp32":
+            wanted = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+            assert row["matrix_instruction"] == wanted[target], row
