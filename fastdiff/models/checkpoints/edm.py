@@ -52,6 +52,7 @@ class EDMFamily(Layout):
         model_channels = stem[0] if song else network.shape("map_layer0.weight")[1]
         given = checkpoint.config.get("attn_resolutions")
         attention = tuple(n for n in sizes if f"enc.{n}x{n}_block0.qkv.weight" in keys)
+        possible = {n for n, c in zip(sizes, channels) if song or c >= 64}  # a head of ADM has 64 channels
         found: dict[str, Any] = {
             "model_type": "SongUNet" if song else "DhariwalUNet",
             "img_resolution": size,
@@ -59,7 +60,7 @@ class EDMFamily(Layout):
             "channel_mult": tuple(c // model_channels for c in channels),
             "channel_mult_emb": width // model_channels,
             "num_blocks": sum(bool(re.fullmatch(rf"enc\.{size}x{size}_block\d+\.norm0\.weight", key)) for key in keys),
-            "attn_resolutions": given if given and set(given) & set(sizes) == set(attention) else attention,
+            "attn_resolutions": given if given is not None and set(given) & possible == set(attention) else attention,
             "label_dim": network.shape("map_label.weight")[1] if "map_label.weight" in keys else 0,
             "augment_dim": network.shape("map_augment.weight")[1] if "map_augment.weight" in keys else 0,
         }
@@ -98,10 +99,12 @@ class EDMFamily(Layout):
         return model(kind(**{**options, "in_channels": in_channels, "out_channels": out_channels}))
 
     def original(self, name: str, config: Mapping[str, Any]) -> str | Derived:
+        if name == "u":
+            return name
         key = _original(name.removeprefix("network."), config)
         if isinstance(key, Derived):
             return Derived(tuple(self.prefix + part for part in key.keys), key.make)
-        return key if name == "u" else self.prefix + key
+        return self.prefix + key
 
     def unused(self, key: str, config: Mapping[str, Any]) -> bool:
         return key.endswith(".resample_filter")  # a table made from the field of this name, which is compared

@@ -268,20 +268,21 @@ def _infer_levels(checkpoint: Checkpoint, given: Mapping[str, Any], resolution: 
     blocks = checkpoint.count("down.0.block.")
     widths = [checkpoint.shape(f"down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
     size = given.get("resolution", resolution)
-    attention = tuple(size >> level for level in range(levels) if checkpoint.count(f"down.{level}.attn."))
-    known = given.get("attn_resolutions")
-    sizes = {size >> level for level in range(levels)}
+    keys = checkpoint.tensors.keys()
+    kind = "linear" if "mid.attn_1.to_qkv.weight" in keys else "vanilla" if "mid.attn_1.q.weight" in keys else "none"
     found: dict[str, Any] = {
         "ch": ch,
         "in_channels": in_channels,
         "ch_mult": tuple(width // ch for width in widths),
         "num_res_blocks": blocks,
-        "attn_resolutions": known if known is not None and sizes & set(known) == set(attention) else attention,
     }
+    known = given.get("attn_resolutions")
+    if kind != "none" or known is None:  # attention of type "none" has no weights
+        attention = tuple(size >> level for level in range(levels) if checkpoint.count(f"down.{level}.attn."))
+        same = known is not None and {size >> level for level in range(levels)} & set(known) == set(attention)
+        found["attn_resolutions"] = known if same else attention
     if levels > 1:
         found["resamp_with_conv"] = "down.0.downsample.conv.weight" in checkpoint.tensors
-    keys = checkpoint.tensors.keys()
-    kind = "linear" if "mid.attn_1.to_qkv.weight" in keys else "vanilla" if "mid.attn_1.q.weight" in keys else "none"
     linear, named = given.get("use_linear_attn"), given.get("attn_type")
     meant = "linear" if linear else kind if named is None else named.removesuffix("-xformers")
     if meant != kind or not (linear or named):
