@@ -1,5 +1,5 @@
 """Reference models in plain PyTorch, the checkpoints that they load, and the bundled weights."""
 
-from fastdiff.models.checkpoints import layouts, load
+from fastdiff.models.checkpoints import layouts, load, on_meta
 
-__all__ = ["layouts", "load"]
+__all__ = ["layouts", "load", "on_meta"]

@@ -72,6 +72,24 @@ def layouts() -> dict[str, str]:
     return {name: "; ".join(about) for name, about in sorted(found.items())}
 
 
+def on_meta(layout: str, config: Mapping[str, Any]) -> nn.Module:
+    """The model that `load` would give for this config, with shapes and no values, on the meta device.
+
+    layout: a name in layouts(). config: arguments of the original constructor, all that have no default; for diffusers
+    with "_class_name". Raises ValueError for an unknown layout, class or field.
+    """
+    candidates = [known for known in LAYOUTS if known.name == layout]
+    if not candidates:
+        raise unknown("layout", layout, {known.name for known in LAYOUTS})
+    if "_class_name" in config:
+        classes = [known.class_name or "" for known in candidates]
+        if config["_class_name"] not in classes:
+            raise unknown("class of diffusers", config["_class_name"], classes)
+        candidates = [known for known in candidates if known.class_name == config["_class_name"]]
+    chosen = max(candidates, key=lambda known: len(config.keys() & known.fields.keys()))
+    return build(chosen, complete(chosen, config))
+
+
 def build(layout: Layout, config: Mapping[str, Any]) -> nn.Module:
     """The model of a layout, on the meta device: shapes without values. config: all of the layout's fields."""
     with torch.device("meta"), _Uninitialised():
