@@ -25,7 +25,7 @@ from fastdiff.models.blocks import (
     timestep_embedding,
     zero_init,
 )
-from fastdiff.ops import attention
+from fastdiff.ops.attention import attention
 
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
@@ -199,7 +199,7 @@ class ADMClassifier(HalfBackbone):
             self.pool = AttentionPool(self.width, size**2, self.width // config.num_head_channels, config.out_channels)
         else:
             self.linear1 = nn.Linear(features, 2048)
-            self.norm_out = group_norm32(2048) if config.pool == "spatial_v2" else None
+            self.norm_out = group_norm32(2048) if config.pool == "spatial_v2" else None  # type: ignore[assignment]
             self.linear2 = nn.Linear(2048, config.out_channels)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

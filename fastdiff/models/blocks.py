@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.ops import attention, group_norm_silu
+from fastdiff.ops.attention import attention
+from fastdiff.ops.group_norm_silu import group_norm_silu
 
 # From a number of channels to its normalisation: each family has its own groups and epsilon.
 Norm = Callable[[int], "GroupNorm"]
@@ -51,7 +52,8 @@ def zero_init(layer: nn.Module) -> nn.Module:
 
 def conv_nd(dims: int, in_channels: int, out_channels: int, kernel: int, **options: int) -> nn.Module:
     """A convolution over `dims` (1, 2 or 3) spatial dimensions."""
-    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](in_channels, out_channels, kernel, **options)
+    made: Callable[..., nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    return made(in_channels, out_channels, kernel, **options)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -20,8 +20,8 @@ def parameters(model: nn.Module) -> int:
 def multiply_adds(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
     """Multiply-adds of the convolutions, linear layers, matrix products and attentions in a call of `function`.
 
-    What papers call flops or MACs, half of the floating-point operations. Element-wise operations, norms and softmax are
-    not counted. With a model and tensors on the meta device nothing is computed.
+    What papers call flops or MACs, half of the floating-point operations. Element-wise operations, norms and softmax
+    are not counted. With a model and tensors on the meta device nothing is computed.
     """
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
         function(*arguments, **options)

@@ -12,7 +12,7 @@ from fastdiff.errors import expect
 from fastdiff.models.adm import ADMConfig, embed_times, group_norm32, resize_bilinear
 from fastdiff.models.backbone import Backbone
 from fastdiff.models.blocks import AttentionBlock, merge_heads, mlp, split_heads
-from fastdiff.ops import attention
+from fastdiff.ops.attention import attention
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class SongUNet(Backbone):
     class_labels: (B, label_dim), one-hot or zero. augment_labels: (B, augment_dim).
     """
 
+    frequencies: Tensor  # with Fourier features of the noise
+
     def __init__(self, config: SongConfig) -> None:
         self.config = config
         embedding = config.model_channels * config.channel_mult_emb
@@ -171,6 +173,7 @@ class SongUNet(Backbone):
         h, picture, level = self.conv_in(x), x, 0
         skips = [h]
         for stage in self.down:
+            assert isinstance(stage, nn.ModuleList)
             h = stage(h, embedding)
             if _resamples(stage[0]) and self.config.encoder_type != "standard":
                 if self.config.encoder_type == "skip":
@@ -185,10 +188,12 @@ class SongUNet(Backbone):
     def _up(self, h: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
         picture, level = None, 0
         for stage in self.up:
+            assert isinstance(stage, nn.ModuleList)
             h = torch.cat([h, skips.pop()], dim=1)
             for layer in stage:
                 if _resamples(layer) and self.config.decoder_type == "skip":  # the last layer of a level
                     head = self.to_picture[level]
+                    assert isinstance(head, nn.ModuleDict)
                     added = head["conv"](head["norm"](h, activation="silu"))
                     picture = added if picture is None else added + self.up_picture(picture)
                     level += 1

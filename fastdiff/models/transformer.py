@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.models.blocks import Norm, merge_heads, split_heads, zero_init
-from fastdiff.ops import attention
+from fastdiff.ops.attention import attention
 
 
 class CrossAttention(nn.Module):

@@ -88,6 +88,7 @@ class UNet(Backbone):
         if config.positions:
             size = config.positions
             for stage, channels in zip(self.down, self.skip_channels[1:]):
+                assert isinstance(stage, nn.ModuleList)
                 if isinstance(stage[0], Downsample):
                     size //= 2
                     stage.append(PositionEmbedding(channels, size))

@@ -146,7 +146,7 @@ class EDMLayout(EDMFamily):
             raise unknown("class_name", config["class_name"], PRECONDITIONINGS)
         channels = config["img_channels"]
         network = self.network(config, channels, channels * (2 if name == "iDDPMPrecond" else 1))
-        options = {
+        options: dict[str, Any] = {
             option: default if config[option] is None else config[option] for option, default in _OPTIONS[name].items()
         }
         return PRECONDITIONINGS[name](network, **options)
