@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -117,8 +117,20 @@ def compare(
     return Row(case, timings["torch"], timings["ours"], timings["copy"], rate), functions["ours"]
 
 
+class Reducing(Protocol):
+    """What `check` must know of a case, beside its name."""
+
+    @property
+    def reduction(self) -> int:
+        """How many numbers are summed up for one of the result."""
+
+
 def check(
-    case: Case, ours: Callable[..., Any], theirs: Callable[..., Any], arguments: Sequence[Any], options: dict[str, Any]
+    case: Reducing,
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    arguments: Sequence[Any],
+    options: dict[str, Any],
 ) -> None:
     """The largest error of `ours` is at most twice that of `theirs`, both against `theirs` in float64, plus rounding.
 

@@ -88,6 +88,22 @@ def kernels(
 
 
 @app.command()
+def bench(
+    device: Annotated[
+        str, typer.Option(help="cuda; on the CPU, run python benchmarks/bench_<op>.py instead.")
+    ] = "cuda",
+    op: Annotated[list[str] | None, typer.Option(help="An operator; all if not given.")] = None,
+    check: Annotated[bool, typer.Option(help="Check small cases under NVIDIA's compute-sanitizer first.")] = True,
+    out: Annotated[str | None, typer.Option(help="A file for the same as JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """Check the GPU kernels, for bad addresses as well, and time them against PyTorch's."""
+    from fastdiff.cli import bench as command
+
+    command.run(device, op or (), check, out, json)
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train, e.g. emoji-unet-32.")],
     out: Annotated[

@@ -18,6 +18,7 @@ from PIL import Image
 import fastdiff
 from fastdiff import pictures
 
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
 
 
@@ -31,7 +32,7 @@ def pixels(path):
 
 def test_help_names_every_command():
     text = fastdiff_command("--help").stdout
-    assert all(name in text for name in ("demo", "sample", "info", "solvers", "kernels", "train"))
+    assert all(name in text for name in ("demo", "sample", "info", "solvers", "kernels", "bench", "train"))
 
 
 def test_info():
@@ -47,7 +48,7 @@ def test_info():
     assert "emoji-unet-32" in fastdiff_command("info").stdout
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@NO_GPU
 def test_info_says_why_there_are_no_gpu_kernels():
     kernels = json.loads(fastdiff_command("info", "--json").stdout)["kernels"]
     for name in ("cuda", "triton"):
@@ -111,6 +112,9 @@ def test_sample(tmp_path):
         (["demo", "--model", "emoji"], "unknown model 'emoji'"),
         (["kernels", "--target", "sm_91"], "unknown target 'sm_91'; did you mean 'sm_90'"),
         (["kernels", "--op", "atention"], "unknown op 'atention'; did you mean 'attention'"),
+        (["bench", "--device", "cpu"], "--device must be cuda"),
+        (["bench", "--op", "atention"], "unknown op 'atention'; did you mean 'attention'"),
+        pytest.param(["bench"], "no GPU kernels to measure: ", marks=NO_GPU),
         (["train", "emoji-unet-23"], "unknown recipe 'emoji-unet-23'; did you mean 'emoji-unet-32'"),
     ],
 )
