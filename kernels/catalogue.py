@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 def entries(target: str) -> Iterator[Entry]:
     """All of them for one of ahead_of_time.TARGETS."""
-    yield from _ada_layer_norm(target)
+    yield from _ada_layer_norm()
     yield from _attention(target)
     yield from _group_norm_silu(target)
     yield from _linear_combine()
@@ -81,9 +81,7 @@ def _attention(target: str) -> Iterator[Entry]:
             yield Entry("attention", name, dtype, f"D={dim}", dim == 64, variant, f"1x16x4096x4096x{dim}", cost)
 
 
-def _ada_layer_norm(target: str) -> Iterator[Entry]:
-    device = DEVICES[target]
-    each = costs.rows_of_an_instance(8, 1024, device)
+def _ada_layer_norm() -> Iterator[Entry]:
     flags = {"affine": True, "biased": True, "scale_rows": False, "shift_rows": False, "gate_rows": False}
     kernels = {
         "forward": ada_layer_norm.ada_layer_norm_kernel,
@@ -104,9 +102,7 @@ def _ada_layer_norm(target: str) -> Iterator[Entry]:
             def cost(_: int, name=name, size=size, channels=channels, gated=gated) -> Cost:
                 if name == "forward":
                     return costs.ada_layer_norm(8, 1024, channels, size, gated=gated)
-                return costs.ada_layer_norm_backward(
-                    8, 1024, channels, size, gated=gated, rows_each=each, device=device
-                )
+                return costs.ada_layer_norm_backward(8, 1024, channels, size, gated=gated, rows_each=64)
 
             detail = f"C={channels}" + " gate" * gated
             variant = Variant(kernel, types, constants, options, multiples)

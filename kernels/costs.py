@@ -118,18 +118,13 @@ def ada_layer_norm(batch: int, rows: int, channels: int, size: int, *, gated: bo
 
 
 def ada_layer_norm_backward(
-    batch: int, rows: int, channels: int, size: int, *, gated: bool, rows_each: int, device: Device
+    batch: int, rows: int, channels: int, size: int, *, gated: bool, rows_each: int
 ) -> Cost:  # fmt: skip
     """x and the gradient are read, dx is written, and sums of `rows_each` rows in float32, which are read again."""
     numbers = batch * rows * channels
     least = 3 * numbers * size + 2 * (2 + gated) * batch * channels * size
-    sums = (2 + gated) * batch * math.ceil(rows / rows_each) * channels * 4
-    return Cost(25 * numbers, least, least + sums * (1 if sums <= device.second_cache else 2))
-
-
-def rows_of_an_instance(batch: int, rows: int, device: Device) -> int:
-    """As kernels/ada_layer_norm.py chooses them."""
-    return min(64, max(4, batch * rows // (2 * device.processors)))
+    sums = 2 * (2 + gated) * batch * math.ceil(rows / rows_each) * channels * 4
+    return Cost(25 * numbers, least, least + sums)
 
 
 def linear_combine(numbers: int, inputs: list[int], outputs: list[int], *, noises: int = 0) -> Cost:
