@@ -211,10 +211,10 @@ void attention(const std::string& type, const HeadsArgument& q, const HeadsArgum
     const Job* job = static_cast<const Job*>(context);
     job->kernel(job->op, begin, end);
   };
-  const int64_t blocks = fastdiff::attention_blocks(sizes[2]);
+  const int64_t units = fastdiff::kernels().attention_units(job.op);
   const int64_t products = sizes[0] * sizes[1] * sizes[2] * sizes[3] * (sizes[4] + sizes[5]);
   const py::gil_scoped_release released;
-  fastdiff::parallel_for(sizes[0] * sizes[1] * blocks, products > 16 * fastdiff::kSerialElements ? num_threads : 1, body,
+  fastdiff::parallel_for(units, products > 16 * fastdiff::kSerialElements ? num_threads : 1, body,
                          &job);
 }
 

@@ -3,23 +3,17 @@
 // channel or a value's is one number for all lanes, and maxima and sums over the keys need no horizontal step. Compiled once an
 // instruction set (see simd.h).
 #include "fastdiff/kernels.h"
+#include "fastdiff/scores.h"
 #include "fastdiff/simd.h"
 #include "fastdiff/tiles.h"
 
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-constexpr float kLowest = -3.402823466e38f, kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
-
 // Of a block, whose scores, and the values that they weigh, stay in the first cache.
 template <int C>
 constexpr int64_t kBlockTiles = 128 / kRows<C>;
 constexpr int64_t kKeys = 128;
-
-template <class T>
-const T* head_of(const Heads& heads, int64_t b, int64_t h) {
-  return static_cast<const T*>(heads.data) + b * heads.batch + h * heads.head;
-}
 
 // Rows of keys or values as floats: where they are, or, of another type, a copy.
 struct Floats {
@@ -44,29 +38,6 @@ void copy(const T* data, int64_t row, int64_t rows, int64_t channels, float* to)
       const F x = load_up_to(data + r * row + c, n);
       n == kLanes ? x.store(to + r * channels + c) : store_some(to + r * channels + c, x, n);
     }
-}
-
-// What is added to the scores of keys [first, first + keys) of the queries of a block: bias[key][lane].
-template <int C, class T>
-void load_bias(const Attention& op, int64_t b, int64_t h, int64_t query, int64_t count, int64_t first, int64_t keys,
-               float* bias) {
-  const int64_t start = b * op.mask.batch + h * op.mask.head + query * op.mask.row + first * op.mask_column;
-  const float nothing = -__builtin_inff();
-  if (op.mask_type == Mask::boolean) {
-    const uint8_t* mask = static_cast<const uint8_t*>(op.mask.data) + start;
-    for (int64_t j = 0; j < keys; ++j)
-      for (int64_t i = 0; i < C * kLanes; ++i)
-        bias[j * C * kLanes + i] = i < count && !mask[i * op.mask.row + j * op.mask_column] ? nothing : 0.0f;
-    return;
-  }
-  const T* mask = static_cast<const T*>(op.mask.data) + start;
-  turn_in<C>(keys, count, bias, [&](int64_t i, int64_t j, int64_t n) {
-    const T* p = mask + i * op.mask.row + j * op.mask_column;
-    if (op.mask_column) return load_up_to(p, n);
-    float lanes[kLanes];
-    load_some(p, 1).store(lanes);
-    return F::broadcast(lanes[0]);
-  });
 }
 
 // larger[lane] = the largest of that and of the scores.
@@ -122,14 +93,6 @@ struct Workspace {
 // weights; then the block is computed once more, from its own largest. With a mask, where all of a block may be -infinity, the
 // largest is looked for in every block.
 constexpr float kMargin = 1.1e9f;  // 2^30
-
-// `rows` rows of `size` numbers, which will be read or written before long.
-template <class T>
-void ask_for(const T* data, int64_t row, int64_t rows, int64_t size) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < size + kLine - 1; c += kLine) prefetch_line(data + i * row + c);
-}
 
 // The queries [query, query + C * kLanes) of a head, as far as they exist. next: where the next block of queries begins.
 template <int C, class T>
@@ -221,6 +184,21 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T
   }
 }
 
+// Blocks are of 48 queries, two or three vectors, but for one or two of 32 where fewer lanes stay empty then; block i begins at
+// block_start(queries, i).
+int64_t blocks_of_48(int64_t queries) {
+  const int64_t vectors = (queries + 15) / 16, short_ones = (3 - vectors % 3) % 3;
+  return vectors > 1 ? (vectors - 2 * short_ones) / 3 : 0;
+}
+int64_t blocks_of(int64_t queries) {
+  const int64_t long_ones = blocks_of_48(queries), rest = queries - 48 * long_ones;
+  return long_ones + (rest > 0 ? (rest + 31) / 32 : 0);
+}
+int64_t block_start(int64_t queries, int64_t i) {
+  const int64_t long_ones = blocks_of_48(queries);
+  return i <= long_ones ? 48 * i : 48 * long_ones + 32 * (i - long_ones);
+}
+
 // As many heads as have their keys and values in the second cache take turns in a block of queries: what they read and write lies
 // together in the (B, S, H, D) layout.
 constexpr int64_t kNear = 1 << 18;  // floats
@@ -228,7 +206,7 @@ constexpr int64_t kNear = 1 << 18;  // floats
 template <class T>
 void run(const Attention& op, int64_t begin, int64_t end) {
   constexpr int64_t kMost = 3 * kLanes;  // queries of a block
-  const int64_t blocks = attention_blocks(op.queries);
+  const int64_t blocks = blocks_of(op.queries);
   const int64_t widest = (op.value_channels > kKeys ? op.value_channels : kKeys) + kLanes;
   const int64_t rows = op.channels + op.value_channels + 2 * kKeys + widest;
   const int64_t k_size = op.keys * op.channels, v_size = op.keys * op.value_channels;
@@ -256,7 +234,7 @@ void run(const Attention& op, int64_t begin, int64_t end) {
     }
     const Floats k = floats(head_of<T>(op.k, b, h), op.k.row, copies + (h - first) * k_size, op.channels);
     const Floats v = floats(head_of<T>(op.v, b, h), op.v.row, copies + heads * k_size + (h - first) * v_size, op.value_channels);
-    const int64_t start = attention_block(op.queries, inside / heads), next = attention_block(op.queries, inside / heads + 1);
+    const int64_t start = block_start(op.queries, inside / heads), next = block_start(op.queries, inside / heads + 1);
     const int64_t stop = next < op.queries ? next : op.queries;
     const bool last = h + 1 == first + heads;
     const T* after = head_of<T>(op.q, b, last ? first : h + 1) + (last ? next : start) * op.q.row;
@@ -270,6 +248,8 @@ void run(const Attention& op, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+int64_t attention_units(const Attention& op) { return op.batch * op.heads * blocks_of(op.queries); }
 
 void attention(const Attention& op, int64_t begin, int64_t end) {
   switch (op.type) {

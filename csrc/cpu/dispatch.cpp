@@ -7,6 +7,12 @@
 
 #include "fastdiff/kernels.h"
 
+#if defined(FASTDIFF_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
 #include <immintrin.h>
 #include <intrin.h>
@@ -25,6 +31,12 @@ FASTDIFF_DECLARE(avx512)
 #endif
 #if defined(FASTDIFF_HAS_NEON)
 FASTDIFF_DECLARE(neon)
+#endif
+#if defined(FASTDIFF_HAS_AMX)
+namespace amx {
+int64_t attention_units(const Attention& op);
+void attention(const Attention& op, int64_t begin, int64_t end);
+}  // namespace amx
 #endif
 
 namespace {
@@ -50,8 +62,34 @@ bool cpu_has(bool avx512) {
 #endif
 #endif
 
-std::vector<const Kernels*> supported() {
+#if defined(FASTDIFF_HAS_AMX)
+// Whether there are tiles and their bfloat16 products, and Linux, asked for once a process, lets this one use them.
+bool cpu_has_amx() {
+  unsigned a, b, c, d;
+  if (!cpu_has(true) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return (d & kBfloat16) && (d & kTile) && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+// What has no products is as in AVX-512.
+const Kernels& amx_table() {
+  static const Kernels table = [] {
+    Kernels kernels = avx512::table;
+    kernels.isa = "amx";
+    kernels.attention_units = amx::attention_units;
+    kernels.attention = amx::attention;
+    return kernels;
+  }();
+  return table;
+}
+#endif
+
+std::vector<const Kernels*> find_supported() {
   std::vector<const Kernels*> tables;
+#if defined(FASTDIFF_HAS_AMX)
+  if (cpu_has_amx()) tables.push_back(&amx_table());
+#endif
 #if defined(FASTDIFF_HAS_X86)
   if (cpu_has(true)) tables.push_back(&avx512::table);
   if (cpu_has(false)) tables.push_back(&avx2::table);
@@ -60,6 +98,11 @@ std::vector<const Kernels*> supported() {
   tables.push_back(&neon::table);
 #endif
   tables.push_back(&baseline::table);
+  return tables;
+}
+
+const std::vector<const Kernels*>& supported() {
+  static const std::vector<const Kernels*> tables = find_supported();
   return tables;
 }
 

@@ -13,6 +13,7 @@ void ada_layer_norm(const AdaLayerNorm& op, int64_t begin, int64_t end);
 void group_norm_groups(const GroupNorm& op, int64_t begin, int64_t end);
 void group_norm_statistics(const GroupNorm& op, int64_t begin, int64_t end);
 void group_norm_output(const GroupNorm& op, int64_t begin, int64_t end);
+int64_t attention_units(const Attention& op);
 void attention(const Attention& op, int64_t begin, int64_t end);
 
 #define FASTDIFF_STRING_(x) #x
@@ -20,6 +21,6 @@ void attention(const Attention& op, int64_t begin, int64_t end);
 extern const Kernels table;
 const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal,
                        ada_layer_norm, group_norm_groups, group_norm_statistics, group_norm_output,
-                       attention};
+                       attention_units, attention};
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -89,20 +89,8 @@ struct Attention {
   int64_t batch, heads, queries, keys, channels, value_channels;
   float scale;
 };
-// Units are blocks of queries of a head of a batch, in an order that the kernel chooses. Blocks are of 48 queries, two or three
-// vectors, but for one or two of 32 where fewer lanes stay empty then; block i begins at attention_block(queries, i).
-static inline int64_t attention_blocks_of_48(int64_t queries) {
-  const int64_t vectors = (queries + 15) / 16, short_ones = (3 - vectors % 3) % 3;
-  return vectors > 1 ? (vectors - 2 * short_ones) / 3 : 0;
-}
-static inline int64_t attention_blocks(int64_t queries) {
-  const int64_t long_ones = attention_blocks_of_48(queries), rest = queries - 48 * long_ones;
-  return long_ones + (rest > 0 ? (rest + 31) / 32 : 0);
-}
-static inline int64_t attention_block(int64_t queries, int64_t i) {
-  const int64_t long_ones = attention_blocks_of_48(queries);
-  return i <= long_ones ? 48 * i : 48 * long_ones + 32 * (i - long_ones);
-}
+// Units are blocks of queries of a head of a batch, in an order, and as many, as the kernel chooses.
+using AttentionUnits = int64_t (*)(const Attention& op);
 using AttentionKernel = void (*)(const Attention& op, int64_t begin, int64_t end);
 
 struct Kernels {
@@ -112,6 +100,7 @@ struct Kernels {
   Normal normal;
   AdaLayerNormKernel ada_layer_norm;
   GroupNormKernel group_norm_groups, group_norm_statistics, group_norm_output;
+  AttentionUnits attention_units;
   AttentionKernel attention;
 };
 

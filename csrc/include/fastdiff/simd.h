@@ -9,6 +9,10 @@
 
 #include <stdint.h>
 
+#if defined(FASTDIFF_ISA_AMX)  // the vectors of AVX-512, and products in tiles: see amx.h
+#define FASTDIFF_ISA_AVX512
+#endif
+
 #if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
 #include <immintrin.h>
 #elif defined(FASTDIFF_ISA_NEON)
@@ -22,7 +26,9 @@
 #define __builtin_memcpy memcpy
 #endif
 
-#if defined(FASTDIFF_ISA_AVX512)
+#if defined(FASTDIFF_ISA_AMX)
+#define FASTDIFF_ISA amx
+#elif defined(FASTDIFF_ISA_AVX512)
 #define FASTDIFF_ISA avx512
 #elif defined(FASTDIFF_ISA_AVX2)
 #define FASTDIFF_ISA avx2

@@ -8,10 +8,12 @@
 #define FASTDIFF_UNROLL_16 _Pragma("GCC unroll 16")
 #define FASTDIFF_UNROLL_2 _Pragma("GCC unroll 2")
 #define FASTDIFF_NOINLINE __attribute__((noinline))
+#define FASTDIFF_INLINE __attribute__((always_inline)) inline
 #else
 #define FASTDIFF_UNROLL_16
 #define FASTDIFF_UNROLL_2
 #define FASTDIFF_NOINLINE __declspec(noinline)
+#define FASTDIFF_INLINE __forceinline
 #endif
 
 namespace fastdiff::FASTDIFF_ISA {
