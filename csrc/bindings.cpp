@@ -218,6 +218,37 @@ void attention(const std::string& type, const HeadsArgument& q, const HeadsArgum
                          &job);
 }
 
+fastdiff::Activation activation_of(const std::string& name) {
+  if (name == "none") return fastdiff::Activation::none;
+  if (name == "silu") return fastdiff::Activation::silu;
+  if (name == "gelu_tanh") return fastdiff::Activation::gelu_tanh;
+  throw std::invalid_argument("no activation is " + name);
+}
+
+// sizes: batch, rows of a batch, inputs, outputs.
+void linear(uintptr_t out, uintptr_t packed, const RowsArgument& x, uintptr_t weight, int64_t weight_row, uintptr_t bias, const RowsArgument& gate,
+            const RowsArgument& residual, const std::string& activation, const std::array<int64_t, 4>& sizes, int num_threads) {
+  struct Job {
+    fastdiff::Linear op;
+    fastdiff::LinearKernel kernel;
+  };
+  const fastdiff::Kernels& kernels = fastdiff::kernels();
+  if (!kernels.linear_multiply) throw std::invalid_argument(std::string(kernels.isa) + " has no kernel for linear");
+  Job job = {{rows_of(x), rows_of(gate), rows_of(residual), reinterpret_cast<const float*>(weight),
+              reinterpret_cast<const float*>(bias), weight_row, reinterpret_cast<float*>(out), sizes[0], sizes[1], sizes[2],
+              sizes[3], activation_of(activation), reinterpret_cast<void*>(packed)},
+             kernels.linear_pack};
+  const auto body = [](void* context, int64_t begin, int64_t end) {
+    const Job* job = static_cast<const Job*>(context);
+    job->kernel(job->op, begin, end);
+  };
+  const py::gil_scoped_release released;
+  constexpr int64_t block = fastdiff::kLinearBlock;
+  fastdiff::parallel_for((sizes[0] * sizes[1] + block - 1) / block, num_threads, body, &job);
+  job.kernel = kernels.linear_multiply;
+  fastdiff::parallel_for((sizes[3] + block - 1) / block, num_threads, body, &job);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -261,6 +292,10 @@ PYBIND11_MODULE(_core, module) {
   module.def("attention", attention, py::arg("type"), py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("mask_type"), py::arg("mask"), py::arg("mask_column"), py::arg("out"), py::arg("lse"), py::arg("maps"),
              py::arg("sizes"), py::arg("scale"), py::arg("num_threads"));
+  module.def("has_linear", [] { return fastdiff::kernels().linear_multiply != nullptr; });
+  module.def("linear", linear, py::arg("out"), py::arg("packed"), py::arg("x"), py::arg("weight"), py::arg("weight_row"), py::arg("bias"),
+             py::arg("gate"), py::arg("residual"), py::arg("activation"), py::arg("sizes"), py::arg("num_threads"));
+  module.def("linear_packed_bytes", fastdiff::linear_packed_bytes, py::arg("rows"), py::arg("inputs"));
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {
     fastdiff::kernels().normal(reinterpret_cast<float*>(out), 0, count, seed, sample, draw);
   });

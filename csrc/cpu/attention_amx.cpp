@@ -34,18 +34,21 @@ struct Count<bfloat16> {
   static constexpr int numbers = 1, weights = 2;
 };
 
-// Queries come as rows [q0 | q1 | q2] of their parts, with no gap between them but one that makes the channels even, and keys three times:
-// [k0 | k0 | k0], [k1 | k1] and [k2], of which pass i, of depth(i) tiles, is multiplied with the first N - i parts of the queries.
+// Queries come as rows [q0 | q1 | q2] of their parts, with no gap between them but one that makes the channels even. Keys too, where the
+// channels fill whole tiles; else three times, as [k0 | k0 | k0], [k1 | k1] and [k2], of which pass i, of depth(i) tiles, is multiplied with
+// the first N - i parts of the queries: no tile is filled up but the last of a pass.
 template <int N>
 struct Depth {
   int64_t channels;  // even
-  explicit Depth(int64_t c) : channels((c + 1) / 2 * 2) {}
+  bool whole;
+  explicit Depth(int64_t c) : channels((c + 1) / 2 * 2), whole(c % kDepth == 0) {}
   int64_t operator()(int pass) const { return tiles_of((N - pass) * channels, kDepth); }
-  int64_t all() const {
+  int64_t all() const {  // of a key
     int64_t sum = 0;
-    for (int pass = 0; pass < N; ++pass) sum += (*this)(pass);
+    for (int pass = 0; pass < (whole ? 1 : N); ++pass) sum += (*this)(pass);
     return sum;
   }
+  int64_t products() const { return whole ? channels / kDepth * N * (N + 1) / 2 : all(); }
 };
 
 struct Workspace {
@@ -71,7 +74,9 @@ FASTDIFF_NOINLINE void pack_keys(const T* k, int64_t row, int64_t keys, int64_t 
       const int64_t n = channels - c < kSide ? channels - c : kSide;
       const Parts split_k = split<N, true>(load_up_to(k + key * row + c, n).v);
       uint16_t* start = parts + c;
-      for (int pass = 0; pass < N; start += depth(pass) * kDepth, ++pass)
+      for (int part = 0; depth.whole && part < N; ++part)
+        store_part(start + part * channels, narrow(split_k.part[part]), n);
+      for (int pass = 0; !depth.whole && pass < N; start += depth(pass) * kDepth, ++pass)
         for (int copy = 0; copy < N - pass; ++copy) store_part(start + copy * depth.channels, narrow(split_k.part[pass]), n);
     }
     for (int64_t t = 0; t < depth.all(); ++t)
@@ -128,82 +133,73 @@ struct Nothing {
   void some(int64_t) {}
 };
 
-// scores[key][query] of 32 keys, or 16, and 32 queries. background.some(n) is called n times for each of the tiles of a key.
+// scores[key][query] of 32 keys, or 16, and 32 queries. background.some(n) is called for each product of two parts of a tile.
 template <int N, class Background>
 FASTDIFF_INLINE void multiply_queries(const uint8_t* keys, bool both, const uint8_t* q, const Depth<N>& depth, float* scores,
                                       Background& background, int64_t n) {
-  const uint8_t* lower = keys + depth.all() * kTileBytes;
-  FASTDIFF_TILE_ZERO(0);
-  FASTDIFF_TILE_ZERO(1);
-  FASTDIFF_TILE_ZERO(2);
-  FASTDIFF_TILE_ZERO(3);
-  for (int pass = 0; pass < N; ++pass)
-    for (int64_t t = 0; t < depth(pass); ++t, keys += kTileBytes, lower += kTileBytes) {
-      FASTDIFF_TILE_LOAD(4, keys, 64);
-      FASTDIFF_TILE_LOAD(6, q + 2 * t * kTileBytes, 64);
-      FASTDIFF_TILE_LOAD(7, q + (2 * t + 1) * kTileBytes, 64);
-      FASTDIFF_TILE_MULTIPLY(0, 4, 6);
-      FASTDIFF_TILE_MULTIPLY(1, 4, 7);
-      if (both) {
-        FASTDIFF_TILE_LOAD(5, lower, 64);
-        FASTDIFF_TILE_MULTIPLY(2, 5, 6);
-        FASTDIFF_TILE_MULTIPLY(3, 5, 7);
+  const uint8_t* lower = both ? keys + depth.all() * kTileBytes : keys;
+  zero_sums();
+  if (depth.whole) {
+    const int64_t tiles = depth.channels / kDepth;
+    for (int64_t t = 0; t < tiles; ++t)
+      add_products<N, N>(
+          [&](int part) {
+            FASTDIFF_TILE_LOAD(4, keys + (part * tiles + t) * kTileBytes, 64);
+            FASTDIFF_TILE_LOAD(5, lower + (part * tiles + t) * kTileBytes, 64);
+          },
+          [&](int part) {
+            FASTDIFF_TILE_LOAD(6, q + 2 * (part * tiles + t) * kTileBytes, 64);
+            FASTDIFF_TILE_LOAD(7, q + (2 * (part * tiles + t) + 1) * kTileBytes, 64);
+          },
+          [&] { background.some(n); });
+  } else {
+    for (int pass = 0; pass < N; ++pass)
+      for (int64_t t = 0; t < depth(pass); ++t, keys += kTileBytes, lower += kTileBytes) {
+        FASTDIFF_TILE_LOAD(4, keys, 64);
+        FASTDIFF_TILE_LOAD(6, q + 2 * t * kTileBytes, 64);
+        FASTDIFF_TILE_LOAD(7, q + (2 * t + 1) * kTileBytes, 64);
+        FASTDIFF_TILE_MULTIPLY(0, 4, 6);
+        FASTDIFF_TILE_MULTIPLY(1, 4, 7);
+        if (both) {
+          FASTDIFF_TILE_LOAD(5, lower, 64);
+          FASTDIFF_TILE_MULTIPLY(2, 5, 6);
+          FASTDIFF_TILE_MULTIPLY(3, 5, 7);
+        }
+        background.some(n);
       }
-      background.some(n);
-    }
+  }
+  if (both) return store_sums(scores);
   constexpr int64_t row = kColumns * sizeof(float);
   FASTDIFF_TILE_STORE(0, scores, row);
   FASTDIFF_TILE_STORE(1, scores + kSide, row);
-  if (!both) return;
-  FASTDIFF_TILE_STORE(2, scores + kSide * kColumns, row);
-  FASTDIFF_TILE_STORE(3, scores + kSide * kColumns + kSide, row);
 }
 
 // partial[channel][query] += of two tiles of channels and 32 queries, over `steps` of 32 keys; or = where it is fresh.
 #define FASTDIFF_VALUES(r, part) (values + (r) * stride + (s * N + (part)) * kTileBytes)
 #define FASTDIFF_WEIGHTS(part, side) (weights + ((s * W + (part)) * 2 + (side)) * kTileBytes)
-#define FASTDIFF_PARTIAL(r, side) (partial + (r) * kSide * kColumns + (side) * kSide)
 template <int N, int W>
 FASTDIFF_NOINLINE void multiply_values_of_two(const uint8_t* values, int64_t stride, const uint8_t* weights, int64_t steps,
                                               bool fresh, float* partial) {
-  constexpr int64_t row = kColumns * sizeof(float);
-  if (fresh) {
-    FASTDIFF_TILE_ZERO(0);
-    FASTDIFF_TILE_ZERO(1);
-    FASTDIFF_TILE_ZERO(2);
-    FASTDIFF_TILE_ZERO(3);
-  } else {
-    FASTDIFF_TILE_LOAD(0, FASTDIFF_PARTIAL(0, 0), row);
-    FASTDIFF_TILE_LOAD(1, FASTDIFF_PARTIAL(0, 1), row);
-    FASTDIFF_TILE_LOAD(2, FASTDIFF_PARTIAL(1, 0), row);
-    FASTDIFF_TILE_LOAD(3, FASTDIFF_PARTIAL(1, 1), row);
-  }
+  fresh ? zero_sums() : load_sums(partial);
   for (int64_t s = 0; s < steps; ++s)
-    for (int w = W - 1; w >= 0; --w)
-      for (int v = 0; v < N && v + w < (N > W ? N : W); ++v) {
-        FASTDIFF_TILE_LOAD(4, FASTDIFF_VALUES(0, v), 64);
-        FASTDIFF_TILE_LOAD(6, FASTDIFF_WEIGHTS(w, 0), 64);
-        FASTDIFF_TILE_LOAD(7, FASTDIFF_WEIGHTS(w, 1), 64);
-        FASTDIFF_TILE_MULTIPLY(0, 4, 6);
-        FASTDIFF_TILE_MULTIPLY(1, 4, 7);
-        FASTDIFF_TILE_LOAD(5, FASTDIFF_VALUES(1, v), 64);
-        FASTDIFF_TILE_MULTIPLY(2, 5, 6);
-        FASTDIFF_TILE_MULTIPLY(3, 5, 7);
-      }
-  FASTDIFF_TILE_STORE(0, FASTDIFF_PARTIAL(0, 0), row);
-  FASTDIFF_TILE_STORE(1, FASTDIFF_PARTIAL(0, 1), row);
-  FASTDIFF_TILE_STORE(2, FASTDIFF_PARTIAL(1, 0), row);
-  FASTDIFF_TILE_STORE(3, FASTDIFF_PARTIAL(1, 1), row);
+    add_products<N, W>(
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(4, FASTDIFF_VALUES(0, part), 64);
+          FASTDIFF_TILE_LOAD(5, FASTDIFF_VALUES(1, part), 64);
+        },
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(6, FASTDIFF_WEIGHTS(part, 0), 64);
+          FASTDIFF_TILE_LOAD(7, FASTDIFF_WEIGHTS(part, 1), 64);
+        },
+        [] {});
+  store_sums(partial);
 }
 // The same of one tile of channels. Steps go to two pairs of sums by turns: an instruction waits for the one before it on its sum.
 template <int N, int W>
 FASTDIFF_NOINLINE void multiply_values_of_one(const uint8_t* values, const uint8_t* weights, int64_t steps, bool fresh,
                                               float* partial) {
   constexpr int64_t row = kColumns * sizeof(float), stride = 0;
-  FASTDIFF_TILE_ZERO(0);
-  FASTDIFF_TILE_ZERO(1);
-  FASTDIFF_TILE_ZERO(2);
-  FASTDIFF_TILE_ZERO(3);
+  zero_sums();
   for (int64_t s = 0; s < steps; ++s)
     for (int w = W - 1; w >= 0; --w)
       for (int v = 0; v < N && v + w < (N > W ? N : W); ++v) {
@@ -233,7 +229,6 @@ FASTDIFF_NOINLINE void multiply_values_of_one(const uint8_t* values, const uint8
 }
 #undef FASTDIFF_VALUES
 #undef FASTDIFF_WEIGHTS
-#undef FASTDIFF_PARTIAL
 
 // larger[lane] = the largest of that and of the scores, times a factor where there is no mask.
 template <bool masked>
@@ -354,7 +349,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t key, const uin
     multiply_queries<N>(tiles_at(0), count > kSide, column.q, depth, space.scores, nothing, 0);
     if (key == 0) add_maxima<masked>(space.scores, count < kColumns ? count : kColumns, factor, column.reference);
     Weigher<masked, W> weigher(space.scores, space.weights, count, factor, column.reference);
-    const int64_t pairs = (kColumns / 2 + depth.all() - 1) / depth.all();
+    const int64_t pairs = tiles_of(kColumns / 2, depth.products());
     for (int64_t j = kColumns; j < count; j += kColumns) {
       weigher.end = j;
       multiply_queries<N>(tiles_at(j), count - j > kSide, column.q, depth, space.scores + j * kColumns, weigher, pairs);

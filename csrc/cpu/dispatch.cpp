@@ -36,6 +36,8 @@ FASTDIFF_DECLARE(neon)
 namespace amx {
 int64_t attention_units(const Attention& op);
 void attention(const Attention& op, int64_t begin, int64_t end);
+void linear_pack(const Linear& op, int64_t begin, int64_t end);
+void linear_multiply(const Linear& op, int64_t begin, int64_t end);
 }  // namespace amx
 #endif
 
@@ -79,6 +81,8 @@ const Kernels& amx_table() {
     kernels.isa = "amx";
     kernels.attention_units = amx::attention_units;
     kernels.attention = amx::attention;
+    kernels.linear_pack = amx::linear_pack;
+    kernels.linear_multiply = amx::linear_multiply;
     return kernels;
   }();
   return table;

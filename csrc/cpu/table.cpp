@@ -21,6 +21,6 @@ void attention(const Attention& op, int64_t begin, int64_t end);
 extern const Kernels table;
 const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal,
                        ada_layer_norm, group_norm_groups, group_norm_statistics, group_norm_output,
-                       attention_units, attention};
+                       attention_units, attention, nullptr, nullptr};
 
 }  // namespace fastdiff::FASTDIFF_ISA

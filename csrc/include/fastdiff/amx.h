@@ -71,4 +71,67 @@ inline __m512i pair_lanes(__m512i first, __m512i second) {
 // The sixteen numbers one after the other.
 inline __m256i narrow(__m512i part) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(part, 16)); }
 
+// The sums in registers 0 to 3, of two tiles of rows by two of columns. left(p) loads part p of the rows into registers 4 and 5, right(p) of
+// the columns into 6 and 7. Every product of parts that matters is added, in an order that loads few tiles twice; meanwhile() is what else
+// is done, once after each. L and R: the numbers of parts.
+template <int L, int R, class Left, class Right, class Meanwhile>
+inline __attribute__((always_inline)) void add_products(const Left& left, const Right& right, Meanwhile&& meanwhile) {
+  static_assert(L == R || (L == 1 && R == 2), "no order of loads for these");
+  const auto product = [&]() __attribute__((always_inline)) {
+    FASTDIFF_TILE_MULTIPLY(0, 4, 6);
+    FASTDIFF_TILE_MULTIPLY(1, 4, 7);
+    FASTDIFF_TILE_MULTIPLY(2, 5, 6);
+    FASTDIFF_TILE_MULTIPLY(3, 5, 7);
+    meanwhile();
+  };
+  left(0);
+  if (R > 2) right(2), product();
+  if (R > 1) right(1), product();
+  if (L > 2) left(1), product();
+  right(0);
+  if (L == 2) product(), left(1), product();
+  if (L > 2) product(), left(0), product(), left(2), product();
+  if (L == 1) product();
+}
+inline void zero_sums() {
+  FASTDIFF_TILE_ZERO(0);
+  FASTDIFF_TILE_ZERO(1);
+  FASTDIFF_TILE_ZERO(2);
+  FASTDIFF_TILE_ZERO(3);
+}
+// To and from 32 rows of 32 floats.
+inline void store_sums(float* sums) {
+  constexpr int64_t row = 32 * sizeof(float);
+  FASTDIFF_TILE_STORE(0, sums, row);
+  FASTDIFF_TILE_STORE(1, sums + 16, row);
+  FASTDIFF_TILE_STORE(2, sums + 16 * 32, row);
+  FASTDIFF_TILE_STORE(3, sums + 16 * 32 + 16, row);
+}
+inline void load_sums(const float* sums) {
+  constexpr int64_t row = 32 * sizeof(float);
+  FASTDIFF_TILE_LOAD(0, sums, row);
+  FASTDIFF_TILE_LOAD(1, sums + 16, row);
+  FASTDIFF_TILE_LOAD(2, sums + 16 * 32, row);
+  FASTDIFF_TILE_LOAD(3, sums + 16 * 32 + 16, row);
+}
+
+// sums[32][32] = of 32 rows of the left factor and 32 columns of the right one, over `steps` of 32 numbers: the second tile of each is
+// left_stride and right_stride bytes after the first, and in both the three parts of a step follow each other.
+inline void multiply(const uint8_t* left, int64_t left_stride, const uint8_t* right, int64_t right_stride, int64_t steps,
+                     float* sums) {
+  zero_sums();
+  for (; steps > 0; --steps, left += 3 * kTileBytes, right += 3 * kTileBytes)
+    add_products<3, 3>(
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(4, left + part * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(5, left + left_stride + part * kTileBytes, 64);
+        },
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(6, right + part * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(7, right + right_stride + part * kTileBytes, 64);
+        },
+        [] {});
+  store_sums(sums);
+}
+
 }  // namespace fastdiff::amx

@@ -93,6 +93,27 @@ struct Attention {
 using AttentionUnits = int64_t (*)(const Attention& op);
 using AttentionKernel = void (*)(const Attention& op, int64_t begin, int64_t end);
 
+enum class Activation { none, silu, gelu_tanh };
+
+// out = y, or residual + gate * y, with y = act(x W^T + bias), W of N rows of K numbers, and rows in float32. The rows of x and of the
+// residual are in batches, as are those of the gate, whose row stride may be 0. out is contiguous.
+struct Linear {
+  Rows x, gate, residual;
+  const float *weight, *bias;
+  int64_t weight_row;
+  float* out;
+  int64_t batch, rows, inputs, outputs;  // rows of a batch; K and N
+  Activation activation;
+  void* packed;  // linear_packed_bytes(batch * rows, inputs), at a multiple of 64
+};
+// Rows of x are packed as three bfloat16 a number, 32 rows and 32 numbers at a time.
+constexpr int64_t kLinearBlock = 32;
+static inline int64_t linear_packed_bytes(int64_t rows, int64_t inputs) {
+  return (rows + 31) / 32 * ((inputs + 31) / 32) * 32 * 32 * 6;
+}
+// In two phases: units of the first are blocks of rows of x, which are packed, those of the second blocks of columns of out.
+using LinearKernel = void (*)(const Linear& op, int64_t begin, int64_t end);
+
 struct Kernels {
   const char* isa;
   LinearCombine<float> linear_combine_f32;
@@ -102,6 +123,7 @@ struct Kernels {
   GroupNormKernel group_norm_groups, group_norm_statistics, group_norm_output;
   AttentionUnits attention_units;
   AttentionKernel attention;
+  LinearKernel linear_pack, linear_multiply;  // null where a library is as fast
 };
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones

@@ -1,0 +1,179 @@
+"""linear against float64: every instruction set that has a kernel, odd sizes, views, what follows the product."""
+
+import pytest
+import torch
+from conftest import assert_no_worse
+
+import fastdiff
+from fastdiff.native import core
+from fastdiff.ops.linear import ACTIVATIONS, faster_in_torch, linear, reference, supports
+
+# (B, S, K, N): of DiT and Stable Diffusion, of nothing in particular, less than a tile, and empty ones.
+SIZES = [
+    (2, 256, 1152, 192),
+    (1, 154, 768, 320),
+    (3, 33, 100, 70),
+    (1, 1, 1, 1),
+    (2, 5, 31, 33),
+    (1, 31, 33, 15),
+    (1, 40, 1600, 17),
+]
+
+
+@pytest.fixture
+def kernel(isa):
+    if not core.has_linear():
+        pytest.skip(f"{isa} has no kernel for linear: torch computes")
+
+
+def make(size, seed=0, std=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    batch, rows, inputs, outputs = size
+    x, weight = (
+        std * torch.randn(batch, rows, inputs, generator=generator),
+        torch.randn(outputs, inputs, generator=generator),
+    )
+    return x, weight / inputs**0.5, torch.randn(outputs, generator=generator)
+
+
+def check(x, weight, bias=None, **options):
+    """At most twice the error of torch in float32; the floor is the rounding of the result."""
+    with fastdiff.use("cpu"):
+        ours = linear(x, weight, bias, **options)
+    wide = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    oracle = reference(x.double(), weight.double(), None if bias is None else bias.double(), **wide)
+    assert ours.is_contiguous()
+    floor = torch.finfo(torch.float32).eps * oracle.abs().max().item()
+    assert_no_worse(ours, reference(x, weight, bias, **options), oracle, floor=floor)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sizes(size):
+    x, weight, bias = make(size)
+    check(x, weight)
+    check(x, weight, bias)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_what_follows_the_product(activation, per_row):
+    x, weight, bias = make((2, 37, 96, 50))
+    table = torch.randn(2, 37 if per_row else 1, 6 * 50)
+    check(x, weight, bias, activation=activation)
+    check(x, weight, bias, activation=activation, gate=table.chunk(6, dim=-1)[2])
+    check(x, weight, bias, activation=activation, gate=table.chunk(6, dim=-1)[2], residual=torch.randn(2, 37, 50))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_views():
+    x, weight, bias = make((2, 24, 80, 48))
+    check(x.transpose(0, 1).contiguous().transpose(0, 1), weight, bias)
+    check(torch.randn(2, 24, 160)[..., ::2], weight, bias)
+    check(x, torch.randn(48, 100)[:, 10:90], bias)
+    check(x, weight.T.contiguous().T, torch.randn(96)[::2])
+    check(x, weight, bias, residual=torch.randn(2, 48, 24).transpose(1, 2))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("std", [1e-20, 1e-4, 1e4, 1e18])
+def test_large_and_small_numbers(std):
+    check(*make((1, 40, 200, 40), std=std))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_one_large_number_among_small_ones():
+    x, weight, bias = make((1, 64, 256, 64))
+    x[:, :, 7] *= 1e4
+    check(x, weight, bias)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_thread_count_does_not_change_the_result():
+    x, weight, bias = make((2, 100, 128, 300))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        with fastdiff.use("cpu"):
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                found.append(linear(x, weight, bias, activation="silu"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.usefixtures("kernel")
+def test_empty_ones():
+    with fastdiff.use("cpu"):
+        assert linear(torch.randn(0, 4, 8), torch.randn(5, 8)).shape == (0, 4, 5)
+        assert linear(torch.randn(2, 4, 8), torch.randn(0, 8)).shape == (2, 4, 0)
+        assert torch.equal(linear(torch.randn(2, 4, 0), torch.randn(5, 0), torch.ones(5)), torch.ones(2, 4, 5))
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_changed_weight_is_seen():
+    x, weight, bias = make((1, 128, 64, 64))
+    with fastdiff.use("cpu"):
+        before = linear(x, weight, bias)
+        weight.mul_(2)
+        after = linear(x, weight, bias)
+    assert not torch.equal(before, after)
+    check(x, weight, bias)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_gradients():
+    x, weight, bias = (t.requires_grad_() for t in make((2, 20, 40, 30)))
+    gate, residual = torch.randn(2, 1, 30, requires_grad=True), torch.randn(2, 20, 30, requires_grad=True)
+    inputs = (x, weight, bias, gate, residual)
+    direction = torch.randn(2, 20, 30)
+    theirs = torch.autograd.grad(reference(*inputs, "gelu_tanh"), inputs, direction)
+    with fastdiff.use("cpu"):
+        y = linear(x, weight, bias, activation="gelu_tanh", gate=gate, residual=residual)
+    for ours, wanted in zip(torch.autograd.grad(y, inputs, direction), theirs):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_opcheck():
+    x, weight, bias = make((2, 20, 40, 30))
+    gate, residual = torch.randn(2, 1, 30), torch.randn(2, 20, 30)
+    for arguments in ((x, weight, None, None, None, "none"), (x, weight, bias, gate, residual, "silu")):
+        torch.library.opcheck(torch.ops.fastdiff.linear.default, arguments)
+
+
+def test_reasons(isa):
+    x, weight, bias = make((1, 128, 64, 64))
+    half = (x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    assert "float32" in supports(*half)
+    assert torch.equal(linear(*half), reference(*half))
+    if not core.has_linear():
+        assert isa in supports(x, weight, bias)
+        assert torch.equal(linear(x, weight, bias), reference(x, weight, bias))
+        with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match="AMX"):
+            linear(x, weight, bias)
+        return
+    assert supports(x, weight, bias) is None
+    assert faster_in_torch(x, weight, bias) is None
+    assert "rows" in faster_in_torch(x[:, :8], weight, bias)
+    assert "gradient" in faster_in_torch(x, weight.requires_grad_(), bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.randn(4, 8)}, ValueError, r"\(B, S, K\)"),
+        ({"weight": torch.randn(5, 9)}, ValueError, r"\(5, 9\)"),
+        ({"bias": torch.randn(4)}, ValueError, "bias"),
+        ({"bias": torch.randn(5).double()}, TypeError, "bias"),
+        ({"gate": torch.randn(2, 3, 5)}, ValueError, "gate"),
+        ({"residual": torch.randn(2, 4, 6)}, ValueError, "residual"),
+        ({"activation": "relu"}, ValueError, "relu"),
+    ],
+)
+def test_bad_input(change, error, words):
+    arguments = {"x": torch.randn(2, 4, 8), "weight": torch.randn(5, 8), **change}
+    with pytest.raises(error, match=words):
+        linear(**arguments)
