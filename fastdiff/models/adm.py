@@ -18,14 +18,13 @@ from fastdiff.models.blocks import (
     GroupNorm,
     ResBlock,
     Upsample,
+    attend,
     embedding_dtype,
-    merge_heads,
     mlp,
     split_heads,
     timestep_embedding,
     zero_init,
 )
-from fastdiff.ops.attention import attention
 
 POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
 
@@ -199,7 +198,8 @@ class ADMClassifier(HalfBackbone):
             self.pool = AttentionPool(self.width, size**2, self.width // config.num_head_channels, config.out_channels)
         else:
             self.linear1 = nn.Linear(features, 2048)
-            self.norm_out = group_norm32(2048) if config.pool == "spatial_v2" else None  # type: ignore[assignment]
+            if config.pool == "spatial_v2":
+                self.norm_out = group_norm32(2048)
             self.linear2 = nn.Linear(2048, config.out_channels)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ class ADMClassifier(HalfBackbone):
         if self.config.pool == "attention":
             return self.pool(self.norm_out(h, activation="silu"))
         h = self.linear1(torch.cat([features.flatten(2).mean(2) for features in (*skips, h)], dim=1))
-        h = F.relu(h) if self.norm_out is None else self.norm_out(h, activation="silu")
+        h = F.relu(h) if self.config.pool == "spatial" else self.norm_out(h, activation="silu")
         return self.linear2(h)
 
 
@@ -236,7 +236,7 @@ class AttentionPool(nn.Module):
         )
         tokens = torch.cat([pixels.mean(2, keepdim=True), pixels], dim=2) + self.positions.to(x.dtype)
         q, k, v = split_heads(self.qkv(tokens.transpose(1, 2)), 3, self.num_heads)
-        return self.proj(merge_heads(attention(q[:, :, :1], k, v))[:, 0])
+        return self.proj(attend(q[:, :, :1], k, v)[:, 0])
 
 
 def embed_times(x: Tensor, t: Tensor, channels: int) -> Tensor:

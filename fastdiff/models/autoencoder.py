@@ -34,7 +34,7 @@ class AutoencoderConfig:
     z_channels: int
     num_res_blocks: int
     resolution: int = 256
-    ch_mult: tuple[int, ...] = (1, 2, 4, 8)
+    ch_mult: tuple[float, ...] = (1, 2, 4, 8)
     attn_resolutions: tuple[int, ...] = ()
     dropout: float = 0.0
     resamp_with_conv: bool = True
@@ -52,7 +52,7 @@ class AutoencoderConfig:
     @property
     def channels(self) -> tuple[int, ...]:
         """Of each level."""
-        return tuple(self.ch * mult for mult in self.ch_mult)
+        return tuple(round(self.ch * mult) for mult in self.ch_mult)
 
     def norm(self, channels: int) -> GroupNorm:
         """The norm of all layers."""

@@ -69,15 +69,16 @@ class HalfBackbone(nn.Module):
         width = channels[0] if stem_channels is None else stem_channels
         self.conv_in = conv_nd(dims, in_channels, width, stem_kernel, padding=(stem_kernel - 1) // 2)
         self.skip_channels = [width]
-        self.down = nn.ModuleList()
+        stages: list[Stage] = []
         for level, out_channels in enumerate(channels):
             for index in range(blocks[level]):
-                self.down.append(_stage(residual(width, out_channels), attention("down", level, index, out_channels)))
+                stages.append(_stage(residual(width, out_channels), attention("down", level, index, out_channels)))
                 width = out_channels
                 self.skip_channels.append(width)
             if level < len(channels) - 1:
-                self.down.append(Stage([down(level, width)]))
+                stages.append(Stage([down(level, width)]))
                 self.skip_channels.append(width)
+        self.down = nn.ModuleList(stages)
         self.width = width
         middle = middle or residual
         self.middle = Stage()

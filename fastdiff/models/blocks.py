@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from fastdiff.ops.attention import attention
 from fastdiff.ops.group_norm_silu import group_norm_silu
 
 # From a number of channels to its normalisation: each family has its own groups and epsilon.
-Norm = Callable[[int], "GroupNorm"]
+Norm = Callable[[int], nn.Module]
 
 
 def timestep_embedding(
@@ -50,7 +51,7 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def conv_nd(dims: int, in_channels: int, out_channels: int, kernel: int, **options: int) -> nn.Module:
+def conv_nd(dims: int, in_channels: int, out_channels: int, kernel: int, **options: Any) -> nn.Module:
     """A convolution over `dims` (1, 2 or 3) spatial dimensions."""
     made: Callable[..., nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     return made(in_channels, out_channels, kernel, **options)
@@ -168,7 +169,7 @@ class AttentionBlock(nn.Module):
         if self.kv_context is not None and context is not None:
             k_context, v_context = split_heads(self.kv_context(context), 2, self.num_heads)
             k, v = torch.cat([k_context, k], dim=2), torch.cat([v_context, v], dim=2)
-        h = self.proj(merge_heads(attention(q, k, v)))
+        h = self.proj(attend(q, k, v))
         y = x + h.transpose(1, 2).reshape(x.shape)
         return y if self.output_scale == 1 else y * self.output_scale
 
@@ -180,9 +181,9 @@ def split_heads(tokens: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...
     return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def merge_heads(heads: Tensor) -> Tensor:
-    """(B, heads, S, D) to (B, S, heads D)."""
-    return heads.transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention with its heads put together: (B, heads, S, D), (B, heads, T, D) twice -> (B, S, heads D)."""
+    return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class PositionEmbedding(nn.Module):
@@ -211,8 +212,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.one_sided = conv and padding == 0
         self.stride = (1, 2, 2) if dims == 3 else (2,) * dims
-        options = {"stride": self.stride, "padding": padding}
-        self.conv = conv_nd(dims, channels, channels, 3, **options) if conv else None  # type: ignore[arg-type]
+        self.conv = conv_nd(dims, channels, channels, 3, stride=self.stride, padding=padding) if conv else None
 
     def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
         if self.conv is None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from fastdiff.errors import expect
 from fastdiff.models.adm import ADMConfig, embed_times, group_norm32, resize_bilinear
 from fastdiff.models.backbone import Backbone
-from fastdiff.models.blocks import AttentionBlock, merge_heads, mlp, split_heads
-from fastdiff.ops.attention import attention
+from fastdiff.models.blocks import AttentionBlock, attend, mlp, split_heads
 
 
 @dataclass(frozen=True)
@@ -143,5 +142,5 @@ class TextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.num_heads)
-        x = x + self.proj(merge_heads(attention(q, k, v)))
+        x = x + self.proj(attend(q, k, v))
         return x + self.mlp(self.norm2(x))

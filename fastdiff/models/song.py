@@ -10,17 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
-from fastdiff.models.backbone import Backbone, apply
-from fastdiff.models.blocks import (
-    AttentionBlock,
-    Downsample,
-    GroupNorm,
-    ResBlock,
-    Upsample,
-    embedding_dtype,
-    mlp,
-    timestep_embedding,
-)
+from fastdiff.models.backbone import Backbone, Stage, apply
+from fastdiff.models.blocks import AttentionBlock, Downsample, GroupNorm, ResBlock, Upsample, embedding_dtype, mlp
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,6 @@ class SongUNet(Backbone):
     frequencies: Tensor  # with Fourier features of the noise
 
     def __init__(self, config: SongConfig) -> None:
-        self.config = config
         embedding = config.model_channels * config.channel_mult_emb
         noise = config.model_channels * config.channel_mult_noise
         levels = range(len(config.channel_mult))
@@ -120,6 +110,7 @@ class SongUNet(Backbone):
             ),
             norm=norm,
         )
+        self.config = config
         if config.embedding_type == "fourier":
             self.register_buffer("frequencies", 16 * torch.randn(noise // 2))
         self.label_embedding = nn.Linear(config.label_dim, noise) if config.label_dim else None
@@ -139,8 +130,7 @@ class SongUNet(Backbone):
         self.to_picture = nn.ModuleList()
         if config.decoder_type == "skip":
             for width in reversed(config.channels[1:]):
-                head = nn.ModuleDict({"norm": norm(width), "conv": nn.Conv2d(width, config.out_channels, 3, padding=1)})
-                self.to_picture.append(head)
+                self.to_picture.append(PictureHead(norm(width), width, config.out_channels))
         self.down_picture = filtered_downsample(config.resample_filter, config.in_channels)
         self.up_picture = filtered_upsample(config.resample_filter, config.out_channels)
 
@@ -157,11 +147,9 @@ class SongUNet(Backbone):
         noise = noise.to(embedding_dtype(x))
         if config.embedding_type == "fourier":
             angles = noise[:, None] * (2 * math.pi * self.frequencies).to(noise.dtype)
-            embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
         else:
-            channels = config.model_channels * config.channel_mult_noise
-            embedding = timestep_embedding(noise, channels, sin_first=True, shift=1.0)
-        embedding = embedding.to(x.dtype)
+            angles = positional_angles(noise, config.model_channels * config.channel_mult_noise, endpoint=True)
+        embedding = torch.cat([angles.sin(), angles.cos()], dim=1).to(x.dtype)
         if self.label_embedding is not None:
             labels = _drop_labels(labels, x, config.label_dim, config.label_dropout if self.training else 0.0)
             embedding = embedding + self.label_embedding(labels * math.sqrt(config.label_dim))
@@ -173,7 +161,7 @@ class SongUNet(Backbone):
         h, picture, level = self.conv_in(x), x, 0
         skips = [h]
         for stage in self.down:
-            assert isinstance(stage, nn.ModuleList)
+            assert isinstance(stage, Stage)
             h = stage(h, embedding)
             if _resamples(stage[0]) and self.config.encoder_type != "standard":
                 if self.config.encoder_type == "skip":
@@ -188,13 +176,11 @@ class SongUNet(Backbone):
     def _up(self, h: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
         picture, level = None, 0
         for stage in self.up:
-            assert isinstance(stage, nn.ModuleList)
             h = torch.cat([h, skips.pop()], dim=1)
+            assert isinstance(stage, Stage)
             for layer in stage:
                 if _resamples(layer) and self.config.decoder_type == "skip":  # the last layer of a level
-                    head = self.to_picture[level]
-                    assert isinstance(head, nn.ModuleDict)
-                    added = head["conv"](head["norm"](h, activation="silu"))
+                    added = self.to_picture[level](h)
                     picture = added if picture is None else added + self.up_picture(picture)
                     level += 1
                 h = apply(layer, h, embedding, None)
@@ -262,7 +248,8 @@ class DhariwalUNet(Backbone):
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         config = self.config
-        embedding = timestep_embedding(noise_labels.to(embedding_dtype(x)), config.model_channels).to(x.dtype)
+        angles = positional_angles(noise_labels.to(embedding_dtype(x)), config.model_channels, endpoint=False)
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=1).to(x.dtype)
         if self.augment_embedding is not None and augment_labels is not None:
             embedding = embedding + self.augment_embedding(augment_labels)
         embedding = self.time_embedding(embedding)
@@ -270,6 +257,16 @@ class DhariwalUNet(Backbone):
             dropout = config.label_dropout if self.training else 0.0
             embedding = embedding + self.label_embedding(_drop_labels(class_labels, x, config.label_dim, dropout))
         return self.run(x, F.silu(embedding))
+
+
+def positional_angles(t: Tensor, channels: int, *, endpoint: bool) -> Tensor:
+    """t times each frequency, (B, channels // 2): as in `timestep_embedding`; with `endpoint` the last one is 1/10,000.
+
+    By powers, as in the original: at t = 999 the rounding of the frequencies is seen.
+    """
+    half = channels // 2
+    steps = torch.arange(half, device=t.device, dtype=t.dtype) / (half - endpoint)
+    return t[:, None] * (1 / 10_000) ** steps
 
 
 def small_group_norm(channels: int, eps: float = 1e-5) -> GroupNorm:
@@ -309,6 +306,18 @@ class FilteredUpsample(nn.Module):
     def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
         padding = (len(self.taps) - 1) // 2
         return F.conv_transpose2d(x, 4 * _kernel(self.taps, x), stride=2, padding=padding, groups=x.shape[1])
+
+
+class PictureHead(nn.Module):
+    """What a level adds to the picture: norm, SiLU, convolution."""
+
+    def __init__(self, norm: GroupNorm, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = norm
+        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x, activation="silu"))
 
 
 class FilteredConv(nn.Module):

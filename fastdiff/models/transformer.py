@@ -6,8 +6,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.blocks import Norm, merge_heads, split_heads, zero_init
-from fastdiff.ops.attention import attention
+from fastdiff.models.blocks import Norm, attend, split_heads, zero_init
 
 
 class CrossAttention(nn.Module):
@@ -30,7 +29,7 @@ class CrossAttention(nn.Module):
         (q,), (k,), (v,) = (
             split_heads(tokens, 1, self.num_heads) for tokens in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
-        return self.dropout(self.to_out(merge_heads(attention(q, k, v))))
+        return self.dropout(self.to_out(attend(q, k, v)))
 
 
 class GatedFeedForward(nn.Module):

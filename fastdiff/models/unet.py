@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
-from fastdiff.models.backbone import Backbone
+from fastdiff.models.backbone import Backbone, Stage
 from fastdiff.models.blocks import (
     AttentionBlock,
     Downsample,
@@ -88,7 +88,7 @@ class UNet(Backbone):
         if config.positions:
             size = config.positions
             for stage, channels in zip(self.down, self.skip_channels[1:]):
-                assert isinstance(stage, nn.ModuleList)
+                assert isinstance(stage, Stage)
                 if isinstance(stage[0], Downsample):
                     size //= 2
                     stage.append(PositionEmbedding(channels, size))

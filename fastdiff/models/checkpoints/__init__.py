@@ -1,6 +1,27 @@
 """Checkpoints in the layouts of the models' authors: one file a layout, each of which joins `load` when imported."""
 
-from fastdiff.models.checkpoints import diffusers_dit, dit, edm, glide, guided_diffusion, latent_diffusion
+from fastdiff.models.checkpoints import (
+    diffusers_autoencoder,
+    diffusers_dit,
+    diffusers_unet,
+    dit,
+    edm,
+    glide,
+    guided_diffusion,
+    latent_diffusion,
+)
 from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 
-__all__ = ["diffusers_dit", "dit", "edm", "glide", "guided_diffusion", "latent_diffusion", "layouts", "load", "on_meta"]
+__all__ = [
+    "diffusers_autoencoder",
+    "diffusers_dit",
+    "diffusers_unet",
+    "dit",
+    "edm",
+    "glide",
+    "guided_diffusion",
+    "latent_diffusion",
+    "layouts",
+    "load",
+    "on_meta",
+]

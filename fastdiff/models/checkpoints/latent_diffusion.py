@@ -19,7 +19,7 @@ from fastdiff.models.ldm import LDMConfig, LDMUNet
 
 PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 # Of published models, (model_channels, context_dim) and what is in no shape.
-_PUBLISHED: dict[Any, dict[str, int]] = {
+_PUBLISHED: dict[tuple[Any, Any], dict[str, int]] = {
     (320, 768): {"num_heads": 8},  # Stable Diffusion 1
     (320, 1024): {"num_head_channels": 64},  # Stable Diffusion 2
     (320, 2048): {"num_head_channels": 64},  # Stable Diffusion XL
