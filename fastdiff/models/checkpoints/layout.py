@@ -23,20 +23,20 @@ class MissingKey(WeightsError):
 class Checkpoint:
     """What was read: tensors by the names that the original code gives them, and the config that came with them.
 
-    name: of the file, for messages. mapped: a tensor once more, through a mapping of the file that goes with it: what
-    is only read to make another tensor then leaves memory, as pages of the mapping behind `tensors` do not. prefix: of
-    the part that this is, which its tensors' names lack.
+    name: of the file, for messages. prefix: of the part that this is, which its tensors' names lack. mapped: a tensor
+    of the file once more, through a mapping that goes with it: what is only read to make another tensor then leaves
+    memory, as pages of the mapping behind `tensors` do not.
     """
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
     name: str
-    mapped: Callable[[str], Tensor] | None = None
     prefix: str = ""
+    mapped: Callable[[str], Tensor] | None = None
 
     def again(self, key: str) -> Tensor:
         """A tensor that is not kept: by `mapped` where there is one."""
-        return self.tensors[key] if self.mapped is None else self.mapped(key)
+        return self.tensors[key] if self.mapped is None else self.mapped(self.prefix + key)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Raises MissingKey if there is no such tensor."""
@@ -52,9 +52,7 @@ class Checkpoint:
     def below(self, prefix: str) -> Checkpoint:
         """The tensors whose names begin with `prefix`, without it."""
         tensors = {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
-        whole = self.mapped
-        mapped = None if whole is None else lambda key: whole(prefix + key)
-        return replace(self, tensors=tensors, mapped=mapped, prefix=self.prefix + prefix)
+        return replace(self, tensors=tensors, prefix=self.prefix + prefix)
 
 
 @dataclass(frozen=True)

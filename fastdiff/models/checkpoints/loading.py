@@ -86,7 +86,13 @@ def on_meta(layout: str, config: Mapping[str, Any]) -> nn.Module:
         if config["_class_name"] not in classes:
             raise unknown("class of diffusers", config["_class_name"], classes)
         candidates = [known for known in candidates if known.class_name == config["_class_name"]]
-    chosen = max(candidates, key=lambda known: len(config.keys() & known.fields.keys()))
+
+    def misfit(known: Layout) -> int:
+        """Fields that it does not know, and those that it needs and does not have."""
+        needed = {field for field, default in known.fields.items() if default is REQUIRED}
+        return len((config.keys() - known.fields.keys()) | (needed - config.keys()))
+
+    chosen = min(candidates, key=misfit)
     return build(chosen, complete(chosen, config))
 
 
@@ -231,10 +237,14 @@ def _take(checkpoint: Checkpoint, where: str | Derived) -> Tensor | None:
     """A tensor for the model, or None if those that it is made of do not go together."""
     if isinstance(where, str):
         return checkpoint.tensors[where]
+    inputs = [checkpoint.again(key) for key in where.keys]
     try:
-        return where.make(*map(checkpoint.again, where.keys))
+        tensor = where.make(*inputs)
     except (RuntimeError, ValueError, IndexError):  # how torch refuses shapes
         return None
+    if len(inputs) == 1 and tensor.untyped_storage().data_ptr() == inputs[0].untyped_storage().data_ptr():
+        return where.make(checkpoint.tensors[where.keys[0]])  # a view: of the mapping that is kept anyway
+    return tensor
 
 
 def _converted(
