@@ -54,7 +54,8 @@ FAMILIES = {
     "adm-superres": (lambda: ADMSuperResolution(ADMConfig(**ADM_FIELDS)), dict(x=X, t=T, low_res=SMALL_PICTURE)),
     **{
         f"classifier-{pool}": (
-            lambda pool=pool: ADMClassifier(ADMClassifierConfig(**ADM_FIELDS, pool=pool, image_size=16)), dict(x=X, t=T))
+            lambda pool=pool: ADMClassifier(ADMClassifierConfig(**ADM_FIELDS, pool=pool, image_size=16)),
+            dict(x=X, t=T))
         for pool in POOLS
     },
     "ldm": (lambda: LDMUNet(LDMConfig(**LDM_FIELDS)), dict(x=picture(4), t=T, context=CONTEXT)),
@@ -65,7 +66,8 @@ FAMILIES = {
     "glide-both": (
         lambda: GLIDE(GLIDEConfig(**ADM_FIELDS, **TEXT, super_res=True, inpaint=True)),
         dict(x=X, t=T, **text(), low_res=SMALL_PICTURE, inpaint_image=X.flip(0), inpaint_mask=(X[:, :1] > 0).float())),
-    "ddpm++": (lambda: EDMPrecond(SongUNet(SongConfig(**EDM_FIELDS))), dict(x=X, sigma=T / 100, class_labels=one_hot())),
+    "ddpm++": (
+        lambda: EDMPrecond(SongUNet(SongConfig(**EDM_FIELDS))), dict(x=X, sigma=T / 100, class_labels=one_hot())),
     "ncsn++": (
         lambda: PRECONDITIONINGS["VEPrecond"](SongUNet(SongConfig(
             **EDM_FIELDS, embedding_type="fourier", encoder_type="residual", decoder_type="skip",
@@ -155,8 +157,9 @@ def test_sampling_in_latents():
     classes = ClassEmbedder(3, 8)
     with torch.no_grad():
         cond, uncond = {"context": classes(torch.tensor([0, 1]))}, {"context": classes(torch.tensor([2, 2]))}
-        z = fastdiff.sample(model, (2, 4, 8, 8), schedule=fastdiff.schedules.VPDiscrete.scaled_linear(), prediction="eps",
-                            solver="ddim", steps=3, guidance=fastdiff.CFG(2.0), cond=cond, uncond=uncond, seed=0)  # fmt: skip
+        schedule = fastdiff.schedules.VPDiscrete.scaled_linear()
+        z = fastdiff.sample(model, (2, 4, 8, 8), schedule=schedule, prediction="eps", solver="ddim", steps=3,
+                            guidance=fastdiff.CFG(2.0), cond=cond, uncond=uncond, seed=0)  # fmt: skip
         assert model.decode(z).shape == (2, 3, 16, 16)
         posterior = autoencoder.encode(X[:2])
         torch.testing.assert_close(model.encode(X[:2]), 0.2 * posterior.mean)
