@@ -9,6 +9,7 @@ from fastdiff.models.checkpoints import (
     glide,
     guided_diffusion,
     latent_diffusion,
+    latent_diffusion_autoencoder,
 )
 from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 
@@ -21,6 +22,7 @@ __all__ = [
     "glide",
     "guided_diffusion",
     "latent_diffusion",
+    "latent_diffusion_autoencoder",
     "layouts",
     "load",
     "on_meta",

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fastdiff.errors import expect
-from fastdiff.models.checkpoints.latent_diffusion import joined
 from fastdiff.models.checkpoints.layout import Checkpoint, Derived, Layout, register, renamed
-from fastdiff.models.checkpoints.openai_unet import fields_of, flat
-from fastdiff.models.unet_2d import UNet2D, UNet2DCondition, UNet2DConditionConfig, UNet2DModelConfig, per_level
+from fastdiff.models.checkpoints.openai_unet import fields_of, flat, joined
+from fastdiff.models.unet_2d import UNet2D, UNet2DModelConfig, per_level
+from fastdiff.models.unet_2d_condition import UNet2DCondition, UNet2DConditionConfig
 
 # Ours to theirs.
 _OUTER = (

@@ -1,20 +1,18 @@
-"""Checkpoints of CompVis/latent-diffusion and of Stable Diffusion 1, 2 and XL: of a whole file, its U-Net
-(part="unet") or its autoencoder (part="vae"); of a file with one of them, that one."""
+"""Checkpoints of the U-Nets of CompVis/latent-diffusion and of Stable Diffusion 1, 2 and XL: a file of its own, or
+part="unet" of a whole one, whose part="vae" is the autoencoder."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastdiff.errors import WeightsError
-from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ
-from fastdiff.models.checkpoints.layout import Checkpoint, Derived, Layout, register, renamed
-from fastdiff.models.checkpoints.openai_unet import fields_of, flat, infer_unet, original_unet
-from fastdiff.models.ddpm import DDPM, DDPMConfig
+from fastdiff.models.checkpoints.layout import Checkpoint, Derived, Layout, register
+from fastdiff.models.checkpoints.openai_unet import fields_of, infer_unet, levels_of, original_unet
 from fastdiff.models.ldm import LDMConfig, LDMUNet
 
 PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
@@ -111,8 +109,13 @@ def _infer_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
     found = {"use_spatial_transformer": True, "context_dim": dims if same else context}
     if "use_linear_in_transformer" in given:
         found["use_linear_in_transformer"] = checkpoint.tensors[f"{next(iter(depths))}proj_in.weight"].ndim == 2
+    levels = {f"{prefix}1.": level for prefix, level in levels_of(checkpoint).items()}
+    if "disable_middle_transformer" not in given:
+        found["disable_middle_transformer"] = "middle_block.1." not in depths
+    if "num_attention_blocks" not in given:
+        found |= _attention_blocks(levels, depths)
     if "transformer_depth" not in given:
-        found["transformer_depth"] = _depths(checkpoint, depths)
+        found["transformer_depth"] = _depths(levels, depths)
     if "disable_self_attentions" not in given and not same:
         narrow = {
             prefix
@@ -121,26 +124,11 @@ def _infer_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
             != checkpoint.shape(f"{prefix}transformer_blocks.0.norm1.weight")[0]
         }
         if narrow:
-            found |= _disabled(checkpoint, narrow)
+            found |= _disabled(levels, narrow)
     return found
 
 
-def _level_of(checkpoint: Checkpoint) -> dict[str, int]:
-    """The level of each stage on the way down, by its prefix, and of the middle."""
-    levels, level = {}, 0
-    stages = checkpoint.count("input_blocks.")
-    for index in range(1, stages):
-        prefix = f"input_blocks.{index}."
-        if not any(key.startswith(f"{prefix}0.in_layers.") for key in checkpoint.tensors):
-            level += 1  # a convolution that halves, or a mean
-            continue
-        levels[f"{prefix}1."] = level
-    levels["middle_block.1."] = level
-    return levels
-
-
-def _depths(checkpoint: Checkpoint, depths: Mapping[str, int]) -> int | tuple[int, ...]:
-    levels = _level_of(checkpoint)
+def _depths(levels: Mapping[str, int], depths: Mapping[str, int]) -> int | tuple[int, ...]:
     per_level = [1] * (levels["middle_block.1."] + 1)
     per_level[-1] = depths.get("middle_block.1.", 1)
     for prefix, level in levels.items():
@@ -149,146 +137,17 @@ def _depths(checkpoint: Checkpoint, depths: Mapping[str, int]) -> int | tuple[in
     return used.pop() if len(used) == 1 else tuple(per_level)
 
 
-def _disabled(checkpoint: Checkpoint, narrow: set[str]) -> dict[str, Any]:
-    levels = _level_of(checkpoint)
+def _disabled(levels: Mapping[str, int], narrow: set[str]) -> dict[str, Any]:
     per_level = [False] * (levels["middle_block.1."] + 1)
     for prefix in narrow & levels.keys() - {"middle_block.1."}:
         per_level[levels[prefix]] = True
     return {"disable_self_attentions": tuple(per_level), "disable_middle_self_attn": "middle_block.1." in narrow}
 
 
-# ---- autoencoders, and DDPM's `Model`, whose names are of the same kind ---------------------------------------------
-
-
-@register
-class AutoencoderLayout(Layout):
-    """The classes `AutoencoderKL` and `VQModel`. config: the fields of ddconfig, and embed_dim and n_embed."""
-
-    name = "latent-diffusion"
-    about = "the autoencoders of LDM and Stable Diffusion"
-    fields: ClassVar = fields_of(AutoencoderConfig)
-    parts: ClassVar = PARTS
-    markers = ("encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.down.0.block.0.norm1.weight")
-
-    def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        encoder = checkpoint.below("encoder.")
-        shape = checkpoint.shape
-        latent = shape("decoder.conv_in.weight")[1]
-        found = {
-            **_infer_levels(encoder, checkpoint.config, self.fields["resolution"]),
-            "out_ch": shape("decoder.conv_out.weight")[0],
-            "z_channels": latent,
-            "double_z": shape("encoder.conv_out.weight")[0] == 2 * latent,
-            "embed_dim": shape("post_quant_conv.weight")[1],
-        }
-        if "quantize.embedding.weight" in checkpoint.tensors:
-            found["n_embed"] = shape("quantize.embedding.weight")[0]
-        return found
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        model = AutoencoderKL if config["n_embed"] is None else AutoencoderVQ
-        return model(AutoencoderConfig(**config))
-
-    def original(self, name: str, config: Mapping[str, Any]) -> str | Derived:
-        return original_levels(name, len(config["ch_mult"]), config["num_res_blocks"], linear=_is_linear(config))
-
-    def unused(self, key: str, config: Mapping[str, Any]) -> bool:
-        return key.startswith(("loss.", "model_ema.")) or key == "colorize"
-
-
-@register
-class DDPMLayout(Layout):
-    """The class `Model` of model.py, the network of DDPM, as in latent-diffusion, DDIM and pytorch_diffusion."""
-
-    name = "latent-diffusion"
-    about = "DDPM's U-Net"
-    fields: ClassVar = fields_of(DDPMConfig)
-    markers = ("conv_in.weight", "down.0.block.0.norm1.weight", "up.0.block.0.norm1.weight", "mid.block_1.norm1.weight")
-
-    def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        size = checkpoint.config.get("resolution")
-        if size is None:
-            return {}  # which is required, and the comparison of keys follows
-        return {
-            **_infer_levels(checkpoint, checkpoint.config, size),
-            "out_ch": checkpoint.shape("conv_out.weight")[0],
-            "use_timestep": "temb.dense.0.weight" in checkpoint.tensors,
-        }
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        return DDPM(DDPMConfig(**config))
-
-    def original(self, name: str, config: Mapping[str, Any]) -> str | Derived:
-        if name.startswith("time_embedding."):
-            return name.replace("time_embedding.0", "temb.dense.0").replace("time_embedding.2", "temb.dense.1")
-        return original_levels(name, len(config["ch_mult"]), config["num_res_blocks"], linear=_is_linear(config))
-
-
-_INNER = ((r"shift\.", "temb_proj."), (r"skip\.", "nin_shortcut."))
-
-
-def original_levels(name: str, levels: int, blocks: int, *, linear: bool) -> str | Derived:
-    """Where the tensor `name` comes from, in networks whose levels are modules with lists `block` and `attn`.
-
-    linear: whether attention is the linear one.
-    """
-    where = re.match(r"((?:encoder\.|decoder\.)?)(down|middle|up)\.(?:(\d+)\.)?(\d+)\.(.*)", name)
-    if where is None:
-        return name
-    prefix, place, stage, layer, inner = where.groups()
-    attention = inner.split(".")[0] in ("norm", "qkv", "proj")
-    if place == "middle":
-        block = f"{prefix}mid.attn_1" if attention else f"{prefix}mid.block_{1 if layer == '0' else 2}"
-    else:
-        level, index = divmod(int(stage), blocks + 1)
-        level = level if place == "down" else levels - 1 - level
-        block = f"{prefix}{place}.{level}"
-        if inner.startswith("conv."):
-            return f"{block}.{'downsample' if place == 'down' else 'upsample'}.{inner}"
-        block = f"{block}.{'attn' if attention else 'block'}.{index}"
-    if not attention:
-        return f"{block}.{renamed(inner, _INNER)}"
-    kind = inner.split(".")[1]
-    if linear:
-        return f"{block}.{'to_qkv' if inner.startswith('qkv') else 'to_out'}.{kind}"
-    if inner.startswith("qkv."):
-        return Derived(tuple(f"{block}.{part}.{kind}" for part in "qkv"), joined)
-    return Derived((f"{block}.proj_out.{kind}",), flat) if inner.startswith("proj.") else f"{block}.{inner}"
-
-
-def joined(*weights: Tensor) -> Tensor:
-    """Projections of the same input as one."""
-    return torch.cat([flat(weight) for weight in weights])
-
-
-def _infer_levels(checkpoint: Checkpoint, given: Mapping[str, Any], resolution: int) -> dict[str, Any]:
-    """What the way down tells of an encoder or of DDPM's network."""
-    ch, in_channels, *_ = checkpoint.shape("conv_in.weight")
-    levels = checkpoint.count("down.")
-    blocks = checkpoint.count("down.0.block.")
-    widths = [checkpoint.shape(f"down.{level}.block.0.conv1.weight")[0] for level in range(levels)]
-    size = given.get("resolution", resolution)
-    keys = checkpoint.tensors.keys()
-    kind = "linear" if "mid.attn_1.to_qkv.weight" in keys else "vanilla" if "mid.attn_1.q.weight" in keys else "none"
-    found: dict[str, Any] = {
-        "ch": ch,
-        "in_channels": in_channels,
-        "ch_mult": tuple(width // ch for width in widths),
-        "num_res_blocks": blocks,
-    }
-    known = given.get("attn_resolutions")
-    if kind != "none" or known is None:  # attention of type "none" has no weights
-        attention = tuple(size >> level for level in range(levels) if checkpoint.count(f"down.{level}.attn."))
-        same = known is not None and {size >> level for level in range(levels)} & set(known) == set(attention)
-        found["attn_resolutions"] = known if same else attention
-    if levels > 1:
-        found["resamp_with_conv"] = "down.0.downsample.conv.weight" in checkpoint.tensors
-    linear, named = given.get("use_linear_attn"), given.get("attn_type")
-    meant = "linear" if linear else kind if named is None else named.removesuffix("-xformers")
-    if meant != kind or not (linear or named):
-        found["attn_type"] = kind
-    return found
-
-
-def _is_linear(config: Mapping[str, Any]) -> bool:
-    return bool(config["use_linear_attn"]) or config["attn_type"] == "linear"
+def _attention_blocks(levels: Mapping[str, int], depths: Mapping[str, int]) -> dict[str, Any]:
+    """The field of this name, where some level has transformers after its first residual blocks alone."""
+    down = {prefix: level for prefix, level in levels.items() if prefix != "middle_block.1."}
+    blocks, attends = Counter(down.values()), Counter(down[prefix] for prefix in down.keys() & depths.keys())
+    if all(attends[level] in (0, count) for level, count in blocks.items()):
+        return {}
+    return {"num_attention_blocks": tuple(attends[level] or count for level, count in sorted(blocks.items()))}

@@ -209,9 +209,12 @@ def _fitting(
     misshapen."""
     keys = {name: (where,) if isinstance(where, str) else where.keys for name, where in sources.items()}
     wanted = {key for needed in keys.values() for key in needed}
+    prefix = checkpoint.prefix  # keys are told as they are in the file
     problems = {
-        "missing": sorted(wanted - checkpoint.tensors.keys()),
-        "left over": sorted(key for key in checkpoint.tensors.keys() - wanted if not layout.unused(key, config)),
+        "missing": sorted(prefix + key for key in wanted - checkpoint.tensors.keys()),
+        "left over": sorted(
+            prefix + key for key in checkpoint.tensors.keys() - wanted if not layout.unused(key, config)
+        ),
         "misshapen": [],
     }
     found: dict[str, Tensor] = {}
@@ -221,7 +224,8 @@ def _fitting(
         tensor = _take(checkpoint, sources[name])
         if tensor is None or tensor.shape != value.shape:
             given = " and ".join(str(checkpoint.shape(key)) for key in keys[name])
-            problems["misshapen"].append(f"{' + '.join(keys[name]) or name} is {given}, expected {tuple(value.shape)}")
+            made_of = " + ".join(prefix + key for key in keys[name]) or name
+            problems["misshapen"].append(f"{made_of} is {given}, expected {tuple(value.shape)}")
         else:
             found[name] = tensor
     lines = [f"{what}: {_list(items, 20)}" for what, items in problems.items() if items]

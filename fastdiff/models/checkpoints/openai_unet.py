@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdiff.models.checkpoints.layout import REQUIRED, Checkpoint, Derived, renamed
@@ -51,6 +52,11 @@ def fields_of(config: type) -> dict[str, Any]:
 def flat(weight: Tensor) -> Tensor:
     """A 1 x 1 convolution's weight as that of a linear map; biases and linear maps as they are."""
     return weight.flatten(1) if weight.ndim > 2 else weight
+
+
+def joined(*weights: Tensor) -> Tensor:
+    """Projections of the same input as one."""
+    return torch.cat([flat(weight) for weight in weights])
 
 
 def heads_last(weight: Tensor, *, heads: Callable[[int], int], count: int = 3) -> Tensor:
@@ -114,6 +120,16 @@ def infer_unet(checkpoint: Checkpoint) -> dict[str, Any]:
         if not updown:
             found["conv_resample"] = _has(checkpoint, f"{down}0.op.")
     return keep_equivalent(checkpoint.config, found)
+
+
+def levels_of(checkpoint: Checkpoint) -> dict[str, int]:
+    """The level of each stage of residual blocks on the way down, and of the middle, by its prefix."""
+    levels, stage = {}, 1
+    blocks = _blocks(checkpoint)
+    for level, count in enumerate(blocks):
+        levels |= {f"input_blocks.{index}.": level for index in range(stage, stage + count)}
+        stage += count + 1  # what halves the resolution
+    return {**levels, "middle_block.": len(blocks) - 1}
 
 
 def infer_stem(checkpoint: Checkpoint) -> dict[str, Any]:

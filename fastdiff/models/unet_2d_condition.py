@@ -1,0 +1,218 @@
+"""The U-Net that the config of diffusers' UNet2DConditionModel describes: Stable Diffusion 1, 2, XL and others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff.errors import expect, unknown
+from fastdiff.models.backbone import Backbone
+from fastdiff.models.blocks import (
+    AttentionBlock,
+    Downsample,
+    ResBlock,
+    Upsample,
+    embedding_dtype,
+    mlp,
+    timestep_embedding,
+)
+from fastdiff.models.transformer import SpatialTransformer
+from fastdiff.models.unet_2d import (
+    BLOCK_TYPES,
+    TimeFeatures,
+    UNet2DConfig,
+    class_embedding,
+    embed_class,
+    grouped,
+    per_level,
+)
+
+
+@dataclass(frozen=True)
+class UNet2DConditionConfig(UNet2DConfig):
+    """The arguments of `UNet2DConditionModel`, but for those of variants that are refused (see `REFUSED`)."""
+
+    only_cross_attention: bool | tuple[bool, ...] = False
+    cross_attention_dim: int | tuple[int, ...] = 1280
+    transformer_layers_per_block: int | tuple[Any, ...] = 1
+    reverse_transformer_layers_per_block: tuple[Any, ...] | None = None
+    encoder_hid_dim: int | None = None
+    encoder_hid_dim_type: str | None = None
+    num_attention_heads: int | tuple[int, ...] | None = None
+    use_linear_projection: bool = False
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    addition_embed_type_num_heads: int = 64
+    upcast_attention: bool = False
+    time_embedding_act_fn: str | None = None
+    timestep_post_act: str | None = None
+    time_cond_proj_dim: int | None = None
+    conv_in_kernel: int = 3
+    conv_out_kernel: int = 3
+    projection_class_embeddings_input_dim: int | None = None
+    class_embeddings_concat: bool = False
+    mid_block_only_cross_attention: bool | None = None
+    dual_cross_attention: bool = False
+    attention_type: str = "default"
+    resnet_skip_time_act: bool = False
+    resnet_out_scale_factor: float = 1.0
+    cross_attention_norm: str | None = None
+
+
+# Of UNet2DConditionModel, the only value that is taken; others belong to variants of other papers.
+REFUSED = {
+    "dual_cross_attention": False,
+    "attention_type": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "cross_attention_norm": None,
+}
+
+
+class UNet2DCondition(Backbone):
+    """`model(x, t, context, class_labels, ...)` -> (B, out_channels, H, W): diffusers' UNet2DConditionModel.
+
+    x: (B, in_channels, H, W), any H and W. t: (B,) times. context: (B, S, cross_attention_dim), or encoder_hid_dim if
+    it is projected first. class_labels: (B,) int64, or what class_embed_type takes. timestep_cond: (B,
+    time_cond_proj_dim), of a guidance scale say. text_embeds (B, P) and time_ids (B, N): of Stable Diffusion XL
+    (addition_embed_type "text_time"). Raises ValueError where these do not fit.
+    """
+
+    def __init__(self, config: UNet2DConditionConfig) -> None:
+        for field, value in REFUSED.items():
+            given = getattr(config, field)
+            expect(given == value, f"{field} must be {value!r}, got {given!r}: this variant is not implemented")
+        if config.num_attention_heads is not None:
+            raise ValueError(
+                "num_attention_heads must be None; diffusers reads the number of heads from attention_head_dim"
+            )
+        middle_type = config.mid_block_type
+        if middle_type not in (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"):
+            raise unknown("mid_block_type", middle_type, ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn"))
+        levels, width = len(config.block_out_channels), config.block_out_channels[0]
+        fourier = config.time_embedding_type == "fourier"
+        embedding = config.time_embedding_dim or (2 if fourier else 4) * width
+        inner = 2 * embedding if config.class_embeddings_concat else embedding
+        head_dims = per_level(config.attention_head_dim, levels)
+        context = per_level(config.cross_attention_dim, levels)
+        only = per_level(config.only_cross_attention, levels)
+        depths = per_level(config.transformer_layers_per_block, levels)
+        up_depths = config.reverse_transformer_layers_per_block or depths[::-1]
+
+        def attention(place: str, level: int, index: int, channels: int) -> nn.Module | None:
+            kind = "cross" if middle_type == "UNetMidBlock2DCrossAttn" else None
+            if place != "middle":
+                kind, _ = BLOCK_TYPES[config.block_type(place, level)]
+            if kind is None:
+                return None
+            heads = head_dims[level]
+            if kind == "self":
+                return AttentionBlock(channels, channels // heads, norm=config.norm)
+            depth = up_depths[levels - 1 - level] if place == "up" else depths[level]
+            return SpatialTransformer(
+                channels,
+                heads,
+                channels // heads,
+                depth=depth[index] if isinstance(depth, tuple) else depth,
+                context_channels=context[level],
+                only_context=place != "middle" and only[level],
+                norm=grouped(config.norm_num_groups, 1e-6),
+            )
+
+        def resampled(place: str, level: int, channels: int, plain: type[nn.Module]) -> nn.Module:
+            if BLOCK_TYPES[config.block_type(place, level)][1]:
+                return config.residual(channels, channels, inner, resample=plain(channels, conv=False))
+            return plain(channels, **({"padding": config.downsample_padding} if plain is Downsample else {}))
+
+        def middle(in_channels: int, out_channels: int) -> ResBlock:
+            return config.residual(in_channels, out_channels, inner, scale=config.mid_block_scale_factor)
+
+        super().__init__(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            channels=config.block_out_channels,
+            blocks=config.layers,
+            residual=lambda i, o: config.residual(i, o, inner),
+            attention=attention,
+            down=lambda level, channels: resampled("down", level, channels, Downsample),
+            up=lambda level, channels: resampled("up", level, channels, Upsample),
+            norm=config.norm,
+            middle=middle,
+            has_middle=middle_type == "UNetMidBlock2DCrossAttn",
+            stem_kernel=config.conv_in_kernel,
+            head_kernel=config.conv_out_kernel,
+        )
+        if middle_type == "UNetMidBlock2D":
+            self.middle.append(middle(self.width, self.width))
+        self.config = config
+        self.times = TimeFeatures(config, embedding // 2 if fourier else width, log=False)
+        self.time_embedding = mlp(self.times.channels, embedding)
+        guidance = config.time_cond_proj_dim
+        self.cond_proj = None if guidance is None else nn.Linear(guidance, self.times.channels, bias=False)
+        self.class_embedding = class_embedding(config, self.times.channels, embedding)
+        self.context_proj = self.add_embedding = None
+        hidden = config.encoder_hid_dim_type or ("text_proj" if config.encoder_hid_dim is not None else None)
+        if hidden is not None:
+            if hidden != "text_proj" or config.encoder_hid_dim is None:
+                raise unknown("encoder_hid_dim_type", hidden, ("text_proj",))
+            self.context_proj = nn.Linear(config.encoder_hid_dim, context[0])
+        if config.addition_embed_type is not None:
+            if config.addition_embed_type != "text_time":
+                raise unknown("addition_embed_type", config.addition_embed_type, ("text_time",))
+            assert config.projection_class_embeddings_input_dim is not None
+            self.add_embedding = mlp(config.projection_class_embeddings_input_dim, embedding)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        *,
+        timestep_cond: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        config = self.config
+        features = self.times(x, t)
+        if self.cond_proj is not None and timestep_cond is not None:
+            features = features + self.cond_proj(timestep_cond)
+        embedding = _activated(config.timestep_post_act, self.time_embedding(features))
+        if self.class_embedding is not None:
+            classes = embed_class(self, x, class_labels)
+            embedding = torch.cat([embedding, classes], 1) if config.class_embeddings_concat else embedding + classes
+        if self.add_embedding is not None:
+            if text_embeds is None or time_ids is None:
+                raise ValueError(
+                    "text_embeds and time_ids must be given to a model with addition_embed_type 'text_time'"
+                )
+            embedding = embedding + self.add_embedding(self._added(x, text_embeds, time_ids))
+        embedding = _activated(config.time_embedding_act_fn, embedding)
+        if self.context_proj is not None and context is not None:
+            context = self.context_proj(context)
+        return self.run(2 * x - 1 if config.center_input_sample else x, F.silu(embedding), context)
+
+    def _added(self, x: Tensor, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
+        """The pooled text and the embedded sizes of SDXL, (B, P + N addition_time_embed_dim)."""
+        config = self.config
+        assert config.addition_time_embed_dim is not None
+        numbers = timestep_embedding(
+            time_ids.flatten().to(embedding_dtype(x)),
+            config.addition_time_embed_dim,
+            sin_first=not config.flip_sin_to_cos,
+            shift=config.freq_shift,
+        )
+        return torch.cat([text_embeds, numbers.reshape(len(x), -1).to(text_embeds.dtype)], dim=1)
+
+
+def _activated(name: str | None, x: Tensor) -> Tensor:
+    if name is None:
+        return x
+    known: dict[str, Any] = {"silu": F.silu, "swish": F.silu, "gelu": F.gelu, "relu": F.relu, "mish": F.mish}
+    if name not in known:
+        raise unknown("activation", name, known)
+    return known[name](x)

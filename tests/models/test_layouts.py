@@ -1,0 +1,99 @@
+"""What a state dict tells of its model: sizes, options, levels with attention. No weights, and none of the originals'
+code: the state dicts are made from the layouts' own lists of names, which the golden cases hold to the originals'."""
+
+import pytest
+import torch
+
+import fastdiff
+from fastdiff.models.checkpoints.layout import LAYOUTS
+from fastdiff.models.checkpoints.loading import build, complete
+
+ADM = {"in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1, "attention_resolutions": (2,),
+       "channel_mult": (1, 2), "num_head_channels": 16}  # fmt: skip
+LDM = {"in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": 2, "attention_resolutions": (2, 4),
+       "channel_mult": (1, 2, 3), "num_head_channels": 16, "use_spatial_transformer": True,
+       "context_dim": 24}  # fmt: skip
+LATENT = {"ch": 32, "out_ch": 3, "in_channels": 3, "z_channels": 4, "num_res_blocks": 2, "ch_mult": (1, 2, 2),
+          "resolution": 64, "embed_dim": 3}  # fmt: skip
+DDPM = {"ch": 32, "out_ch": 3, "in_channels": 3, "num_res_blocks": 1, "ch_mult": (1, 2), "resolution": 16,
+        "attn_resolutions": (8,)}  # fmt: skip
+EDM = {"img_resolution": 16, "img_channels": 3, "label_dim": 5, "model_channels": 32, "channel_mult": (1, 2),
+       "num_blocks": 2, "attn_resolutions": (8,)}  # fmt: skip
+GLIDE = {**ADM, "text_ctx": 6, "xf_width": 32, "xf_layers": 2, "xf_heads": 4, "n_vocab": 20}
+# The layout's class, the whole config, and the fields that are in no shape and must be given.
+CASES = [
+    ("ADM's U-Net", ADM, ["num_head_channels"]),
+    ("ADM's U-Net", {**ADM, "num_classes": 9, "use_scale_shift_norm": True, "resblock_updown": True,
+                     "num_res_blocks": (1, 2)}, ["num_head_channels"]),
+    ("ADM's U-Net", {**ADM, "channel_mult": (1, 1, 2), "attention_resolutions": (1, 4), "conv_resample": False},
+     ["num_head_channels"]),
+    ("ADM's U-Net", {**ADM, "super_res": True, "dims": 1}, ["num_head_channels"]),
+    ("the U-Net of LDM", LDM, ["num_head_channels"]),
+    ("the U-Net of LDM", {**LDM, "transformer_depth": (1, 2, 3), "num_classes": "sequential", "adm_in_channels": 13},
+     ["num_head_channels"]),
+    # levels are counted right where residual blocks halve the resolution
+    ("the U-Net of LDM", {**LDM, "resblock_updown": True, "disable_self_attentions": (False, False, True)},
+     ["num_head_channels"]),
+    ("the U-Net of LDM", {**LDM, "resblock_updown": True, "transformer_depth": (1, 1, 2), "n_embed": 40},
+     ["num_head_channels"]),
+    ("the U-Net of LDM", {**LDM, "disable_middle_transformer": True, "num_classes": "timestep"},
+     ["num_head_channels"]),
+    ("the U-Net of LDM", {**LDM, "num_attention_blocks": (2, 1, 2), "num_classes": "continuous"},
+     ["num_head_channels"]),
+    ("autoencoders", LATENT, ["resolution"]),
+    ("autoencoders", {**LATENT, "attn_resolutions": (32,), "attn_type": "linear"}, ["resolution"]),
+    ("autoencoders", {**LATENT, "double_z": False, "n_embed": 30, "resamp_with_conv": False, "attn_type": "none"},
+     ["resolution"]),
+    ("DDPM's U-Net", DDPM, ["resolution"]),
+    ("DDPM's U-Net", {**DDPM, "use_timestep": False, "use_linear_attn": True}, ["resolution"]),
+    ("preconditioned", {**EDM, "model_type": "SongUNet"}, []),
+    ("preconditioned", {**EDM, "model_type": "DhariwalUNet", "attn_resolutions": (8,), "augment_dim": 9}, []),
+    ("preconditioned", {**EDM, "model_type": "SongUNet", "embedding_type": "fourier", "encoder_type": "residual",
+                        "decoder_type": "skip", "channel_mult_noise": 2}, []),
+    ("GLIDE", GLIDE, ["num_head_channels", "xf_heads"]),
+    ("GLIDE", {**GLIDE, "super_res": True, "inpaint": True, "xf_padding": True, "xf_final_ln": False},
+     ["num_head_channels", "xf_heads"]),
+]  # fmt: skip
+
+
+def state_dict(layout, config, prefix=""):
+    """Tensors with the original names, empty: what is derived of several has its rows in equal parts."""
+    full = complete(layout, config)
+    state = {}
+    for name, value in build(layout, full).state_dict().items():
+        where = layout.original(name, full)
+        keys = (where,) if isinstance(where, str) else where.keys
+        for key in keys:
+            state[prefix + key] = torch.empty(value.shape[0] // len(keys), *value.shape[1:])
+    return state
+
+
+def layout_of(words):
+    (found,) = (known for known in LAYOUTS if words in known.about)
+    return found
+
+
+@pytest.mark.parametrize(("words", "config", "untold"), CASES)
+def test_the_weights_tell_the_rest(words, config, untold):
+    layout = layout_of(words)
+    state = state_dict(layout, config)
+    whole = fastdiff.models.load(state, layout=layout.name, config=config)
+    told = fastdiff.models.load(state, layout=layout.name, config={field: config[field] for field in untold})
+    assert str(told) == str(whole)  # layers, sizes, and what torch prints of them
+    assert {k: v.shape for k, v in told.state_dict().items()} == {k: v.shape for k, v in whole.state_dict().items()}
+
+
+def test_a_network_without_times_has_their_projections():
+    """As the original's constructor makes them; nothing is computed with them."""
+    layout = layout_of("DDPM's U-Net")
+    config = {**DDPM, "use_timestep": False}
+    state = state_dict(layout, config)
+    for key in [key for key in state if key.endswith(".conv1.weight")]:
+        block = key.removesuffix("conv1.weight")
+        state |= {f"{block}temb_proj.weight": torch.zeros(len(state[key]), 128),
+                  f"{block}temb_proj.bias": torch.zeros(len(state[key]))}  # fmt: skip
+    model = fastdiff.models.load(state, layout="latent-diffusion", config={"resolution": 16})
+    assert model.time_embedding is None
+    with_times = {**state_dict(layout, DDPM), "mid.block_3.temb_proj.weight": torch.zeros(1)}
+    with pytest.raises(fastdiff.WeightsError, match=r"left over: .*temb_proj"):
+        fastdiff.models.load(with_times, layout="latent-diffusion", config={"resolution": 16})
