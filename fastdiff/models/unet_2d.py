@@ -256,7 +256,7 @@ def grouped(groups: int, eps: float) -> Norm:
     return lambda channels: GroupNorm(groups, channels, eps=eps)
 
 
-def class_embedding(config: UNet2DConfig, features: int, embedding: int) -> nn.Module | None:
+def class_embedding(config: Any, features: int, embedding: int) -> nn.Module | None:
     """What makes (B, embedding) of the class labels; None for a model without. features: of an embedded time."""
     kind = config.class_embed_type
     kinds = ("timestep", "identity", "projection", "simple_projection")

@@ -3,10 +3,9 @@ code: the state dicts are made from the layouts' own lists of names, which the g
 
 import pytest
 import torch
+from original_names import layout_of, state_dict
 
 import fastdiff
-from fastdiff.models.checkpoints.layout import LAYOUTS
-from fastdiff.models.checkpoints.loading import build, complete
 
 ADM = {"in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1, "attention_resolutions": (2,),
        "channel_mult": (1, 2), "num_head_channels": 16}  # fmt: skip
@@ -54,23 +53,6 @@ CASES = [
     ("GLIDE", {**GLIDE, "super_res": True, "inpaint": True, "xf_padding": True, "xf_final_ln": False},
      ["num_head_channels", "xf_heads"]),
 ]  # fmt: skip
-
-
-def state_dict(layout, config, prefix=""):
-    """Tensors with the original names, empty: what is derived of several has its rows in equal parts."""
-    full = complete(layout, config)
-    state = {}
-    for name, value in build(layout, full).state_dict().items():
-        where = layout.original(name, full)
-        keys = (where,) if isinstance(where, str) else where.keys
-        for key in keys:
-            state[prefix + key] = torch.empty(value.shape[0] // len(keys), *value.shape[1:])
-    return state
-
-
-def layout_of(words):
-    (found,) = (known for known in LAYOUTS if words in known.about)
-    return found
 
 
 @pytest.mark.parametrize(("words", "config", "untold"), CASES)

@@ -124,8 +124,8 @@ def infer_unet(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def levels_of(checkpoint: Checkpoint) -> dict[str, int]:
     """The level of each stage of residual blocks on the way down, and of the middle, by its prefix."""
-    levels, stage = {}, 1
-    blocks = _blocks(checkpoint)
+    levels: dict[str, int] = {}
+    stage, blocks = 1, _blocks(checkpoint)
     for level, count in enumerate(blocks):
         levels |= {f"input_blocks.{index}.": level for index in range(stage, stage + count)}
         stage += count + 1  # what halves the resolution
