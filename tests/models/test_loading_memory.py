@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from original_names import layout_of, state_dict
 from safetensors.torch import save_file
 
 # Prints what loading, and then a call of the model, added to the largest resident set, in bytes. VmHWM, since the
@@ -23,10 +24,11 @@ before = peak()
 model = fastdiff.models.load(sys.argv[1], config=eval(sys.argv[2]))
 loaded = peak()
 with torch.no_grad():
-    model(torch.randn(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+    model(torch.randn(1, 4, 16, 16), torch.zeros(1), eval(sys.argv[3]))
 print(loaded - before, peak() - before)
 """
 WIDTH, DEPTH = 1024, 4
+CLASSES, TEXT = "torch.zeros(1, dtype=torch.int64)", "torch.randn(1, 77, 768)"
 
 
 def block_tensors(names, **others):
@@ -57,6 +59,16 @@ def dit_state():
             yield f"blocks.{block}.{key}", shape
 
 
+def stable_diffusion_state():
+    """The U-Net of Stable Diffusion 1 with 96 instead of 320 channels, and another part that is not loaded."""
+    unet = {"in_channels": 4, "out_channels": 4, "model_channels": 96, "attention_resolutions": (4, 2, 1),
+            "num_res_blocks": 2, "channel_mult": (1, 2, 4, 4), "num_heads": 8, "use_spatial_transformer": True,
+            "context_dim": 768}  # fmt: skip
+    for key, value in state_dict(layout_of("the U-Net of LDM"), unet, "model.diffusion_model.").items():
+        yield key, value.shape
+    yield "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight", (2000, 768)
+
+
 def diffusers_folder(folder, shard):
     diffusers = pytest.importorskip("diffusers")
     with torch.device("meta"):
@@ -70,20 +82,24 @@ def diffusers_folder(folder, shard):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
-@pytest.mark.parametrize("form", ["safetensors", "pt", "diffusers", "diffusers in shards"])
+@pytest.mark.parametrize("form", ["safetensors", "pt", "diffusers", "diffusers in shards", "whole.safetensors"])
 def test_peak(tmp_path, form):
     if form.startswith("diffusers"):
         path, config = diffusers_folder(tmp_path / "model", "100MB" if "shards" in form else "10GB")
         size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     else:
-        state = {key: torch.full(shape, 0.01) for key, shape in dit_state()}
-        path, config = tmp_path / f"model.{form}", {"num_heads": 16}
-        (save_file if form == "safetensors" else torch.save)(state, path)
+        shapes, heads = (stable_diffusion_state(), 8) if form.startswith("whole") else (dit_state(), 16)
+        state = {key: torch.full(shape, 0.01) for key, shape in shapes}
+        path, config = tmp_path / f"model.{form}", {"num_heads": heads}
+        (torch.save if form == "pt" else save_file)(state, path)
         size = path.stat().st_size
         del state
     assert size > 300e6
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(path), repr(config)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, str(path), repr(config), TEXT if form.startswith("whole") else CLASSES],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     loaded, called = (int(value) / size for value in result.stdout.split())
