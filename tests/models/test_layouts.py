@@ -37,6 +37,7 @@ CASES = [
      ["num_head_channels"]),
     ("the U-Net of LDM", {**LDM, "disable_middle_transformer": True, "num_classes": "timestep"},
      ["num_head_channels"]),
+    ("the U-Net of LDM", {**LDM, "num_attention_blocks": (2, 2, 2)}, ["num_head_channels"]),
     ("the U-Net of LDM", {**LDM, "num_attention_blocks": (2, 1, 2), "num_classes": "continuous"},
      ["num_head_channels"]),
     ("autoencoders", LATENT, ["resolution"]),

@@ -103,6 +103,9 @@ SD = {
     "num_res_blocks": 2, "channel_mult": (1, 2, 4, 4), "num_heads": 8, "use_spatial_transformer": True,
     "transformer_depth": 1, "context_dim": 768, "legacy": False,
 }  # fmt: skip
+COUNTED = "the published weights, counted in forums.fast.ai/t/stable-diffusion-parameter-budget-allocation/101515"
+# Peebles & Xie 2023 print 103.6 for LDM-4's multiply-adds, which the authors' own code does not have either: docs/notes.
+LDM = "Rombach et al. 2022, Table 3 (400M); CompVis's code: 400.92M when it starts, products as fvcore counts them"
 PUBLISHED = [
     Published("DDPM CIFAR-10", "Ho et al. 2020, Appendix B", "latent-diffusion",
               {"ch": 128, "out_ch": 3, "in_channels": 3, "num_res_blocks": 2, "attn_resolutions": (16,),
@@ -115,15 +118,15 @@ PUBLISHED = [
               "554", "1120", {"x": (1, 3, 256, 256), "t": (1,), "y": (1,)}),
     Published("ADM 512", ADM + DIT_TABLE, "guided-diffusion", adm(512, 256, channel_mult=(0.5, 1, 1, 2, 2, 4, 4)),
               "559", "1983", {"x": (1, 3, 512, 512), "t": (1,), "y": (1,)}),
-    Published("LDM-4 ImageNet", "Rombach et al. 2022, Table 3 (400M, cut); 400.92 as their code prints it",
-              "latent-diffusion",
+    Published("LDM-4 ImageNet", LDM, "latent-diffusion",
               {"image_size": 64, "in_channels": 3, "out_channels": 3, "model_channels": 192,
                "attention_resolutions": (8, 4, 2), "num_res_blocks": 2, "channel_mult": (1, 2, 3, 5), "num_heads": 1,
-               "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 512}, "400.92"),
-    Published("Stable Diffusion 1.5, U-Net", "the published weights", "latent-diffusion", SD, "859.5"),
-    Published("Stable Diffusion 1.5, VAE", "the published weights", "latent-diffusion",
+               "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": 512}, "400.92", "104.227",
+              {"x": (1, 3, 64, 64), "t": (1,), "context": (1, 1, 512)}),
+    Published("Stable Diffusion 1.5, U-Net", COUNTED, "latent-diffusion", SD, "859.520964"),
+    Published("Stable Diffusion 1.5, VAE", COUNTED, "latent-diffusion",
               {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
-               "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "attn_resolutions": (), "embed_dim": 4}, "83.7"),
+               "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "attn_resolutions": (), "embed_dim": 4}, "83.653863"),
     Published("Stable Diffusion XL, U-Net", "the published weights; Podell et al. 2023, Table 1: 2.6 billion",
               "latent-diffusion",
               {**SD, "attention_resolutions": (4, 2), "channel_mult": (1, 2, 4), "num_heads": -1,

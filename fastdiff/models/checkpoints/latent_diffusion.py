@@ -148,6 +148,7 @@ def _attention_blocks(levels: Mapping[str, int], depths: Mapping[str, int]) -> d
     """The field of this name, where some level has transformers after its first residual blocks alone."""
     down = {prefix: level for prefix, level in levels.items() if prefix != "middle_block.1."}
     blocks, attends = Counter(down.values()), Counter(down[prefix] for prefix in down.keys() & depths.keys())
-    if all(attends[level] in (0, count) for level, count in blocks.items()):
+    up = sum(prefix.startswith("output_blocks.") for prefix in depths)
+    if up == sum(blocks[level] + 1 for level in attends):  # after every residual block
         return {}
     return {"num_attention_blocks": tuple(attends[level] or count for level, count in sorted(blocks.items()))}
