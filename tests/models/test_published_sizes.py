@@ -104,7 +104,7 @@ SD = {
     "transformer_depth": 1, "context_dim": 768, "legacy": False,
 }  # fmt: skip
 COUNTED = "the published weights, counted in forums.fast.ai/t/stable-diffusion-parameter-budget-allocation/101515"
-# Peebles & Xie 2023 print 103.6 for LDM-4's multiply-adds, which the authors' own code does not have either: docs/notes.
+# Peebles & Xie 2023 print 103.6 for LDM-4's multiply-adds, which their own code does not have either: docs/notes.
 LDM = "Rombach et al. 2022, Table 3 (400M); CompVis's code: 400.92M when it starts, products as fvcore counts them"
 PUBLISHED = [
     Published("DDPM CIFAR-10", "Ho et al. 2020, Appendix B", "latent-diffusion",
