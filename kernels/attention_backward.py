@@ -6,6 +6,8 @@ keys, for dq. Both make the probabilities again from the saved log-sum-exp. No G
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -13,8 +15,16 @@ from torch import Tensor
 
 from fastdiff.kernels.attention import LOG2_E, accumulate, add_mask, load_log_sum_exp, load_rows, store_rows
 from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
-from fastdiff.kernels.attention_tiles import Tile, choose, kind_of, splits_for, widths
-from fastdiff.kernels.devices import architecture, processors
+from fastdiff.kernels.attention_tiles import (
+    Tile,
+    choose,
+    kind_of,
+    most_splits_of_dkv,
+    samples_at_once,
+    splits_for,
+    widths,
+)
+from fastdiff.kernels.devices import architecture, processors, second_cache
 
 DELTA_ROWS = 16
 
@@ -213,16 +223,46 @@ def attention_backward(
     mask is computed. Shapes, dtypes and errors as of attention_forward.
     """
     batch, heads, queries, dim = q.shape
-    keys = k.shape[2]
     q, k, v, out, grad = (contiguous_rows(t) for t in (q, k, v, out, grad))
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    kind, target, available = kind_of(q.dtype, precision), architecture(q.device), processors(q.device)
+    gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if not q.numel() or not k.numel():
-        return dq.zero_(), dk.zero_(), dv.zero_()
+        return tuple(t.zero_() for t in gradients)
+    cache = second_cache(q.device)
+    at_once = samples_at_once(batch, heads, queries, k.shape[2], dim, q.element_size(), cache)
+    for first in range(0, batch, at_once):
+        some = slice(first, first + at_once)
+        with_samples = mask is not None and mask.ndim == 4 and mask.shape[0] > 1
+        _backward(
+            [t[some] for t in gradients], *(t[some] for t in (grad, q, k, v, out, lse)),
+            mask[some] if with_samples else mask, dim**-0.5 if scale is None else scale, precision,
+            tile_dq, tile_dkv, splits,
+        )  # fmt: skip
+    return gradients
+
+
+def _backward(
+    gradients: Sequence[Tensor],
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    precision: str,
+    tile_dq: Tile | None,
+    tile_dkv: Tile | None,
+    splits: int | None,
+) -> None:
+    """Into `gradients`."""
+    dq, dk, dv = gradients
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    kind, target, available = kind_of(q.dtype, precision), architecture(q.device), processors(q.device)
     masking, mask, mask_strides = prepare_mask(mask, q, k)
     masked = masking != "none"
     unit = unit_of(q, k, v, out, grad, dq, dk, dv)
-    scale = dim**-0.5 if scale is None else scale
     shape = (dim, *widths(dim), unit)
     delta = torch.empty_like(lse)
     attention_delta_kernel[(triton.cdiv(queries, DELTA_ROWS) * batch * heads,)](
@@ -240,7 +280,7 @@ def attention_backward(
     )  # fmt: skip
     tile = tile_dkv or choose("dkv", target, kind, dim, masked=masked)
     programs, blocks = triton.cdiv(keys, tile.block_n) * batch * heads, triton.cdiv(queries, tile.block_m)
-    splits = splits or splits_for(programs, blocks, available)
+    splits = splits or splits_for(programs, blocks, available, most_splits_of_dkv(queries, keys, q.element_size()))
     to = [dk, dv]
     if splits > 1:
         to = [torch.empty((splits, *k.shape), dtype=torch.float32, device=k.device) for _ in to]
@@ -255,4 +295,3 @@ def attention_backward(
     if splits > 1:
         for result, parts in zip((dk, dv), to):
             result.copy_(parts.sum(0))
-    return dq, dk, dv

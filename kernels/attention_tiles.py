@@ -94,7 +94,13 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
     },
     ("sm_100", "half"): {
         "forward": ((80, Tile(128, 128, 8, 2)), (256, Tile(128, 64, 8, 2))),
-        "dq": ((80, Tile(128, 128, 8, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 4, 2))),
+        "dq": (
+            (80, Tile(128, 128, 8, 2)),
+            (96, Tile(128, 64, 8, 2)),
+            (128, Tile(128, 32, 8, 2)),
+            (160, Tile(128, 64, 8, 2)),
+            (256, Tile(64, 32, 4, 2)),
+        ),
         "dkv": ((128, Tile(64, 128, 8, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(32, 64, 4, 2))),
         "dkv masked": ((80, Tile(64, 128, 8, 2)), (256, Tile(32, 64, 4, 2))),
     },
@@ -115,6 +121,11 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
     },
 }
 TILES |= {(target, "single"): SINGLE for target in ("sm_80", "sm_90", "sm_100", "gfx942")}
+# 8 warps of 64 lanes leave too few registers for this.
+TILES["gfx942", "single"] = SINGLE | {
+    name: (*(entry for entry in SINGLE[name] if entry[0] <= 128), (256, Tile(16, 16, 4, 1)))
+    for name in ("dq", "dq masked", "dkv")
+}
 TILES |= {(target, "tf32"): TILES["sm_80", "tf32"] for target in ("sm_90", "sm_100", "gfx942")}
 
 # For the maps, by class of dtype: a tile is made once, from all of the head dimension.
@@ -147,7 +158,10 @@ def choose(
         return tile
     if keys < 2 * tile.block_n:
         narrower = [n for n in (tile.block_n, tile.block_n // 2, tile.block_n // 4) if n >= 32 or n == tile.block_n]
-        tile = tile._replace(block_n=min(narrower, key=lambda n: (triton.cdiv(keys, n) * n, -n)))
+        chosen = min(narrower, key=lambda n: (triton.cdiv(keys, n) * n, -n))
+        # On sm_100, tiles of 128 x 32 and 64 columns spill with 8 warps.
+        few = target == "sm_100" and chosen == 32 and width <= 64
+        tile = tile._replace(block_n=chosen, num_warps=4 if few else tile.num_warps)
     idle = triton.cdiv(queries, tile.block_m) * heads < available
     if tile.block_m == 128 and width <= 160 and not masked and (idle or queries <= 64):
         tile = tile._replace(
@@ -156,8 +170,22 @@ def choose(
     return tile
 
 
-def splits_for(programs: int, blocks: int, available: int) -> int:
-    """Into how many parts to cut a loop over `blocks` blocks, so that few programs fill the device; 1 where they do."""
+def splits_for(programs: int, blocks: int, available: int, most: int = 16) -> int:
+    """Into how many parts, at most `most`, to cut a loop over `blocks` blocks, so that few programs fill the device; 1
+    where they do."""
     if 2 * programs > available:
         return 1
-    return max(1, min(available // programs, blocks // 4, 16))
+    return max(1, min(available // programs, blocks // 8, most))
+
+
+def most_splits_of_dkv(queries: int, keys: int, size: int) -> int:
+    """The parts of dk and dv in float32 are at most a twelfth of what the backward kernels read and write besides. size:
+    bytes of a number."""
+    return max(1, min(16, 4 * (queries + keys) * size // (12 * 2 * keys * 4)))
+
+
+def samples_at_once(batch: int, heads: int, queries: int, keys: int, dim: int, size: int, second_cache: int) -> int:
+    """Of how many samples the backward kernels, which read all inputs twice, find them in the second cache the second
+    time; at least 1. size: bytes of a number; second_cache: in bytes."""
+    each = heads * (3 * queries + 2 * keys) * dim * size  # q, out and its gradient; k and v
+    return min(batch, max(1, second_cache // each))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import triton
 
-from fastdiff.kernels import ada_layer_norm, attention_variants, costs, group_norm_silu, linear_combine
+from fastdiff.kernels import attention_variants, costs, linear_combine, norm_variants
 from fastdiff.kernels.ahead_of_time import Variant
 from fastdiff.kernels.costs import DEVICES, Cost
+from fastdiff.kernels.group_norm_plan import plan
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 def entries(target: str) -> Iterator[Entry]:
     """All of them for one of ahead_of_time.TARGETS."""
-    yield from _ada_layer_norm()
+    yield from _ada_layer_norm(target)
     yield from _attention(target)
     yield from _group_norm_silu(target)
     yield from _linear_combine()
@@ -81,72 +81,45 @@ def _attention(target: str) -> Iterator[Entry]:
             yield Entry("attention", name, dtype, f"D={dim}", dim == 64, variant, f"1x16x4096x4096x{dim}", cost)
 
 
-def _ada_layer_norm() -> Iterator[Entry]:
-    flags = {"affine": True, "biased": True, "scale_rows": False, "shift_rows": False, "gate_rows": False}
-    kernels = {
-        "forward": ada_layer_norm.ada_layer_norm_kernel,
-        "backward": ada_layer_norm.ada_layer_norm_backward_kernel,
-    }
-    for dtype, channels, gated in itertools.product(TYPES, (320, 1152, 4096), (True, False)):
-        for name, kernel in kernels.items():
-            values = flags | {"gated": gated, "added": gated, "block": triton.next_power_of_2(channels)}
-            constants = {key: value for key, value in values.items() if key in kernel.arg_names}
-            types = {key: "i32" for key in kernel.arg_names} | {"eps": "fp32"}
-            tensors = ("x", "scale", "shift", "gate", "residual", "weight", "bias", "out", "grad", "dx")
-            types |= {key: "*" + dtype for key in tensors}
-            types |= {key: "*fp32" for key in ("dscale", "dshift", "dgate", "dweight", "dbias")}
-            options = {"num_warps": ada_layer_norm.warps_for(channels), "enable_fp_fusion": True}
-            multiples = tuple(n for n in kernel.arg_names if n == "channels" or n.endswith(("_batch", "_row")))
-            size = TYPES[dtype].itemsize
+def _ada_layer_norm(target: str) -> Iterator[Entry]:
+    device = DEVICES[target]
+    for dtype, channels, gated, name in itertools.product(
+        TYPES, (320, 1152, 4096), (True, False), norm_variants.ADA_LAYER_NORM
+    ):
 
-            def cost(_: int, name=name, size=size, channels=channels, gated=gated) -> Cost:
-                if name == "forward":
-                    return costs.ada_layer_norm(8, 1024, channels, size, gated=gated)
-                return costs.ada_layer_norm_backward(8, 1024, channels, size, gated=gated, rows_each=64)
+        def cost(_: int, name=name, size=TYPES[dtype].itemsize, channels=channels, gated=gated) -> Cost:
+            if name == "forward":
+                return costs.ada_layer_norm(8, 1024, channels, size, gated=gated)
+            return costs.ada_layer_norm_backward(8, 1024, channels, size, gated=gated, device=device)
 
-            detail = f"C={channels}" + " gate" * gated
-            variant = Variant(kernel, types, constants, options, multiples)
-            usual = channels == 1152 and gated
-            yield Entry("ada_layer_norm", name, dtype, detail, usual, variant, f"8x1024x{channels}", cost)
+        variant = norm_variants.of_ada_layer_norm(name, dtype, channels, gated=gated)
+        detail = f"C={channels}" + " gate" * gated
+        usual = channels == 1152 and gated
+        yield Entry("ada_layer_norm", name, dtype, detail, usual, variant, f"8x1024x{channels}", cost)
 
 
 def _group_norm_silu(target: str) -> Iterator[Entry]:
+    """Of a level of Stable Diffusion's U-Net whose groups stay in registers, and of one of its autoencoder."""
     device = DEVICES[target]
-    kernels = {
-        "forward": group_norm_silu.group_norm_silu_kernel,
-        "sums": group_norm_silu.group_norm_silu_sums_kernel,
-        "dx": group_norm_silu.group_norm_silu_dx_kernel,
-    }
     for dtype, last, adaptive in itertools.product(TYPES, (False, True), (False, True)):
-        for name, kernel in kernels.items():
-            blocks = group_norm_silu.backward_blocks(10, 4096, last)
-            values = {
-                "affine": True, "biased": True, "scaled": adaptive, "shifted": adaptive, "silu": True,
-                "channels_last": last, "block": group_norm_silu.BLOCK, "block_channels": blocks[0],
-                "block_pixels": blocks[1],
-            }  # fmt: skip
-            constants = {key: value for key, value in values.items() if key in kernel.arg_names}
-            types = {key: "i32" for key in kernel.arg_names} | {"eps": "fp32"}
-            types |= {key: "*" + dtype for key in ("x", "weight", "bias", "scale", "shift", "out", "grad", "dx")}
-            types |= {key: "*fp32" for key in ("statistics", "sum_gradient", "sum_product", "means")}
-            options = {"enable_fp_fusion": True}
-            options |= {} if name == "forward" else {"num_warps": group_norm_silu.BACKWARD_WARPS}
-            size = TYPES[dtype].itemsize
+        size = TYPES[dtype].itemsize
+        for name in norm_variants.GROUP_NORM_SILU:
+            samples, channels, edge = (2, 640, 32) if name == "whole" else (1, 128, 512)
+            numbers = samples * channels * edge**2
+            cut = plan(
+                samples, 32, channels // 32, edge**2, size, channels_last=last, processors=device.processors,
+                second_cache=device.second_cache, tensors=2 if name in ("sums", "dx") else 1,
+            )  # fmt: skip
 
-            def cost(resident: int, name=name, size=size, adaptive=adaptive) -> Cost:
-                if name == "forward":
-                    return costs.group_norm_silu(
-                        2, 320, 4096, 32, size, adaptive=adaptive, resident=resident, device=device
-                    )
-                numbers = 2 * 320 * 4096  # the sums read x and the gradient, dx is written as well
-                least = (2 if name == "sums" else 3) * numbers * size + 4 * 320 * size
-                return Cost(20 * numbers, least, least)
+            def cost(_: int, name=name, numbers=numbers, size=size) -> Cost:
+                # Tensors of x's size that a launch reads and writes.
+                tensors = {"whole": 2, "statistics": 1, "apply": 2, "sums": 2, "dx": 3}[name]
+                return Cost(6 * tensors * numbers, tensors * numbers * size, tensors * numbers * size)
 
             detail = ("channels last" if last else "channels first") + " adaptive" * adaptive
-            multiples = ("channels", "pixels", "channel_stride") if not last else ("channels", "pixel_stride")
-            usual = not adaptive
-            variant = Variant(kernel, types, constants, options, multiples)
-            yield Entry("group_norm_silu", name, dtype, detail, usual, variant, "2x320x64x64", cost)
+            variant = norm_variants.of_group_norm_silu(name, dtype, cut, channels_last=last, adaptive=adaptive)
+            shape = f"{samples}x{channels}x{edge}x{edge}"
+            yield Entry("group_norm_silu", name, dtype, detail, not adaptive, variant, shape, cost)
 
 
 def _linear_combine() -> Iterator[Entry]:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from fastdiff.kernels.ada_layer_norm_backward import rows_of_an_instance
+from fastdiff.kernels.attention_tiles import samples_at_once
+from fastdiff.kernels.group_norm_plan import plan
+
 
 class Device(NamedTuple):
     """multiprocessors; bytes of the second cache."""
@@ -35,15 +39,19 @@ class Cost(NamedTuple):
 
 
 def attention_forward(
-    batch: int, heads: int, queries: int, keys: int, dim: int, size: int, *, block_m: int, resident: int, device: Device
+    batch: int, heads: int, queries: int, keys: int, dim: int, size: int, *,
+    block_m: int, resident: int, device: Device, splits: int = 1,
 ) -> Cost:  # fmt: skip
     """size: bytes of a number. resident: program instances that run at once; each has block_m queries of a head and
-    reads all of its keys and values, and those of a head run one after the other."""
+    reads all of its keys and values, and those of a head run one after the other. splits: of the keys, whose results in
+    float32 are combined."""
     groups = batch * heads
     tiles = math.ceil(queries / block_m)
     q, kv, lse = groups * queries * dim * size, 2 * groups * keys * dim * size, groups * queries * 4
     least = 2 * q + kv + lse
-    return Cost(4 * groups * queries * keys * dim, least, least + kv * again(tiles, groups, kv, resident, device))
+    moved = least + kv * again(tiles, groups, kv, resident, device)
+    moved += splits * groups * queries * (dim + 1) * 4 if splits > 1 else 0
+    return Cost(4 * groups * queries * keys * dim, least, moved)
 
 
 def attention_backward_dq(
@@ -87,27 +95,66 @@ def again(tiles: int, groups: int, shared: int, resident: int, device: Device) -
     return max(0, math.ceil(tiles / resident) - 1)
 
 
-def group_norm_silu(
-    samples: int, channels: int, pixels: int, groups: int, size: int, *, adaptive: bool, resident: int, device: Device
+def attention_backward(
+    batch: int, heads: int, queries: int, keys: int, dim: int, size: int, *,
+    block_m: int, block_n: int, resident: int, device: Device, splits: int = 1,
 ) -> Cost:  # fmt: skip
-    """A program instance has a group and reads it twice."""
+    """All three kernels, for as many samples at a time as kernels/attention_backward.py takes. splits: of the queries,
+    whose dk and dv in float32 are added."""
+    at_once = samples_at_once(batch, heads, queries, keys, dim, size, device.second_cache)
+    parts = [
+        attention_delta(at_once, heads, queries, dim, size),
+        attention_backward_dq(
+            at_once, heads, queries, keys, dim, size, block_m=block_m, resident=resident, device=device
+        ),
+        attention_backward_dkv(
+            at_once, heads, queries, keys, dim, size, block_n=block_n, resident=resident, device=device
+        ),
+    ]
+    q, k, row = (at_once * heads * n for n in (queries * dim * size, keys * dim * size, queries * 4))
+    least = 4 * q + 4 * k + row  # q, out, its gradient, dq; k, v, dk, dv
+    if 3 * q + 2 * k <= device.second_cache:
+        moved = least + row + sum(part.moved - part.least for part in parts)  # delta leaves the cache once
+    else:
+        moved = sum(part.moved for part in parts)
+    moved += splits * 2 * at_once * heads * keys * dim * 4 if splits > 1 else 0
+    flops = sum(part.flops for part in parts)
+    return Cost(*(value * batch // at_once for value in (flops, least, moved)))
+
+
+def group_norm_silu(
+    samples: int, channels: int, pixels: int, groups: int, size: int, *, adaptive: bool, device: Device,
+    channels_last: bool = False,
+) -> Cost:  # fmt: skip
+    """Groups that do not stay in registers are read twice, the second time from the second cache where they fit it."""
     numbers = samples * channels * pixels
-    vectors = (2 + 2 * samples * adaptive) * channels * size
-    at_once = min(resident, samples * groups) * (channels // groups) * pixels * size
-    least = 2 * numbers * size + vectors
-    return Cost(12 * numbers, least, least + (numbers * size if at_once > device.second_cache else 0))
+    cut = plan(
+        samples, groups, channels // groups, pixels, size, channels_last=channels_last, processors=device.processors,
+        second_cache=device.second_cache,
+    )  # fmt: skip
+    least = 2 * numbers * size + (2 + 2 * samples * adaptive) * channels * size
+    moved = least
+    if not cut.whole:
+        moved += samples * groups * cut.parts * 8
+        at_once = cut.pairs * (channels // groups) * pixels * size
+        moved += numbers * size if at_once > device.second_cache else 0
+    return Cost(12 * numbers, least, moved)
 
 
 def group_norm_silu_backward(
-    samples: int, channels: int, pixels: int, groups: int, size: int, *, adaptive: bool, resident: int, device: Device
+    samples: int, channels: int, pixels: int, groups: int, size: int, *, adaptive: bool, device: Device,
+    channels_last: bool = False,
 ) -> Cost:  # fmt: skip
-    """Statistics and sums of the channels, then dx, which needs all of them: x and the gradient are read again."""
+    """Statistics, sums of the channels, and dx: x is read three times, the gradient twice."""
     numbers = samples * channels * pixels
-    vectors = (4 + 4 * samples * adaptive) * channels * size + 2 * samples * channels * 4
-    least = 3 * numbers * size + vectors
-    at_once = min(resident, samples * groups) * (channels // groups) * pixels * size
-    moved = least + (numbers * size if at_once > device.second_cache else 0)
-    return Cost(30 * numbers, least, moved + (2 * numbers * size if 2 * numbers * size > device.second_cache else 0))
+    cut = plan(
+        samples, groups, channels // groups, pixels, size, channels_last=channels_last, processors=device.processors,
+        second_cache=device.second_cache, tensors=2, whole=False,
+    )  # fmt: skip
+    least = 3 * numbers * size + (4 + 4 * samples * adaptive) * channels * size
+    moved = least + samples * (groups + channels) * cut.parts * 8
+    at_once = 2 * cut.pairs * (channels // groups) * pixels * size
+    return Cost(30 * numbers, least, moved + (3 * numbers * size if at_once > device.second_cache else 0))
 
 
 def ada_layer_norm(batch: int, rows: int, channels: int, size: int, *, gated: bool) -> Cost:
@@ -118,13 +165,15 @@ def ada_layer_norm(batch: int, rows: int, channels: int, size: int, *, gated: bo
 
 
 def ada_layer_norm_backward(
-    batch: int, rows: int, channels: int, size: int, *, gated: bool, rows_each: int
+    batch: int, rows: int, channels: int, size: int, *, gated: bool, device: Device
 ) -> Cost:  # fmt: skip
-    """x and the gradient are read, dx is written, and sums of `rows_each` rows in float32, which are read again."""
+    """x and the gradient are read, dx is written, and two sums of some rows in float32, which are read again; of one
+    scale, shift and gate a sample."""
     numbers = batch * rows * channels
+    each = rows_of_an_instance(batch, rows, size, 2, device.processors)
     least = 3 * numbers * size + 2 * (2 + gated) * batch * channels * size
-    sums = 2 * (2 + gated) * batch * math.ceil(rows / rows_each) * channels * 4
-    return Cost(25 * numbers, least, least + sums)
+    sums = 2 * batch * math.ceil(rows / each) * channels * 4
+    return Cost(25 * numbers, least, least + sums * (1 if sums <= device.second_cache else 2))
 
 
 def linear_combine(numbers: int, inputs: list[int], outputs: list[int], *, noises: int = 0) -> Cost:

@@ -18,3 +18,8 @@ def architecture(device: torch.device) -> str:
 def processors(device: torch.device) -> int:
     """Multiprocessors of a device; 1 for Triton's interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def second_cache(device: torch.device) -> int:
+    """Bytes of a device's second cache; more than any tensor has for Triton's interpreter."""
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 1 << 62

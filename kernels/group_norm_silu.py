@@ -1,148 +1,30 @@
-"""group_norm_silu in Triton: the counterpart of csrc/cpu/group_norm_silu.cpp, and its gradients.
+"""group_norm_silu in Triton: the counterpart of csrc/cpu/group_norm_silu.cpp.
 
-Forward, a program instance has one group of one sample and goes over it twice in blocks: statistics of blocks, merged,
-then the output. Backward, one kernel makes the statistics again and the sums of each channel, another dx from them.
-Contiguous and channels-last tensors differ in their strides. No GPU has run them.
+A group that fits in registers is read once, by one program instance. Others are cut into parts of their pixels: one
+launch makes the statistics of parts, the next merges them and writes the result, for as many groups at a time as the
+second cache keeps (see group_norm_plan). Contiguous and channels-last tensors differ in their strides. No GPU has run
+it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 2048
-BACKWARD_WARPS = 8
+from fastdiff.kernels.devices import processors, second_cache
+from fastdiff.kernels.group_norm_plan import Plan, plan
+
+SIZES = ["first_pair", "groups", "width", "part_pixels", "parts"]
 
 
-@triton.jit
-def group_norm_silu_kernel(
-    x, weight, bias, scale, shift, out,
-    channels, pixels, width, eps,
-    channel_stride, pixel_stride,
-    affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr,
-    channels_last: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
-    """width: channels of a group. Elements of a group are numbered in the order of memory."""
-    sample, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    start = sample * channels * pixels + group * width * channel_stride
-    size = width * pixels
-    mean, squares = 0.0, 0.0
-    for first in range(0, size, block):
-        i = first + tl.arange(0, block)
-        c, p = (i % width, i // width) if channels_last else (i // pixels, i % pixels)
-        v = tl.load(x + start + c * channel_stride + p * pixel_stride, mask=i < size, other=0.0).to(tl.float32)
-        n = tl.minimum(size - first, block).to(tl.float32)
-        block_mean = tl.sum(v, axis=0) / n
-        d = tl.where(i < size, v - block_mean, 0.0)
-        rounding = tl.sum(d, axis=0) / n  # of the block's mean
-        delta = block_mean - mean + rounding
-        total = first + n
-        squares += tl.sum(d * d, axis=0) - n * rounding * rounding + delta * delta * (first * n / total)
-        mean += delta * (n / total)
-    inverse = 1.0 / tl.sqrt(squares / size + eps)
-    for first in range(0, size, block):
-        i = first + tl.arange(0, block)
-        c, p = (i % width, i // width) if channels_last else (i // pixels, i % pixels)
-        place = start + c * channel_stride + p * pixel_stride
-        y = (tl.load(x + place, mask=i < size, other=0.0).to(tl.float32) - mean) * inverse
-        channel = group * width + c
-        if affine:
-            y = y * tl.load(weight + channel, mask=i < size, other=0.0).to(tl.float32)
-        if biased:
-            y = y + tl.load(bias + channel, mask=i < size, other=0.0).to(tl.float32)
-        if scaled:
-            y = y * (1 + tl.load(scale + sample * channels + channel, mask=i < size, other=0.0).to(tl.float32))
-        if shifted:
-            y = y + tl.load(shift + sample * channels + channel, mask=i < size, other=0.0).to(tl.float32)
-        if silu:
-            y = y * tl.sigmoid(y)
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=i < size)
-
-
-def group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str | None = "silu",
-) -> Tensor:
-    """As fastdiff.ops.group_norm_silu, for tensors that Triton can reach, contiguous or channels-last."""
-    samples, channels = x.shape[:2]
-    x, last = in_layout(x)
-    out = torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
-    if not x.numel():
-        return out
-    pixels = x.numel() // (samples * channels)
-    adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
-    group_norm_silu_kernel[(samples, num_groups)](
-        x, *(x if t is None else t for t in (weight, bias, *adaptive)), out,
-        channels, pixels, channels // num_groups, eps, *((1, channels) if last else (pixels, 1)),
-        weight is not None, bias is not None, scale is not None, shift is not None, activation == "silu", last, BLOCK,
-        enable_fp_fusion=True,
-    )  # fmt: skip
-    return out
-
-
-@triton.jit
-def group_norm_silu_sums_kernel(
-    x, weight, bias, scale, shift, grad, statistics, sum_gradient, sum_product,
-    channels, pixels, width, eps,
-    channel_stride, pixel_stride, grad_sample, grad_channel, grad_pixel,
-    affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr,
-    block_channels: tl.constexpr, block_pixels: tl.constexpr,
-):  # fmt: skip
-    """Of a group: mean and 1 / deviation; of each of its channels, over pixels: the sum of a, the gradient before the
-    activation, and of a times the normalized x. All that is a sum in the gradients follows from these two."""
-    sample, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    start = sample * channels * pixels + group * width * channel_stride
-    grad += sample * grad_sample + group * width * grad_channel
-    i, j = tl.arange(0, block_channels), tl.arange(0, block_pixels)
-    mean, squares, count = 0.0, 0.0, 0.0
-    for first in range(0, width, block_channels):
-        c = first + i
-        for pixel in range(0, pixels, block_pixels):
-            p = pixel + j
-            inside = (c < width)[:, None] & (p < pixels)[None, :]
-            place = start + c[:, None] * channel_stride + p[None, :] * pixel_stride
-            v = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-            n = (tl.minimum(width - first, block_channels) * tl.minimum(pixels - pixel, block_pixels)).to(tl.float32)
-            block_mean = tl.sum(v) / n
-            d = tl.where(inside, v - block_mean, 0.0)
-            rounding = tl.sum(d) / n  # of the block's mean
-            delta = block_mean - mean + rounding
-            squares += tl.sum(d * d) - n * rounding * rounding + delta * delta * (count * n / (count + n))
-            count += n
-            mean += delta * (n / count)
-    inverse = 1.0 / tl.sqrt(squares / count + eps)
-    tl.store(statistics + (sample * tl.num_programs(1) + group) * 2, mean)
-    tl.store(statistics + (sample * tl.num_programs(1) + group) * 2 + 1, inverse)
-    for first in range(0, width, block_channels):
-        c = first + i
-        channel = group * width + c
-        factor, offset = channel_factors(
-            weight, bias, scale, shift, sample * channels, channel, c < width, affine, biased, scaled, shifted
-        )
-        total = tl.zeros((block_channels,), tl.float32)
-        product = tl.zeros((block_channels,), tl.float32)
-        for pixel in range(0, pixels, block_pixels):
-            p = pixel + j
-            inside = (c < width)[:, None] & (p < pixels)[None, :]
-            place = start + c[:, None] * channel_stride + p[None, :] * pixel_stride
-            normal = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean) * inverse
-            g = tl.load(grad + c[:, None] * grad_channel + p[None, :] * grad_pixel, mask=inside, other=0.0).to(
-                tl.float32
-            )
-            g = through_activation(g, normal * factor[:, None] + offset[:, None], silu)
-            total += tl.sum(g, axis=1)
-            product += tl.sum(g * normal, axis=1)
-        tl.store(sum_gradient + sample * channels + channel, total, mask=c < width)
-        tl.store(sum_product + sample * channels + channel, product, mask=c < width)
+def jit(function: Callable) -> triton.JITFunction:
+    """triton.jit that compiles once for all of SIZES."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return triton.jit(function, do_not_specialize=[name for name in names if name in SIZES])
 
 
 @triton.jit
@@ -166,47 +48,115 @@ def channel_factors(
 
 
 @triton.jit
-def through_activation(g, y, silu: tl.constexpr):
-    """The gradient before the activation, from that behind it."""
-    if silu:
-        s = tl.sigmoid(y)
-        g = g * s * (1 + y * (1 - s))
-    return g
+def merge_statistics(partial, parts, part_pixels, pixels, width, eps, parts_block: tl.constexpr):
+    """Mean and 1 / deviation of a group from (mean, sum of squares around it) of its parts."""
+    i = tl.arange(0, parts_block)
+    inside = i < parts
+    n = tl.where(inside, tl.minimum(pixels - i * part_pixels, part_pixels) * width, 0).to(tl.float32)
+    count = pixels.to(tl.float32) * width
+    origin = tl.load(partial)  # the differences between means are small beside them
+    d = tl.where(inside, tl.load(partial + 2 * i, mask=inside, other=0.0) - origin, 0.0)
+    delta = tl.sum(n * d, axis=0) / count
+    d -= delta
+    squares = tl.load(partial + 2 * i + 1, mask=inside, other=0.0)
+    return origin + delta, 1.0 / tl.sqrt((tl.sum(squares, axis=0) + tl.sum(n * d * d, axis=0)) / count + eps)
 
 
-@triton.jit
-def group_norm_silu_dx_kernel(
-    x, weight, bias, scale, shift, grad, statistics, means, dx,
-    channels, pixels, width,
-    channel_stride, pixel_stride, grad_sample, grad_channel, grad_pixel,
+@jit
+def group_norm_silu_whole_kernel(
+    x, weight, bias, scale, shift, out,
+    groups, channels, pixels, width, eps, channel_stride, pixel_stride,
     affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr,
     block_channels: tl.constexpr, block_pixels: tl.constexpr,
 ):  # fmt: skip
-    """dx of a block of pixels of a group. means: of the gradient of the normalized x, and of its product with that."""
-    sample, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """A group of a sample, all of it in one tile."""
+    sample, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
     start = sample * channels * pixels + group * width * channel_stride
-    grad += sample * grad_sample + group * width * grad_channel
-    index = (sample * tl.num_programs(1) + group) * 2
-    mean, inverse = tl.load(statistics + index), tl.load(statistics + index + 1)
-    mean_gradient, mean_product = tl.load(means + index), tl.load(means + index + 1)
-    p = tl.program_id(2) * block_pixels + tl.arange(0, block_pixels)
+    c, p = tl.arange(0, block_channels), tl.arange(0, block_pixels)
+    inside = (c < width)[:, None] & (p < pixels)[None, :]
+    place = c[:, None] * channel_stride + p[None, :] * pixel_stride
+    count = pixels.to(tl.float32) * width
+    v = tl.load(x + start + place, mask=inside, other=0.0).to(tl.float32)
+    d = tl.where(inside, v - tl.sum(v) / count, 0.0)
+    rounding = tl.sum(d) / count  # of the mean
+    inverse = 1.0 / tl.sqrt(tl.maximum(tl.sum(d * d) / count - rounding * rounding, 0.0) + eps)
+    factor, offset = channel_factors(
+        weight, bias, scale, shift, sample * channels, group * width + c, c < width, affine, biased, scaled, shifted
+    )
+    y = (d - rounding) * inverse * factor[:, None] + offset[:, None]
+    if silu:
+        y = y * tl.sigmoid(y)
+    tl.store(out + start + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+@jit
+def group_norm_silu_statistics_kernel(
+    x, partial,
+    first_pair, groups, channels, pixels, width, part_pixels, channel_stride, pixel_stride,
+    block_channels: tl.constexpr, block_pixels: tl.constexpr,
+):  # fmt: skip
+    """Mean, and sum of squares around it, of part program_id(1) of group first_pair + program_id(0), all groups of all
+    samples being numbered. partial: (samples, groups, parts, 2)."""
+    pair, part = first_pair + tl.program_id(0), tl.program_id(1)
+    sample, group = (pair // groups).to(tl.int64), pair % groups
+    x += sample * channels * pixels + group * width * channel_stride
+    i, j = tl.arange(0, block_channels), tl.arange(0, block_pixels)
+    end = tl.minimum((part + 1) * part_pixels, pixels)
+    mean, squares, count = 0.0, 0.0, 0.0
     for first in range(0, width, block_channels):
-        c = first + tl.arange(0, block_channels)
+        c = first + i
+        for pixel in range(part * part_pixels, end, block_pixels):
+            p = pixel + j
+            inside = (c < width)[:, None] & (p < end)[None, :]
+            place = x + c[:, None] * channel_stride + p[None, :] * pixel_stride
+            v = tl.load(place, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            n = (tl.minimum(width - first, block_channels) * tl.minimum(end - pixel, block_pixels)).to(tl.float32)
+            tile_mean = tl.sum(v) / n
+            d = tl.where(inside, v - tile_mean, 0.0)
+            rounding = tl.sum(d) / n  # of the tile's mean
+            delta = tile_mean - mean + rounding
+            squares += tl.sum(d * d) - n * rounding * rounding + delta * delta * (count * n / (count + n))
+            count += n
+            mean += delta * (n / count)
+    partial += (pair * tl.num_programs(1) + part) * 2
+    tl.store(partial, mean)
+    tl.store(partial + 1, squares)
+
+
+@jit
+def group_norm_silu_apply_kernel(
+    x, weight, bias, scale, shift, partial, out,
+    first_pair, groups, channels, pixels, width, part_pixels, parts, eps, channel_stride, pixel_stride,
+    affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr,
+    block_channels: tl.constexpr, block_pixels: tl.constexpr, parts_block: tl.constexpr,
+):  # fmt: skip
+    """The result of what group_norm_silu_statistics_kernel's instances had."""
+    pair, part = first_pair + tl.program_id(0), tl.program_id(1)
+    sample, group = (pair // groups).to(tl.int64), pair % groups
+    start = sample * channels * pixels + group * width * channel_stride
+    x += start
+    out += start
+    i, j = tl.arange(0, block_channels), tl.arange(0, block_pixels)
+    end = tl.minimum((part + 1) * part_pixels, pixels)
+    mean, inverse = merge_statistics(partial + pair * parts * 2, parts, part_pixels, pixels, width, eps, parts_block)
+    for first in range(0, width, block_channels):
+        c = first + i
         factor, offset = channel_factors(
             weight, bias, scale, shift, sample * channels, group * width + c, c < width,
             affine, biased, scaled, shifted,
         )  # fmt: skip
-        inside = (c < width)[:, None] & (p < pixels)[None, :]
-        place = start + c[:, None] * channel_stride + p[None, :] * pixel_stride
-        normal = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean) * inverse
-        g = tl.load(grad + c[:, None] * grad_channel + p[None, :] * grad_pixel, mask=inside, other=0.0).to(tl.float32)
-        g = through_activation(g, normal * factor[:, None] + offset[:, None], silu) * factor[:, None]
-        result = (g - mean_gradient - normal * mean_product) * inverse
-        tl.store(dx + place, result.to(dx.dtype.element_ty), mask=inside)
+        for pixel in range(part * part_pixels, end, block_pixels):
+            p = pixel + j
+            inside = (c < width)[:, None] & (p < end)[None, :]
+            place = c[:, None] * channel_stride + p[None, :] * pixel_stride
+            v = tl.load(x + place, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            y = (v - mean) * inverse * factor[:, None] + offset[:, None]
+            if silu:
+                y = y * tl.sigmoid(y)
+            tl.store(out + place, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
 
 
-def group_norm_silu_backward(
-    grad: Tensor,
+def group_norm_silu(
     x: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
@@ -216,50 +166,40 @@ def group_norm_silu_backward(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activation: str | None = "silu",
-) -> dict[str, Tensor]:
-    """Gradients of x and, where given, weight, bias, scale and shift, by name, from the gradient of the result.
+    cut: Plan | None = None,
+) -> Tensor:
+    """As fastdiff.ops.group_norm_silu, for tensors that Triton can reach, contiguous or channels-last.
 
-    Arguments as of group_norm_silu; grad: of x's shape. Sums are in float32 and do not change from run to run.
+    cut: into parts; chosen by shape and device by default.
     """
     samples, channels = x.shape[:2]
-    given = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
-    given = {name: t for name, t in given.items() if t is not None}
     x, last = in_layout(x)
-    grad, _ = in_layout(grad) if not last else (grad.contiguous(memory_format=torch.channels_last), last)
-    dx = torch.empty_like(x)
+    out = torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
     if not x.numel():
-        return {"x": dx} | {name: torch.zeros_like(t) for name, t in given.items()}
+        return out
     pixels, width = x.numel() // (samples * channels), channels // num_groups
+    cut = cut or plan_for(x, num_groups, last)
     adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
-    vectors = [x if t is None else t for t in (weight, bias, *adaptive)]
-    sums = torch.empty((2, samples, channels), dtype=torch.float32, device=x.device)
-    statistics = torch.empty((samples, num_groups, 2), dtype=torch.float32, device=x.device)
-    strides = (1, channels) if last else (pixels, 1)
-    layout = (*strides, channels * pixels, *strides)
+    vectors = [x if t is None else t.contiguous() for t in (weight, bias, *adaptive)]
     flags = (weight is not None, bias is not None, scale is not None, shift is not None, activation == "silu")
-    blocks = backward_blocks(width, pixels, last)
-    group_norm_silu_sums_kernel[samples, num_groups](
-        x, *vectors, grad, statistics, *sums, channels, pixels, width, eps, *layout, *flags, *blocks,
-        num_warps=BACKWARD_WARPS, enable_fp_fusion=True,
-    )  # fmt: skip
-    # What is left are sums over a few numbers a channel.
-    modulation = 1.0 if scale is None else 1 + adaptive[0].float()
-    factor = modulation * (torch.ones_like(sums[0]) if weight is None else weight.float())
-    means = (sums * factor).reshape(2, samples, num_groups, width).sum(-1).permute(1, 2, 0).contiguous() / (
-        width * pixels
-    )
-    group_norm_silu_dx_kernel[samples, num_groups, triton.cdiv(pixels, blocks[1])](
-        x, *vectors, grad, statistics, means, dx, channels, pixels, width, *layout, *flags, *blocks,
-        num_warps=BACKWARD_WARPS, enable_fp_fusion=True,
-    )  # fmt: skip
-    results = {
-        "weight": (sums[1] * modulation).sum(0),
-        "bias": (sums[0] * modulation).sum(0),
-        "scale": sums[1] * (1.0 if weight is None else weight.float())
-        + sums[0] * (0.0 if bias is None else bias.float()),
-        "shift": sums[0],
-    }
-    return {"x": dx} | {name: results[name].to(t.dtype).reshape(t.shape) for name, t in given.items()}
+    strides, pairs = ((1, channels) if last else (pixels, 1)), samples * num_groups
+    options = {"num_warps": cut.num_warps, "enable_fp_fusion": True}
+    if cut.whole:
+        group_norm_silu_whole_kernel[(pairs,)](
+            x, *vectors, out, num_groups, channels, pixels, width, eps, *strides, *flags, *cut.blocks, **options
+        )
+        return out
+    partial = torch.empty((samples, num_groups, cut.parts, 2), dtype=torch.float32, device=x.device)
+    for first, count in cut.launches(pairs):
+        group_norm_silu_statistics_kernel[count, cut.parts](
+            x, partial, first, num_groups, channels, pixels, width, cut.part_pixels, *strides, *cut.blocks, **options
+        )
+        group_norm_silu_apply_kernel[count, cut.parts](
+            x, *vectors, partial, out,
+            first, num_groups, channels, pixels, width, cut.part_pixels, cut.parts, eps, *strides,
+            *flags, *cut.blocks, triton.next_power_of_2(cut.parts), **options,
+        )  # fmt: skip
+    return out
 
 
 def in_layout(x: Tensor) -> tuple[Tensor, bool]:
@@ -268,10 +208,10 @@ def in_layout(x: Tensor) -> tuple[Tensor, bool]:
     return (x if last else x.contiguous()), last
 
 
-def backward_blocks(width: int, pixels: int, last: bool) -> tuple[int, int]:
-    """Channels and pixels of a tile: 2048 numbers, long in the direction in which memory is contiguous."""
-    if last:
-        channels = min(128, triton.next_power_of_2(width))
-        return channels, 2048 // channels
-    pixels = min(2048, max(16, triton.next_power_of_2(pixels)))
-    return min(2048 // pixels, triton.next_power_of_2(width)), pixels
+def plan_for(x: Tensor, num_groups: int, channels_last: bool, **options: int | bool) -> Plan:
+    """The plan of x on its device; options: as those of `plan`."""
+    samples, channels = x.shape[:2]
+    return plan(
+        samples, num_groups, channels // num_groups, x.numel() // (samples * channels), x.element_size(),
+        channels_last=channels_last, processors=processors(x.device), second_cache=second_cache(x.device), **options,
+    )  # fmt: skip

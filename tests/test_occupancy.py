@@ -43,9 +43,20 @@ def test_bytes_that_are_read_again():
     outside = costs.attention_forward(**keys, block_m=128, resident=16, device=small)
     assert outside.moved - outside.least == 2 * 2 * 4096 * 64 * 2
     for adaptive, target in itertools.product((False, True), costs.DEVICES):
-        fits = costs.group_norm_silu(2, 320, 4096, 32, 2, adaptive=adaptive, resident=400, device=costs.DEVICES[target])
+        device = costs.DEVICES[target]
+        fits = costs.group_norm_silu(2, 640, 1024, 32, 2, adaptive=adaptive, device=device)
         assert fits.moved == fits.least
-    large = costs.group_norm_silu(1, 128, 512 * 512, 32, 2, adaptive=False, resident=400, device=costs.DEVICES["sm_80"])
-    assert large.moved == large.least + 128 * 512 * 512 * 2
+        # Launches for a few groups at a time find in the cache what they read again; a small cache holds not even one.
+        numbers = 128 * 512 * 512
+        large = costs.group_norm_silu(1, 128, 512 * 512, 32, 2, adaptive=adaptive, device=device)
+        assert 2 * 2 * numbers < large.moved < 1.01 * large.least
+        beyond = costs.group_norm_silu(1, 128, 512 * 512, 32, 2, adaptive=adaptive, device=small)
+        assert beyond.moved >= beyond.least + 2 * numbers
+    shape = dict(batch=2, heads=10, queries=4096, keys=4096, dim=64, size=2, block_m=64, block_n=64, resident=108)
+    inside = costs.attention_backward(**shape, device=costs.DEVICES["sm_80"])
+    assert inside.least == 8 * 2 * 10 * 4096 * 64 * 2 + 2 * 10 * 4096 * 4
+    assert inside.moved == inside.least + 2 * 10 * 4096 * 4  # delta
+    assert inside.flops == 14 * 2 * 10 * 4096 * 4096 * 64 + 2 * 2 * 10 * 4096 * 64
+    assert costs.attention_backward(**shape, device=small).moved > 1.5 * inside.least
     step = costs.linear_combine(1000, [4, 4, 2], [4, 2], noises=1)
     assert step.moved == step.least == 16000

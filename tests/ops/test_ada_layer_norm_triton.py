@@ -35,7 +35,7 @@ def test_numbers_in_the_interpreter():
 GRADIENTS = """
 import itertools, torch
 import torch.nn.functional as F
-from fastdiff.kernels.ada_layer_norm import ada_layer_norm_backward
+from fastdiff.kernels.ada_layer_norm_backward import ada_layer_norm_backward
 from fastdiff.ops.ada_layer_norm import reference
 torch.manual_seed(0)
 torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -87,21 +87,12 @@ def test_gradients_in_the_interpreter():
 
 
 COMPILE = """
-from fastdiff.kernels.ada_layer_norm import (
-    ada_layer_norm_backward_kernel as backward, ada_layer_norm_kernel as forward, warps_for)
-from fastdiff.kernels.ahead_of_time import Variant, compile_variant, usage
-flags = {"affine": True, "biased": True, "gated": True, "added": True, "block": 2048}
-rows = {"scale_rows": False, "shift_rows": False, "gate_rows": False}
-for kernel, dtype in ((forward, "fp32"), (forward, "fp16"), (forward, "bf16"), (backward, "fp32"), (backward, "bf16")):
-    constants = {name: value for name, value in (flags | rows).items() if name in kernel.arg_names}
-    types = {name: "i32" for name in kernel.arg_names} | {"eps": "fp32"}
-    types |= {name: "*" + dtype for name in ("x", "scale", "shift", "gate", "residual", "weight", "bias", "out")}
-    types |= {"grad": "*" + dtype, "dx": "*" + dtype}
-    types |= {name: "*fp32" for name in ("dscale", "dshift", "dgate", "dweight", "dbias")}
-    options = {"num_warps": warps_for(1152), "enable_fp_fusion": True}
-    multiples = tuple(n for n in kernel.arg_names if n == "channels" or n.endswith(("_batch", "_row")))
-    found = usage(compile_variant(Variant(kernel, types, constants, options, multiples), target))
-    assert found.stack == 0, (kernel, dtype, found)
+from fastdiff.kernels.ahead_of_time import compile_variant, usage
+from fastdiff.kernels.norm_variants import of_ada_layer_norm
+cases = [("forward", d, {}) for d in ("fp32", "fp16", "bf16")] + [("backward", d, {}) for d in ("fp32", "bf16")]
+for kernel, dtype, options in [*cases, ("backward", "fp16", {"rows": True})]:
+    found = usage(compile_variant(of_ada_layer_norm(kernel, dtype, 1152, **options), target))
+    assert found.stack == 0, (kernel, dtype, options, found)
 print("ok")
 """
 

@@ -133,7 +133,10 @@ else:
     check(target, "bf16", 160)
     check(target, "fp16", 64, ["forward"], masking="additive", shape="prompt")
 check(target, "fp32", 40)
-check(target, "fp32", 256, ["forward"])
+check(target, "fp32", 256, ["forward"] if target.startswith("sm_") else KERNELS)
+if target == "sm_100":
+    check(target, "fp16", 128, ["dq"])
+    check(target, "fp16", 64, ["forward"], shape="prompt")
 for variant in helpers("bf16", 72):
     assert usage(compile_variant(variant, target)).stack == 0, variant
 print("ok")
@@ -146,7 +149,7 @@ def test_compiles_ahead_of_time_without_spills(target, tmp_path):
 
 
 def test_tiles_follow_the_shape():
-    from fastdiff.kernels.attention_tiles import TILES, choose, splits_for, widths
+    from fastdiff.kernels.attention_tiles import TILES, choose, most_splits_of_dkv, splits_for, widths
 
     assert [widths(dim) for dim in (1, 40, 64, 72, 80, 96, 100, 128, 160, 256)] == [
         (16, 0), (32, 16), (64, 0), (64, 16), (64, 16), (64, 32), (128, 0), (128, 0), (128, 32), (256, 0),
@@ -158,7 +161,9 @@ def test_tiles_follow_the_shape():
     assert choose("forward", "sm_90", "half", 72, queries=256, keys=256, heads=32, available=132).block_m == 64
     assert choose("forward", "sm_90", "half", 64, queries=4096, keys=4096, heads=16, available=132).block_m == 128
     assert splits_for(512, 64, 132) == 1
-    assert splits_for(4, 64, 132) == 16
+    assert splits_for(4, 64, 132) == 8
+    assert splits_for(4, 64, 132, most_splits_of_dkv(4096, 77, 2)) == 4
+    assert most_splits_of_dkv(256, 256, 2) == 1
     for tables in TILES.values():
         for table in tables.values():
             assert [limit for limit, _ in table] == sorted(limit for limit, _ in table)

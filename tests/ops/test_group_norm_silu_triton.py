@@ -3,8 +3,17 @@
 import pytest
 from triton_process import TARGETS, compile_for, interpret
 
-NUMBERS = """
+# Small groups cut as large ones are: the last part is shorter, and launches have two groups each.
+PARTS = """
 import itertools, torch
+from fastdiff.kernels.group_norm_plan import Plan, plan
+def parts(x, groups, last):
+    pixels = x.shape[2] * x.shape[3]
+    part_pixels = pixels // 3 + 1
+    block_channels = 2 if x.shape[1] < 8 else 64
+    return Plan(False, block_channels, 256, 4, part_pixels, -(-pixels // part_pixels), 2)
+"""
+NUMBERS = """
 from fastdiff.kernels.group_norm_silu import group_norm_silu
 from fastdiff.ops.group_norm_silu import reference
 torch.manual_seed(0)
@@ -17,7 +26,8 @@ for (shape, groups), dtype, last in itertools.product(cases, [torch.float32, tor
         weight, bias, scale, shift = (t if there else None for t, there in zip(tensors, present))
         activation = "silu" if present[4] else "none"
         arguments = (x, groups, weight, bias, 1e-5, scale, shift, activation)
-        ours = group_norm_silu(x, groups, weight, bias, scale=scale, shift=shift, activation=activation)
+        cut = parts(x, groups, last) if len(shape) == 4 and present[0] else None
+        ours = group_norm_silu(x, groups, weight, bias, scale=scale, shift=shift, activation=activation, cut=cut)
         theirs = reference(*arguments)
         exact = reference(*(a.double() if isinstance(a, torch.Tensor) else a for a in arguments))
         assert ours.dtype == dtype and ours.stride() == theirs.stride()
@@ -35,12 +45,11 @@ print("ok")
 
 
 def test_numbers_in_the_interpreter():
-    interpret(NUMBERS)
+    interpret(PARTS + NUMBERS)
 
 
 GRADIENTS = """
-import itertools, torch
-from fastdiff.kernels.group_norm_silu import group_norm_silu_backward
+from fastdiff.kernels.group_norm_silu_backward import group_norm_silu_backward
 from fastdiff.ops.group_norm_silu import reference
 torch.manual_seed(0)
 torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -51,7 +60,7 @@ def gradients(x, groups, options, activation, grad):
     out = reference(num_groups=groups, activation=activation, **leaves)
     return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad)))
 
-cases = [((2, 6, 5, 7), 3), ((1, 4, 50, 45), 2), ((1, 8, 3), 4), ((2, 300, 3, 3), 2), ((0, 4, 2, 2), 2)]
+cases = [((2, 6, 5, 7), 3), ((1, 4, 30, 35), 2), ((1, 8, 3), 4), ((2, 300, 3, 3), 2), ((0, 4, 2, 2), 2)]
 for (shape, groups), dtype, last in itertools.product(cases, [torch.float32, torch.float16], [False, True]):
     if last and len(shape) != 4:
         continue
@@ -63,7 +72,8 @@ for (shape, groups), dtype, last in itertools.product(cases, [torch.float32, tor
         sizes = {"weight": shape[1:2], "bias": shape[1:2], "scale": shape[:2], "shift": shape[:2]}
         options = {name: torch.randn(sizes[name]).to(dtype) for name in present.split()}
         activation = "none" if present == "weight shift" else "silu"
-        ours = group_norm_silu_backward(grad, x, groups, activation=activation, **options)
+        cut = parts(x, groups, last) if len(shape) == 4 and "weight" in options else None
+        ours = group_norm_silu_backward(grad, x, groups, activation=activation, cut=cut, **options)
         theirs = gradients(x, groups, options, activation, grad)
         doubles = {name: t.double() for name, t in options.items()}
         exact = gradients(x.double(), groups, doubles, activation, grad.double())
@@ -90,37 +100,53 @@ print("ok")
 
 
 def test_gradients_in_the_interpreter():
-    interpret(GRADIENTS)
+    interpret(PARTS + GRADIENTS)
 
 
 COMPILE = """
-from fastdiff.kernels import group_norm_silu as op
-from fastdiff.kernels.ahead_of_time import Variant, compile_variant, usage
-flags = {"affine": True, "biased": True, "scaled": False, "shifted": False, "silu": True}
-kernels = {
-    op.group_norm_silu_kernel: ((False, "fp32", 4), (True, "fp16", 4), (False, "bf16", 4)),
-    op.group_norm_silu_sums_kernel: ((False, "fp32", op.BACKWARD_WARPS), (True, "bf16", op.BACKWARD_WARPS)),
-    op.group_norm_silu_dx_kernel: ((False, "fp32", op.BACKWARD_WARPS), (True, "bf16", op.BACKWARD_WARPS)),
-}
-for kernel, cases in kernels.items():
-    for last, dtype, warps in cases:
-        block_channels, block_pixels = op.backward_blocks(10, 4096, last)
-        constants = flags | {"channels_last": last, "block": op.BLOCK}
-        constants |= {"block_channels": block_channels, "block_pixels": block_pixels}
-        constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-        types = {name: "i32" for name in kernel.arg_names} | {"eps": "fp32"}
-        types |= {name: "*" + dtype for name in ("x", "weight", "bias", "scale", "shift", "out", "grad", "dx")}
-        types |= {name: "*fp32" for name in ("statistics", "means", "sum_gradient", "sum_product")}
-        # As at a launch: the contiguous stride is the constant 1, the others are multiples of 16.
-        ones = ("channel_stride", "grad_channel") if last else ("pixel_stride", "grad_pixel")
-        constants |= {name: 1 for name in ones if name in kernel.arg_names}
-        names = ("channels", "pixels", "channel_stride", "pixel_stride", "grad_sample", "grad_channel", "grad_pixel")
-        multiples = tuple(name for name in names if name in kernel.arg_names and name not in ones)
-        options = {"num_warps": warps, "enable_fp_fusion": True}
-        found = usage(compile_variant(Variant(kernel, types, constants, options, multiples), target))
-        assert found.stack == 0, (kernel, last, dtype, found)
+from fastdiff.kernels.ahead_of_time import TARGETS, compile_variant, usage
+from fastdiff.kernels.group_norm_plan import plan
+from fastdiff.kernels.norm_variants import of_group_norm_silu
+device = dict(processors=100, second_cache=40 << 20)
+for last, dtype, kernels in (
+    (False, "fp32", ("statistics", "apply", "sums", "dx")), (True, "bf16", ("statistics", "apply", "sums", "dx"))
+):
+    size = 4 if dtype == "fp32" else 2
+    whole = plan(2, 32, 20, 1024, size, channels_last=last, **device)  # the largest tile that there is
+    large = plan(1, 32, 4, 512 * 512, size, channels_last=last, **device)
+    assert whole.whole and not large.whole
+    for kernel in ("whole", *kernels):
+        cut = whole if kernel == "whole" else large
+        variant = of_group_norm_silu(kernel, dtype, cut, channels_last=last, adaptive=kernel != "apply")
+        found = usage(compile_variant(variant, target))
+        assert found.stack == 0 and found.shared <= TARGETS[target][1], (kernel, last, dtype, found)
 print("ok")
 """
+
+
+PLANS = """
+import itertools
+from fastdiff.kernels.group_norm_plan import MAX_PARTS, MAX_WHOLE, plan
+for samples, groups, width, pixels, last, processors, cache in itertools.product(
+    (1, 2, 64), (1, 32), (1, 4, 10, 80, 40000), (1, 35, 4096, 1 << 20), (False, True), (1, 132), (1, 50 << 20, 1 << 62)
+):
+    for tensors, whole in ((1, None), (2, False)):
+        cut = plan(samples, groups, width, pixels, 2, channels_last=last, processors=processors, second_cache=cache,
+                   tensors=tensors, whole=whole)
+        assert cut.block_channels & (cut.block_channels - 1) == cut.block_pixels & (cut.block_pixels - 1) == 0
+        assert cut.block_channels * cut.block_pixels <= MAX_WHOLE and 1 <= cut.parts <= MAX_PARTS
+        assert (cut.parts - 1) * cut.part_pixels < pixels <= cut.parts * cut.part_pixels
+        launches = list(cut.launches(samples * groups))
+        assert [first for first, _ in launches] == [sum(n for _, n in launches[:i]) for i in range(len(launches))]
+        assert sum(n for _, n in launches) == samples * groups
+        if cut.whole:
+            assert cut.block_channels >= width and cut.block_pixels >= pixels
+print("ok")
+"""
+
+
+def test_plans_cover_every_group_once():
+    interpret(PLANS)
 
 
 @pytest.mark.parametrize("target", TARGETS)

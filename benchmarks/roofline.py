@@ -1,0 +1,186 @@
+"""What the GPU kernels cannot be faster than, for the shapes of three models on three GPUs. On paper: nothing is run.
+
+    python benchmarks/roofline.py [--backward] [--json FILE]
+
+A kernel's floor is the longer of two times: its bytes at the published bandwidth, its operations at the published peak.
+"moved" are the bytes of its schedule, over the least that any schedule must move (see kernels/costs.py). Times of a few
+microseconds are below what a launch takes, and are no prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastdiff.kernels import costs
+from fastdiff.kernels.attention_tiles import choose, most_splits_of_dkv, samples_at_once, splits_for
+from fastdiff.kernels.costs import DEVICES, Cost, Device
+
+
+class Gpu(NamedTuple):
+    """target: of ahead_of_time.TARGETS; bytes a second; operations a second of the tensor cores in half precision
+    (dense) and of float32. Data sheets: A100 80GB SXM; H100 SXM; HGX B200, an eighth of it."""
+
+    target: str
+    bandwidth: float
+    half: float
+    single: float
+
+
+GPUS = {
+    "A100": Gpu("sm_80", 2.039e12, 312e12, 19.5e12),
+    "H100": Gpu("sm_90", 3.35e12, 989e12, 67e12),
+    "B200": Gpu("sm_100", 8e12, 2250e12, 75e12),
+}
+SIZE = torch.float16.itemsize
+
+# Batch 2 is a guided picture. Attention: batch, heads, queries, keys, head dimension. Group norm: samples, channels,
+# pixels, of 32 groups. adaLN: batch, tokens, channels. Step: numbers of the state, of DPM-Solver++(2M).
+MODELS: dict[str, dict[str, list[tuple[int, ...]]]] = {
+    "Stable Diffusion 1.5, 512 px": {
+        "attention": [
+            (2, 8, 4096, 4096, 40), (2, 8, 4096, 77, 40), (2, 8, 1024, 1024, 80), (2, 8, 1024, 77, 80),
+            (2, 8, 256, 256, 160), (2, 8, 256, 77, 160), (2, 8, 64, 64, 160),
+        ],
+        "group_norm_silu": [
+            (2, 320, 64 * 64), (2, 960, 64 * 64), (2, 640, 32 * 32), (2, 1280, 16 * 16), (2, 2560, 8 * 8),
+            (1, 512, 128 * 128), (1, 128, 512 * 512),
+        ],
+        "linear_combine": [(4 * 64 * 64,)],
+    },
+    "SDXL, 1024 px": {
+        "attention": [(2, 10, 4096, 4096, 64), (2, 10, 4096, 77, 64), (2, 20, 1024, 1024, 64), (2, 20, 1024, 77, 64)],
+        "group_norm_silu": [(2, 320, 128 * 128), (2, 640, 64 * 64), (2, 1280, 32 * 32), (1, 128, 1024 * 1024)],
+        "linear_combine": [(4 * 128 * 128,)],
+    },
+    "DiT-XL/2, 256 and 512 px": {
+        "attention": [(2, 16, 256, 256, 72), (2, 16, 1024, 1024, 72)],
+        "ada_layer_norm": [(2, 256, 1152), (2, 1024, 1152)],
+        "linear_combine": [(4 * 32 * 32,), (4 * 64 * 64,)],
+    },
+}  # fmt: skip
+
+
+def forward(op: str, shape: tuple[int, ...], target: str) -> Cost:
+    """What an op costs on a device."""
+    device = DEVICES[target]
+    if op == "attention":
+        batch, heads, queries, keys, dim = shape
+        tile = choose(
+            "forward", target, "half", dim, queries=queries, keys=keys, heads=batch * heads, available=device.processors
+        )
+        programs = math.ceil(queries / tile.block_m) * batch * heads
+        return costs.attention_forward(
+            *shape, SIZE, block_m=tile.block_m, resident=resident(device), device=device,
+            splits=splits_for(programs, math.ceil(keys / tile.block_n), device.processors),
+        )  # fmt: skip
+    if op == "group_norm_silu":
+        return costs.group_norm_silu(*shape, 32, SIZE, adaptive=False, device=device)
+    if op == "ada_layer_norm":
+        return costs.ada_layer_norm(*shape, SIZE, gated=True)
+    # x and the last m in float32, the model's two outputs; x, m and, twice, the next input of the model.
+    return costs.linear_combine(*shape, [4, 4, SIZE, SIZE], [4, 4, SIZE, SIZE])
+
+
+def backward(op: str, shape: tuple[int, ...], target: str) -> Cost | None:
+    """What an op's gradients cost, all kernels together; None for the solver's step, which samples only."""
+    device = DEVICES[target]
+    if op == "attention":
+        batch, heads, queries, keys, dim = shape
+        common: dict[str, Any] = dict(queries=queries, keys=keys, heads=batch * heads, available=device.processors)
+        tile = choose("dkv", target, "half", dim, **common)
+        at_once = samples_at_once(*shape, SIZE, device.second_cache)
+        programs = math.ceil(keys / tile.block_n) * at_once * heads
+        splits = splits_for(
+            programs, math.ceil(queries / tile.block_m), device.processors, most_splits_of_dkv(queries, keys, SIZE)
+        )
+        return costs.attention_backward(
+            *shape, SIZE, block_m=choose("dq", target, "half", dim, **common).block_m, block_n=tile.block_n,
+            resident=device.processors, device=device, splits=splits,
+        )  # fmt: skip
+    if op == "group_norm_silu":
+        return costs.group_norm_silu_backward(*shape, 32, SIZE, adaptive=False, device=device)
+    if op == "ada_layer_norm":
+        return costs.ada_layer_norm_backward(*shape, SIZE, gated=True, device=device)
+    return None
+
+
+def resident(device: Device) -> int:
+    """Program instances of attention that run at once: two a multiprocessor, as `fastdiff kernels` estimates."""
+    return 2 * device.processors
+
+
+def rows(with_backward: bool) -> Iterator[dict[str, Any]]:
+    """One for each model, op, shape and GPU."""
+    for model, ops in MODELS.items():
+        for op, shapes in ops.items():
+            for shape in shapes:
+                for name, gpu in GPUS.items():
+                    found = [("", forward(op, shape, gpu.target))]
+                    found += [("backward", backward(op, shape, gpu.target))] if with_backward else []
+                    for part, cost in found:
+                        if cost is None:
+                            continue
+                        peak = gpu.half if op == "attention" else gpu.single
+                        memory, compute = cost.moved / gpu.bandwidth, cost.flops / peak
+                        yield {
+                            "model": model, "op": f"{op} {part}".strip(), "backward": bool(part),
+                            "shape": list(shape), "gpu": name, **cost._asdict(), "seconds": max(memory, compute),
+                            "least_seconds": max(cost.least / gpu.bandwidth, compute),
+                            "bound": "memory" if memory >= compute else "compute",
+                        }  # fmt: skip
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    """One row a model, op and shape; the GPUs side by side."""
+    made = Table(title="Floors in microseconds, half precision; nothing was measured", title_justify="left")
+    for heading in ("model", "kernel", "shape"):
+        made.add_column(heading, no_wrap=True)
+    for heading in ("GFLOP", "least MB", *(f"{name} us" for name in GPUS), "moved"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for start in range(0, len(found), len(GPUS)):
+        group = found[start : start + len(GPUS)]
+        first = group[0]
+        floors = [f"{1e6 * row['seconds']:.2f}{'c' if row['bound'] == 'compute' else 'm'}" for row in group]
+        moved = "/".join(f"{row['moved'] / row['least']:.2f}" for row in group)
+        made.add_row(
+            first["model"].split(",")[0], first["op"], "x".join(map(str, first["shape"])),
+            f"{first['flops'] / 1e9:.3f}", f"{first['least'] / 1e6:.2f}", *floors, moved,
+        )  # fmt: skip
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backward", action="store_true", help="the kernels of the gradients as well")
+    parser.add_argument("--json", help="a file for the rows")
+    options = parser.parse_args()
+    found = sorted(
+        rows(options.backward), key=lambda row: (row["model"], row["op"], row["shape"], list(GPUS).index(row["gpu"]))
+    )
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=150)
+    console.print(table(found))
+    above = [row for row in found if row["moved"] > 1.1 * row["least"]]
+    console.print(
+        f"m: bound by memory, c: by operations. {len(above)} of {len(found)} move more than 1.1x the least bytes"
+    )
+    for row in above:
+        console.print(
+            f"  {row['gpu']}: {row['op']} {'x'.join(map(str, row['shape']))}, {row['moved'] / row['least']:.2f}x: "
+            f"{math.ceil((row['moved'] - row['least']) / 1e6)} MB more, which the second cache does not keep"
+        )
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

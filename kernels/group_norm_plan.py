@@ -1,0 +1,76 @@
+"""How a group norm is cut up: groups that stay in registers, and parts of those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd
+from typing import NamedTuple
+
+MAX_WHOLE = 32768  # numbers of a tile that stays in registers: 64 a thread of 16 warps
+TILE = 4096  # numbers of a tile otherwise
+MAX_PARTS = 128
+SECTOR = 64  # bytes that memory moves at least
+
+
+class Plan(NamedTuple):
+    """whole: a program instance holds a group, in one tile. Otherwise it goes over part_pixels pixels of one, tile by
+    tile, and launches follow each other for `pairs` groups at a time, which the second cache keeps meanwhile."""
+
+    whole: bool
+    block_channels: int
+    block_pixels: int
+    num_warps: int
+    part_pixels: int
+    parts: int
+    pairs: int
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Channels and pixels of a tile."""
+        return self.block_channels, self.block_pixels
+
+    def launches(self, pairs: int) -> Iterator[tuple[int, int]]:
+        """The first of `pairs` groups of all samples that a launch has, and how many."""
+        for first in range(0, pairs, self.pairs):
+            yield first, min(self.pairs, pairs - first)
+
+
+def plan(
+    samples: int, num_groups: int, width: int, pixels: int, size: int, *,
+    channels_last: bool, processors: int, second_cache: int, tensors: int = 1, whole: bool | None = None,
+) -> Plan:  # fmt: skip
+    """width: channels of a group; size: bytes of a number; second_cache: in bytes.
+
+    tensors: how many of x's size are read more than once. whole: as it fits by default.
+    """
+    pairs = samples * num_groups
+    channels, columns = _power(width), _power(pixels)
+    if whole is None:
+        whole = channels * columns <= MAX_WHOLE
+    if whole:
+        warps = min(16, max(1, channels * columns // 1024))
+        return Plan(True, channels, columns, warps, pixels, 1, pairs)
+    # A tile is long in the direction in which memory is contiguous.
+    if channels_last:
+        channels = min(128, channels)
+        columns = TILE // channels
+    else:
+        even = min(8, width & -width)  # channels of a tile without one that is empty
+        columns = min(TILE // even, max(16, columns))
+        channels = even if columns == TILE // even else min(TILE // columns, channels)
+    each = width * pixels * size * tensors
+    # Half of the cache: what is written goes through it as well.
+    at_once = min(pairs, max(1, second_cache // 2 // each))
+    if channels_last and at_once < pairs:
+        unit = SECTOR // gcd(SECTOR, width * size)  # groups whose channels fill sectors
+        at_once = min(pairs, max(unit, at_once // unit * unit))
+    # Four program instances a multiprocessor, each with two tiles or more.
+    most = max(1, min(MAX_PARTS, width * pixels // (2 * TILE)))
+    parts = min(most, -(-4 * processors // at_once))
+    part_pixels = -(-pixels // parts // columns) * columns if pixels > columns else pixels
+    return Plan(False, channels, columns, 8, part_pixels, -(-pixels // part_pixels), at_once)
+
+
+def _power(number: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << (number - 1).bit_length()

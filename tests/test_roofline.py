@@ -1,0 +1,32 @@
+"""What the GPU kernels move, on paper, for the shapes of three models: benchmarks/roofline.py."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed (it has no wheel for this platform)", allow_module_level=True)
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "roofline.py"
+
+
+def test_no_kernel_moves_more_than_a_tenth_above_the_least(tmp_path):
+    out = tmp_path / "rows.json"
+    command = [sys.executable, SCRIPT, "--backward", "--json", out]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads(out.read_text())
+    assert f"0 of {len(rows)} move more" in result.stdout
+    assert {row["gpu"] for row in rows} == {"A100", "H100", "B200"}
+    assert {row["op"].split()[0] for row in rows} == {
+        "ada_layer_norm", "attention", "group_norm_silu", "linear_combine"
+    }  # fmt: skip
+    for row in rows:
+        assert row["least"] <= row["moved"] <= 1.1 * row["least"], row
+        assert row["seconds"] >= row["least_seconds"] > 0
+    (one,) = (r for r in rows if r["gpu"] == "A100" and r["op"] == "attention" and r["shape"] == [2, 8, 4096, 4096, 40])
+    assert one["flops"] == 4 * 2 * 8 * 4096 * 4096 * 40
+    assert one["seconds"] == pytest.approx(one["flops"] / 312e12)
