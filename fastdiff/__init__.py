@@ -4,6 +4,7 @@ from fastdiff import edm_table, grids, memory, models, ops, schedules, solvers
 from fastdiff.backends import use
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
+from fastdiff.explain import explain
 from fastdiff.guidance import CFG, Classifier, Threshold
 from fastdiff.likelihood import log_likelihood
 from fastdiff.models.bundled import load
@@ -20,6 +21,7 @@ __all__ = [
     "diffuse",
     "edm_table",
     "encode",
+    "explain",
     "grids",
     "load",
     "log_likelihood",

@@ -179,8 +179,8 @@ def splits_for(programs: int, blocks: int, available: int, most: int = 16) -> in
 
 
 def most_splits_of_dkv(queries: int, keys: int, size: int) -> int:
-    """The parts of dk and dv in float32 are at most a twelfth of what the backward kernels read and write besides. size:
-    bytes of a number."""
+    """So many that the parts of dk and dv in float32 are at most a twelfth of what the backward kernels read and write
+    besides. size: bytes of a number."""
     return max(1, min(16, 4 * (queries + keys) * size // (12 * 2 * keys * 4)))
 
 

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from math import gcd
 from typing import NamedTuple
 
-MAX_WHOLE = 32768  # numbers of a tile that stays in registers: 64 a thread of 16 warps
+# Numbers of a group that stays in registers, 40 a thread of 16 warps; channels-last, where addresses take more of them.
+MAX_WHOLE, MAX_WHOLE_LAST = 20480, 10240
 TILE = 4096  # numbers of a tile otherwise
 MAX_PARTS = 128
 SECTOR = 64  # bytes that memory moves at least
 
 
 class Plan(NamedTuple):
-    """whole: a program instance holds a group, in one tile. Otherwise it goes over part_pixels pixels of one, tile by
-    tile, and launches follow each other for `pairs` groups at a time, which the second cache keeps meanwhile."""
+    """whole: a program instance holds a group, in a tile of block_channels and one of more_channels channels (or none).
+    Otherwise it goes over part_pixels pixels of one, tile by tile, and launches follow each other for `pairs` groups at
+    a time, which the second cache keeps meanwhile."""
 
     whole: bool
     block_channels: int
@@ -23,6 +25,7 @@ class Plan(NamedTuple):
     part_pixels: int
     parts: int
     pairs: int
+    more_channels: int = 0
 
     @property
     def blocks(self) -> tuple[int, int]:
@@ -45,11 +48,13 @@ def plan(
     """
     pairs = samples * num_groups
     channels, columns = _power(width), _power(pixels)
+    first = 1 << (width.bit_length() - 1)
+    more = _power(width - first) if width > first else 0  # 20 channels are 16 and 4
     if whole is None:
-        whole = channels * columns <= MAX_WHOLE
+        whole = (first + more) * columns <= (MAX_WHOLE_LAST if channels_last else MAX_WHOLE)
     if whole:
-        warps = min(16, max(1, channels * columns // 1024))
-        return Plan(True, channels, columns, warps, pixels, 1, pairs)
+        warps = min(16, _power(max(1, first * columns // 1024)))
+        return Plan(True, first, columns, warps, pixels, 1, pairs, more)
     # A tile is long in the direction in which memory is contiguous.
     if channels_last:
         channels = min(128, channels)

@@ -62,31 +62,70 @@ def merge_statistics(partial, parts, part_pixels, pixels, width, eps, parts_bloc
     return origin + delta, 1.0 / tl.sqrt((tl.sum(squares, axis=0) + tl.sum(n * d * d, axis=0)) / count + eps)
 
 
+@triton.jit
+def load_channels(x, c, p, width, pixels, channel_stride, pixel_stride):
+    """Some channels of a group, 0 outside of it; and which numbers are inside."""
+    inside = (c < width)[:, None] & (p < pixels)[None, :]
+    v = tl.load(x + c[:, None] * channel_stride + p[None, :] * pixel_stride, mask=inside, other=0.0)
+    return v.to(tl.float32), inside
+
+
+@triton.jit
+def store_channels(
+    out, d, inverse, weight, bias, scale, shift, sample_start, first_channel, c, p, width, pixels,
+    channel_stride, pixel_stride,
+    affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr,
+):  # fmt: skip
+    """The result for channels whose differences from the mean are d."""
+    factor, offset = channel_factors(
+        weight, bias, scale, shift, sample_start, first_channel + c, c < width, affine, biased, scaled, shifted
+    )
+    y = d * (inverse * factor)[:, None] + offset[:, None]
+    if silu:
+        y = y * tl.sigmoid(y)
+    inside = (c < width)[:, None] & (p < pixels)[None, :]
+    place = c[:, None] * channel_stride + p[None, :] * pixel_stride
+    tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
 @jit
 def group_norm_silu_whole_kernel(
     x, weight, bias, scale, shift, out,
     groups, channels, pixels, width, eps, channel_stride, pixel_stride,
     affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr, silu: tl.constexpr,
-    block_channels: tl.constexpr, block_pixels: tl.constexpr,
+    block_channels: tl.constexpr, block_pixels: tl.constexpr, more_channels: tl.constexpr,
 ):  # fmt: skip
-    """A group of a sample, all of it in one tile."""
+    """A group of a sample, all of it in registers: block_channels and then more_channels channels."""
     sample, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
     start = sample * channels * pixels + group * width * channel_stride
+    x += start
+    out += start
     c, p = tl.arange(0, block_channels), tl.arange(0, block_pixels)
-    inside = (c < width)[:, None] & (p < pixels)[None, :]
-    place = c[:, None] * channel_stride + p[None, :] * pixel_stride
     count = pixels.to(tl.float32) * width
-    v = tl.load(x + start + place, mask=inside, other=0.0).to(tl.float32)
-    d = tl.where(inside, v - tl.sum(v) / count, 0.0)
-    rounding = tl.sum(d) / count  # of the mean
-    inverse = 1.0 / tl.sqrt(tl.maximum(tl.sum(d * d) / count - rounding * rounding, 0.0) + eps)
-    factor, offset = channel_factors(
-        weight, bias, scale, shift, sample * channels, group * width + c, c < width, affine, biased, scaled, shifted
-    )
-    y = (d - rounding) * inverse * factor[:, None] + offset[:, None]
-    if silu:
-        y = y * tl.sigmoid(y)
-    tl.store(out + start + place, y.to(out.dtype.element_ty), mask=inside)
+    d, inside = load_channels(x, c, p, width, pixels, channel_stride, pixel_stride)
+    total = tl.sum(d)
+    if more_channels > 0:
+        c1 = block_channels + tl.arange(0, more_channels)
+        d1, inside1 = load_channels(x, c1, p, width, pixels, channel_stride, pixel_stride)
+        total += tl.sum(d1)
+    mean = total / count
+    d = tl.where(inside, d - mean, 0.0)
+    rounding, squares = tl.sum(d), tl.sum(d * d)  # the former of the mean
+    if more_channels > 0:
+        d1 = tl.where(inside1, d1 - mean, 0.0)
+        rounding += tl.sum(d1)
+        squares += tl.sum(d1 * d1)
+    rounding = rounding / count
+    inverse = 1.0 / tl.sqrt(tl.maximum(squares / count - rounding * rounding, 0.0) + eps)
+    store_channels(
+        out, d - rounding, inverse, weight, bias, scale, shift, sample * channels, group * width, c, p, width, pixels,
+        channel_stride, pixel_stride, affine, biased, scaled, shifted, silu,
+    )  # fmt: skip
+    if more_channels > 0:
+        store_channels(
+            out, d1 - rounding, inverse, weight, bias, scale, shift, sample * channels, group * width, c1, p, width,
+            pixels, channel_stride, pixel_stride, affine, biased, scaled, shifted, silu,
+        )  # fmt: skip
 
 
 @jit
@@ -186,8 +225,9 @@ def group_norm_silu(
     options = {"num_warps": cut.num_warps, "enable_fp_fusion": True}
     if cut.whole:
         group_norm_silu_whole_kernel[(pairs,)](
-            x, *vectors, out, num_groups, channels, pixels, width, eps, *strides, *flags, *cut.blocks, **options
-        )
+            x, *vectors, out, num_groups, channels, pixels, width, eps, *strides, *flags, *cut.blocks,
+            cut.more_channels, **options,
+        )  # fmt: skip
         return out
     partial = torch.empty((samples, num_groups, cut.parts, 2), dtype=torch.float32, device=x.device)
     for first, count in cut.launches(pairs):

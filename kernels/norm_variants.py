@@ -48,7 +48,7 @@ def of_group_norm_silu(
     values = {
         "affine": True, "biased": True, "scaled": adaptive, "shifted": adaptive, "silu": True,
         "block_channels": cut.block_channels, "block_pixels": cut.block_pixels,
-        "parts_block": triton.next_power_of_2(cut.parts),
+        "more_channels": cut.more_channels, "parts_block": triton.next_power_of_2(cut.parts),
     }  # fmt: skip
     # As at a launch: the contiguous stride is the constant 1, the other a multiple of 16.
     values["channel_stride" if channels_last else "pixel_stride"] = 1

@@ -15,9 +15,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fastdiff import gpu as gpu_kernels
 from fastdiff.bench import gpu
 from fastdiff.cli.console import console, print_json
-from fastdiff.engine import steps
 from fastdiff.errors import expect, unknown
 from fastdiff.ops import OPS
 
@@ -38,7 +38,7 @@ def run(device: str, ops: Sequence[str], memory_checker: bool, out: str | None, 
         if name not in OPS:
             raise unknown("op", name, OPS)
     ops = ops or OPS
-    reason = steps.triton_unavailable()
+    reason = gpu_kernels.unavailable()
     if reason is None and not torch.cuda.is_available():
         reason = "torch sees no GPU"
     if reason is not None:

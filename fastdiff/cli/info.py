@@ -11,9 +11,8 @@ import torch
 from rich.table import Table
 
 import fastdiff
-from fastdiff import backends, cuda
+from fastdiff import backends, cuda, gpu
 from fastdiff.cli.console import print_json
-from fastdiff.engine import steps
 from fastdiff.models import bundled
 from fastdiff.native import core
 
@@ -57,25 +56,18 @@ def collect() -> dict[str, Any]:
 
 
 def _kernels() -> dict[str, str]:
-    """For each op the implementation that a float32 input takes on each kind of device, and why not another."""
-    backend = backends.current()
-    on_cpu = "reference (chosen by FASTDIFF_BACKEND)" if backend == "reference" else f"C++, {core.isa()}"
-    kernels = {op: f"cpu: {on_cpu}" for op in fastdiff.ops.OPS}
-    kernels["sampling loop"] = f"cpu: {on_cpu}; cuda: {_on_cuda(backend)}; other devices: reference"
+    """For each operation what runs it on each kind of device, and why not something else; which GPU kernels there
+    are."""
+    kernels: dict[str, str] = {}
+    for choice in fastdiff.explain().choices:
+        dtypes = f" ({', '.join(choice.dtypes)})" if choice.dtypes else ""
+        said = "; ".join(f"{name}: {reason}" for name, reason in choice.why_not.items())
+        line = f"{choice.device}{dtypes}: {choice.runs}" + (f" ({said})" if said else "")
+        kernels[choice.op] = f"{kernels[choice.op]}; {line}" if choice.op in kernels else line
     built = f"built with CUDA {cuda.build()}" if cuda.library() else "not built"
     kernels["cuda"] = _said(cuda.unavailable(), f"{built}; ")
-    kernels["triton"] = _said(steps.triton_unavailable(), "")
+    kernels["triton"] = _said(gpu.unavailable(), "")
     return kernels
-
-
-def _on_cuda(backend: str) -> str:
-    """What runs the sampling loop of a state on a GPU."""
-    if backend != "auto":
-        return f"reference (chosen by FASTDIFF_BACKEND={backend})"
-    made, reason = steps.choose(torch.device("cuda"))
-    if made is None:
-        return f"reference ({reason})"
-    return "CUDA kernels, one graph" if made is steps.NativeSteps else "Triton kernels, one graph"
 
 
 def _said(reason: str | None, before: str) -> str:

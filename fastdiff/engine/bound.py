@@ -27,10 +27,9 @@ _Arguments = tuple[Callable[..., Any], str, Tensor, Tensor, Mapping[str, Any], t
 
 def choose_engine(program: Program, x: Tensor) -> str:
     """ "cpu", "cuda" or "reference" for a run from the state x, under the backend in force."""
-    picked = backends.pick(cpu.supports(program, x.device, torch.promote_types(x.dtype, torch.float32)))
-    if picked == "reference" and backends.current() == "auto" and cuda.supports(program, x) is None:
-        return "cuda"
-    return picked
+    reason = cpu.supports(program, x.device, torch.promote_types(x.dtype, torch.float32))
+    picked = backends.pick(reason, triton=lambda: cuda.supports(program, x), op="sampling loop")
+    return "cuda" if picked == "triton" else picked
 
 
 class Bound:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff import backends
 from fastdiff.engine import graph
 from fastdiff.engine.bound import Bound, Callback, choose_engine
 from fastdiff.guidance import Classifier
@@ -37,7 +38,8 @@ def run(
     """
     engine = choose_engine(program, x)
     arguments: dict[str, Any] = dict(cond=cond, uncond=uncond, classifier=classifier, counter=counter, draw=draw)
-    if engine == "cuda" and callback is None:
+    # What Triton interprets runs on the CPU, where there are no graphs.
+    if engine == "cuda" and callback is None and (x.is_cuda or backends.current() != "triton"):
         return graph.run(program, model, x, **arguments)
     bound = Bound(engine, program, model, x, **arguments)
     bound.start(x)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastdiff import cuda
+from fastdiff import backends, cuda, gpu
 from fastdiff.native import core
 from fastdiff.program import KINDS
 
@@ -96,27 +94,16 @@ class TritonSteps:
         )  # fmt: skip
 
 
-def triton_unavailable() -> str | None:
-    """Why no Triton kernel can run here, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    import triton
-
-    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 2):
-        return f"Triton {triton.__version__} is older than 3.2"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return None if torch.cuda.is_available() else "torch sees no GPU"
-
-
 def choose(device: torch.device) -> tuple[type[NativeSteps] | type[TritonSteps] | None, str]:
-    """Who runs the steps on a device, or None and why nobody can."""
-    if device.type != "cuda":
+    """Who runs the steps on a device, or None and why nobody can. With the triton backend, Triton alone; in its
+    interpreter on the CPU."""
+    insisted = backends.current() == "triton"
+    if device.type != "cuda" and not (insisted and gpu.INTERPRETED and device.type == "cpu"):
         return None, f"the state is on {device}, and there are kernels for CUDA devices only"
     native = "it is an AMD GPU" if torch.version.hip else cuda.unavailable()
-    if native is None:
+    if native is None and not insisted:
         return NativeSteps, ""
-    triton = triton_unavailable()
+    triton = gpu.unavailable()
     if triton is None:
         return TritonSteps, ""
     return None, f"no CUDA kernels ({native}) and no Triton kernels ({triton})"

@@ -10,6 +10,7 @@ from fastdiff.backends import pick
 from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.memory import empty_like
 from fastdiff.native import core
+from fastdiff.ops import on_triton
 from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference
 
 
@@ -34,7 +35,8 @@ def ada_layer_norm(
     """
     arguments = (x, scale, shift, weight, bias, eps, gate, residual)
     _check(*arguments)
-    if pick(supports(*arguments), faster_in_torch(*arguments)) == "reference":
+    slower, on_gpu = faster_in_torch(*arguments), lambda: supports_triton(*arguments)
+    if pick(supports(*arguments), slower, triton=on_gpu, op="ada_layer_norm") == "reference":
         return reference(*arguments)
     return _call(*arguments)
 
@@ -74,6 +76,11 @@ def supports(
     if x.dtype not in TYPES:
         return f"the C++ kernel takes float32, bfloat16 and float16, not {x.dtype}"
     return None
+
+
+def supports_triton(x: Tensor, *rest: object) -> str | None:
+    """Why the Triton kernel cannot take this, or None. Arguments as of `reference`."""
+    return transformed() or on_triton.ada_layer_norm_unsupported(x)
 
 
 def faster_in_torch(*arguments: object) -> str | None:
@@ -176,5 +183,6 @@ _call = register(
     kernel=_kernel,
     check=_check,
     fake=_fake,
-    **through_reference(reference),
+    triton=on_triton.ada_layer_norm,
+    **through_reference(reference, on_triton.ada_layer_norm_gradients),
 )

@@ -13,6 +13,7 @@ from fastdiff.backends import pick
 from fastdiff.dispatch import transformed
 from fastdiff.memory import empty
 from fastdiff.native import core
+from fastdiff.ops import on_triton
 from fastdiff.ops.registration import TYPES, check_tensor, register
 
 
@@ -59,7 +60,8 @@ def attention(
     """
     _check(q, k, v, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if pick(supports(q, k, v, mask), faster_in_torch(q, k, v)) == "reference":
+    slower, on_gpu = faster_in_torch(q, k, v), lambda: supports_triton(q, k, v, mask)
+    if pick(supports(q, k, v, mask), slower, triton=on_gpu, op="attention") == "reference":
         return reference(q, k, v, mask, scale, return_maps)
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     out, _, maps = _call(q, k, v, mask, scale, return_maps, differentiable)
@@ -94,6 +96,11 @@ def supports(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str
     if mask is not None and mask.requires_grad and torch.is_grad_enabled():
         return "the C++ kernel has no gradient for the mask"
     return None
+
+
+def supports_triton(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str | None:
+    """Why the Triton kernel cannot take this, or None."""
+    return transformed() or on_triton.attention_unsupported(q, k, v, mask)
 
 
 def faster_in_torch(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -191,10 +198,12 @@ def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
 def _backward(ctx, gradient: Tensor, _: Tensor | None, maps_gradient: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, mask, out, lse = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:4]
-    again = torch.is_grad_enabled() and gradient.requires_grad  # a gradient of the gradient is asked for
+    again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
     if again or ctx.return_maps or wanted[3] or not ctx.return_lse:
         found = _through_reference(ctx, (q, k, v, mask), wanted, (gradient, maps_gradient), again)
         return *found, None, None, None
+    if on_triton.runs(q):
+        return *on_triton.attention_backward(gradient, q, k, v, mask, out, lse, ctx.scale), None, None, None, None
     if mask is not None:
         if mask.dtype is torch.bool:
             mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
@@ -211,8 +220,10 @@ def _through_reference(
     with torch.enable_grad():
         q, k, v, mask = (t if t is None or again else t.detach() for t in tensors)
         inputs = [t.requires_grad_() for t, needed in zip((q, k, v, mask), wanted) if needed]
-        result = reference(q, k, v, mask, ctx.scale, ctx.return_maps)
+        # Of torch's own attention there are no second derivatives, of its parts there are.
+        result = reference(q, k, v, mask, ctx.scale, ctx.return_maps or again)
         results = [result] if isinstance(result, Tensor) else list(result)
+        results = results if ctx.return_maps else results[:1]
         found = iter(torch.autograd.grad(results, inputs, gradients[: len(results)], create_graph=again))
     return [next(found) if needed else None for needed in wanted]
 
@@ -225,4 +236,5 @@ _call = register(
     fake=_fake,
     save=_save,
     backward=_backward,
+    triton=on_triton.attention,
 )

@@ -12,6 +12,7 @@ from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.errors import unknown
 from fastdiff.memory import empty_like
 from fastdiff.native import core
+from fastdiff.ops import on_triton
 from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference
 
 _ACTIVATIONS = ("silu", "none")
@@ -40,7 +41,8 @@ def group_norm_silu(
     activation = activation or "none"
     arguments = (x, num_groups, weight, bias, eps, scale, shift, activation)
     _check(*arguments)
-    if pick(supports(*arguments), faster_in_torch(*arguments)) == "reference":
+    slower, on_gpu = faster_in_torch(*arguments), lambda: supports_triton(*arguments)
+    if pick(supports(*arguments), slower, triton=on_gpu, op="group_norm_silu") == "reference":
         return reference(*arguments)
     return _call(*arguments)
 
@@ -84,6 +86,11 @@ def supports(
     if x.dtype not in TYPES:
         return f"the C++ kernel takes float32, bfloat16 and float16, not {x.dtype}"
     return None
+
+
+def supports_triton(x: Tensor, *rest: object) -> str | None:
+    """Why the Triton kernel cannot take this, or None. Arguments as of `reference`."""
+    return transformed() or on_triton.group_norm_silu_unsupported(x)
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -183,5 +190,6 @@ _call = register(
     kernel=_kernel,
     check=_check,
     fake=_fake,
-    **through_reference(reference),
+    triton=on_triton.group_norm_silu,
+    **through_reference(reference, on_triton.group_norm_silu_gradients),
 )

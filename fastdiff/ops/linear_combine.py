@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdiff.backends import pick
 from fastdiff.dispatch import transformed
 from fastdiff.native import core
+from fastdiff.ops import on_triton
 from fastdiff.ops.registration import register
 
 _KERNELS = {torch.float32: core.linear_combine_float32, torch.float64: core.linear_combine_float64}
@@ -19,15 +20,17 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     """out[m] = sum over k of coefficients[m][k] * inputs[k], all of them in one pass over memory.
 
     coefficients: M rows of K numbers. inputs: K tensors of one shape, dtype (float32, float64, bfloat16, float16) and
-    device. Returns M new contiguous tensors of that shape and dtype. Sums are in the dtype itself. Differentiable in
-    the inputs. Raises ValueError where shapes do not fit, TypeError for mixed dtypes.
+    device. Returns M new contiguous tensors of that shape and dtype. Sums are in the dtype itself, those of a half
+    precision in Triton in float32. Differentiable in the inputs. Raises ValueError where shapes do not fit, TypeError
+    for mixed dtypes.
     """
     inputs = list(inputs)
     _check(inputs)
     sizes = [len(row) for row in coefficients]
     if not sizes or set(sizes) != {len(inputs)}:
         raise ValueError(f"coefficients must be rows of {len(inputs)} numbers, got rows of {sizes}")
-    if pick(supports(coefficients, inputs)) == "reference":
+    on_gpu = lambda: supports_triton(coefficients, inputs)  # noqa: E731
+    if pick(supports(coefficients, inputs), triton=on_gpu, op="linear_combine") == "reference":
         return reference(coefficients, inputs)
     flat = [float(c) for column in zip(*coefficients) for c in column]
     return tuple(_call(inputs, flat, len(coefficients)))
@@ -70,19 +73,23 @@ def supports(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) 
     return None
 
 
+def supports_triton(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> str | None:
+    """Why the Triton kernel cannot take this, or None."""
+    return transformed() or on_triton.linear_combine_unsupported(inputs[0])
+
+
 # ---- registration: coefficients come flat, [k * num_outputs + m] ----------------------------------------------------
 
 
 def _check_flat(inputs: list[Tensor], coefficients: list[float], num_outputs: int) -> None:
     _check(inputs)
-    if len(coefficients) != len(inputs) * num_outputs or inputs[0].dtype not in _KERNELS:
-        raise ValueError(
-            f"expected {len(inputs)} x {num_outputs} coefficients and float32 or float64 inputs, "
-            f"got {len(coefficients)} and {inputs[0].dtype}"
-        )
+    if len(coefficients) != len(inputs) * num_outputs:
+        raise ValueError(f"expected {len(inputs)} x {num_outputs} coefficients, got {len(coefficients)}")
 
 
 def _kernel(inputs: list[Tensor], coefficients: list[float], num_outputs: int) -> list[Tensor]:
+    if inputs[0].dtype not in _KERNELS:
+        raise ValueError(f"the kernel takes float32 and float64 inputs, not {inputs[0].dtype}")
     inputs = [x.contiguous() for x in inputs]
     outputs = [torch.empty_like(inputs[0]) for _ in range(num_outputs)]
     _KERNELS[inputs[0].dtype](
@@ -120,4 +127,5 @@ _call = register(
     fake=_fake,
     save=_save,
     backward=_backward,
+    triton=on_triton.linear_combine,
 )

@@ -3,14 +3,14 @@ gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdiff import dispatch
+from fastdiff import backends, dispatch
 
 # What the kernels call the types that they take.
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -32,6 +32,17 @@ def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...])
         raise TypeError(f"{name} is {tensor.dtype}, x is {x.dtype}")
 
 
+def define(schema: str, kernels: Mapping[str, Callable[..., Any]], fake: Callable[..., Any]) -> torch._ops.OpOverload:
+    """Define `torch.ops.fastdiff.<name>` and return it. schema: "name(Tensor x, ...) -> Tensor"; kernels: by dispatch
+    key, "CPU" or "CUDA"; fake: the result's shape, dtype and strides, without values."""
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    for key, kernel in kernels.items():
+        _library.impl(name, kernel, key)
+    torch.library.register_fake(f"fastdiff::{name}", fake, lib=_library)
+    return getattr(torch.ops.fastdiff, name).default
+
+
 def register(
     schema: str,
     *,
@@ -40,40 +51,53 @@ def register(
     fake: Callable[..., Any],
     save: Callable[..., None],
     backward: Callable[..., Any],
+    triton: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Register `torch.ops.fastdiff.<name>`; returns a function that calls it, by the short way where that is the same.
 
     schema: "name(Tensor x, ...) -> Tensor". kernel: for CPU tensors that passed `check`, which raises for those that do
     not fit. A call of the operator by its name checks; the function returned, which takes positional arguments only,
     leaves that to its caller. fake: the result's shape, dtype and strides, without values. save, backward: as for
-    torch.library.register_autograd.
+    torch.library.register_autograd. triton: as kernel, for CUDA tensors, and where the triton backend is insisted on.
     """
     name = schema.split("(", 1)[0]
 
+    def on_cpu(*arguments: Any) -> Any:
+        run = triton if triton is not None and backends.current() == "triton" else kernel
+        return run(*arguments)
+
     def checked(*arguments: Any) -> Any:
         check(*arguments)  # the kernel gets bare addresses
-        return kernel(*arguments)
+        return on_cpu(*arguments)
 
-    _library.define(schema)
-    _library.impl(name, checked, "CPU")
-    torch.library.register_fake(f"fastdiff::{name}", fake, lib=_library)
+    def checked_on_gpu(*arguments: Any) -> Any:
+        check(*arguments)
+        assert triton is not None
+        return triton(*arguments)
+
+    operator = define(schema, {"CPU": checked} | ({"CUDA": checked_on_gpu} if triton else {}), fake)
     torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=save, lib=_library)
-    operator = getattr(torch.ops.fastdiff, name).default
     types = [str(argument.type) for argument in operator._schema.arguments]
     places = [index for index, kind in enumerate(types) if "Tensor" in kind]
     tensors_of = itemgetter(*places)  # a tuple of tensors, or the one list of them
 
     def call(*arguments: Any) -> Any:
         if not torch.compiler.is_compiling() and dispatch.is_trivial(tensors_of(arguments)):
-            return kernel(*arguments)
+            return on_cpu(*arguments)
         return operator(*arguments)
 
     return call
 
 
-def through_reference(reference: Callable[..., Tensor]) -> dict[str, Callable[..., Any]]:
+def through_reference(
+    reference: Callable[..., Tensor], *own: Callable[..., Sequence[Tensor | None] | None]
+) -> dict[str, Callable[..., Any]]:
     """save and backward of an operator whose result is one tensor: backward runs the reference, which takes the same
-    arguments, and differentiates it."""
+    arguments, and differentiates it.
+
+    own: each, called with the gradient and the arguments, gives a gradient or None for each argument, or None where it
+    has no kernel for them. They are asked first, unless gradients of the gradients are wanted.
+    """
 
     def save(ctx: Any, inputs: tuple, output: Tensor) -> None:
         ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
@@ -84,8 +108,11 @@ def through_reference(reference: Callable[..., Tensor]) -> dict[str, Callable[..
         tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
         arguments = [next(tensors) if is_tensor else next(others) for is_tensor in ctx.is_tensor]
         wanted = [index for index, needed in enumerate(ctx.needs_input_grad) if needed]
+        again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
+        for found_by in own if not again else ():
+            if (own_gradients := found_by(gradient, *arguments)) is not None:
+                return tuple(value if needed else None for value, needed in zip(own_gradients, ctx.needs_input_grad))
         with torch.enable_grad():
-            again = torch.is_grad_enabled() and gradient.requires_grad  # a gradient of the gradient is asked for
             inputs: list[Any] = [a if not isinstance(a, Tensor) or again else a.detach() for a in arguments]
             for index in wanted:
                 inputs[index].requires_grad_()

@@ -53,7 +53,8 @@ def test_info_says_why_there_are_no_gpu_kernels():
     kernels = json.loads(fastdiff_command("info", "--json").stdout)["kernels"]
     for name in ("cuda", "triton"):
         assert "not available: " in kernels[name]
-    assert "cuda: reference (no CUDA kernels (" in kernels["sampling loop"]
+    assert "cuda: PyTorch (kernels: no CUDA kernels (" in kernels["sampling loop"]
+    assert "cuda: nothing (triton: " in kernels["attention"]
 
 
 def test_solvers():

@@ -8,8 +8,8 @@ from conftest import assert_no_worse
 from torch import nn
 
 import fastdiff
-from fastdiff import cuda, sample
-from fastdiff.engine import graph, steps
+from fastdiff import cuda, gpu, sample
+from fastdiff.engine import graph
 from fastdiff.engine.steps import NativeSteps, TritonSteps
 from fastdiff.noise import CounterNoise
 from fastdiff.ops.linear_combine import reference
@@ -20,10 +20,7 @@ STEPS = [
     pytest.param(
         NativeSteps, marks=pytest.mark.skipif(cuda.unavailable() is not None, reason=f"CUDA: {cuda.unavailable()}")
     ),
-    pytest.param(
-        TritonSteps,
-        marks=pytest.mark.skipif(steps.triton_unavailable() is not None, reason=f"{steps.triton_unavailable()}"),
-    ),
+    pytest.param(TritonSteps, marks=pytest.mark.skipif(gpu.unavailable() is not None, reason=f"{gpu.unavailable()}")),
 ]
 DEVICE = "cuda"
 BUFFER, COND, UNCOND, NOISE = range(4)
@@ -42,7 +39,7 @@ class Net(nn.Module):
 
 
 def _small_cases():
-    if not torch.cuda.is_available() or steps.triton_unavailable() is not None:
+    if not torch.cuda.is_available() or gpu.unavailable() is not None:
         return []
     from fastdiff.bench.gpu import cases
 

@@ -112,7 +112,8 @@ for last, dtype, kernels in (
     (False, "fp32", ("statistics", "apply", "sums", "dx")), (True, "bf16", ("statistics", "apply", "sums", "dx"))
 ):
     size = 4 if dtype == "fp32" else 2
-    whole = plan(2, 32, 20, 1024, size, channels_last=last, **device)  # the largest tile that there is
+    # The largest tiles that there are.
+    whole = plan(2, 32, *((40, 256) if last else (20, 1024)), size, channels_last=last, **device)
     large = plan(1, 32, 4, 512 * 512, size, channels_last=last, **device)
     assert whole.whole and not large.whole
     for kernel in ("whole", *kernels):
@@ -134,13 +135,13 @@ for samples, groups, width, pixels, last, processors, cache in itertools.product
         cut = plan(samples, groups, width, pixels, 2, channels_last=last, processors=processors, second_cache=cache,
                    tensors=tensors, whole=whole)
         assert cut.block_channels & (cut.block_channels - 1) == cut.block_pixels & (cut.block_pixels - 1) == 0
-        assert cut.block_channels * cut.block_pixels <= MAX_WHOLE and 1 <= cut.parts <= MAX_PARTS
+        assert (cut.block_channels + cut.more_channels) * cut.block_pixels <= MAX_WHOLE and 1 <= cut.parts <= MAX_PARTS
         assert (cut.parts - 1) * cut.part_pixels < pixels <= cut.parts * cut.part_pixels
         launches = list(cut.launches(samples * groups))
         assert [first for first, _ in launches] == [sum(n for _, n in launches[:i]) for i in range(len(launches))]
         assert sum(n for _, n in launches) == samples * groups
         if cut.whole:
-            assert cut.block_channels >= width and cut.block_pixels >= pixels
+            assert cut.block_channels + cut.more_channels >= width and cut.block_pixels >= pixels
 print("ok")
 """
 
