@@ -8,6 +8,8 @@ GPU has run it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from fastdiff.errors import expect
 from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
-from fastdiff.kernels.attention_tiles import MAPS, Tile, choose, kind_of, splits_for, widths
-from fastdiff.kernels.devices import architecture, processors
+from fastdiff.kernels.attention_tiles import MAPS, Tile, kind_of, splits_for, widths
+from fastdiff.kernels.attention_tuning import tile_for
+from fastdiff.kernels.devices import processors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -244,16 +247,17 @@ def attention_forward(
     q, k, v = (contiguous_rows(t) for t in (q, k, v))
     out = torch.empty((batch, queries, heads, dim), dtype=q.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
-    kind, target, available = kind_of(q.dtype, precision), architecture(q.device), processors(q.device)
-    width = widths(dim)
+    kind_of(q.dtype, precision)  # raises for other types
+    width, available = widths(dim), processors(q.device)
     if not lse.numel():
         return out, lse
+    given_mask = mask
     masking, mask, mask_strides = prepare_mask(mask, q, k)
-    tile = tile or choose(
-        "forward", target, kind, dim, masked=masking != "none", queries=queries, keys=keys, heads=batch * heads,
-        available=available,
-    )  # fmt: skip
     scale = dim**-0.5 if scale is None else scale
+    given: dict[str, Any] = {"mask": given_mask, "scale": scale, "precision": precision}
+    tile = tile or tile_for(
+        "forward", q, k, given_mask, precision, lambda tile: attention_forward(q, k, v, tile=tile, **given)
+    )
     programs, blocks = triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)
     splits = splits or splits_for(programs, blocks, available)
     unit = unit_of(q, k, v, out)

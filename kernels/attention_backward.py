@@ -7,6 +7,7 @@ keys, for dq. Both make the probabilities again from the saved log-sum-exp. No G
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -24,6 +25,7 @@ from fastdiff.kernels.attention_tiles import (
     splits_for,
     widths,
 )
+from fastdiff.kernels.attention_tuning import tile_for
 from fastdiff.kernels.devices import architecture, processors, second_cache
 
 DELTA_ROWS = 16
@@ -229,13 +231,23 @@ def attention_backward(
         return tuple(t.zero_() for t in gradients)
     cache = second_cache(q.device)
     at_once = samples_at_once(batch, heads, queries, k.shape[2], dim, q.element_size(), cache)
+
+    def run(tile_dq: Tile, tile_dkv: Tile) -> object:
+        given: dict[str, Any] = {"mask": mask, "scale": scale, "precision": precision, "splits": splits}
+        return attention_backward(grad, q, k, v, out, lse, tile_dq=tile_dq, tile_dkv=tile_dkv, **given)
+
+    # Of the two, each is timed beside one tile of the other.
+    kind = kind_of(q.dtype, precision)
+    other = tile_dkv or choose("dkv", architecture(q.device), kind, dim, masked=mask is not None)
+    dq_tile = tile_dq or tile_for("dq", q, k, mask, precision, lambda tile: run(tile, other))
+    dkv_tile = tile_dkv or tile_for("dkv", q, k, mask, precision, lambda tile: run(dq_tile, tile))
     for first in range(0, batch, at_once):
         some = slice(first, first + at_once)
         with_samples = mask is not None and mask.ndim == 4 and mask.shape[0] > 1
         _backward(
             [t[some] for t in gradients], *(t[some] for t in (grad, q, k, v, out, lse)),
             mask[some] if with_samples else mask, dim**-0.5 if scale is None else scale, precision,
-            tile_dq, tile_dkv, splits,
+            dq_tile, dkv_tile, splits,
         )  # fmt: skip
     return gradients
 
@@ -251,17 +263,15 @@ def _backward(
     mask: Tensor | None,
     scale: float,
     precision: str,
-    tile_dq: Tile | None,
-    tile_dkv: Tile | None,
+    tile_dq: Tile,
+    tile_dkv: Tile,
     splits: int | None,
 ) -> None:
     """Into `gradients`."""
     dq, dk, dv = gradients
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
-    kind, target, available = kind_of(q.dtype, precision), architecture(q.device), processors(q.device)
     masking, mask, mask_strides = prepare_mask(mask, q, k)
-    masked = masking != "none"
     unit = unit_of(q, k, v, out, grad, dq, dk, dv)
     shape = (dim, *widths(dim), unit)
     delta = torch.empty_like(lse)
@@ -269,18 +279,17 @@ def _backward(
         out, grad, delta, heads, queries, *strides_of(out, unit), *strides_of(grad, unit),
         *shape, DELTA_ROWS, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
-    tile = tile_dq or choose(
-        "dq", target, kind, dim, masked=masked, queries=queries, keys=keys, heads=batch * heads, available=available
-    )
+    tile = tile_dq
     inputs = [n for t in (q, k, v, grad) for n in strides_of(t, unit)]
     attention_backward_dq_kernel[(triton.cdiv(queries, tile.block_m) * batch * heads,)](
         q, k, v, mask, grad, lse, delta, dq,
         heads, queries, keys, scale, *inputs, *strides_of(dq, unit), *mask_strides,
         *shape, masking, keys % tile.block_n == 0, precision, tile.block_m, tile.block_n, **tile.options,
     )  # fmt: skip
-    tile = tile_dkv or choose("dkv", target, kind, dim, masked=masked)
+    tile = tile_dkv
     programs, blocks = triton.cdiv(keys, tile.block_n) * batch * heads, triton.cdiv(queries, tile.block_m)
-    splits = splits or splits_for(programs, blocks, available, most_splits_of_dkv(queries, keys, q.element_size()))
+    most = most_splits_of_dkv(queries, keys, q.element_size())
+    splits = splits or splits_for(programs, blocks, processors(q.device), most)
     to = [dk, dv]
     if splits > 1:
         to = [torch.empty((splits, *k.shape), dtype=torch.float32, device=k.device) for _ in to]

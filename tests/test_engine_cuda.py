@@ -1,5 +1,6 @@
 """The CUDA engine and its graphs on the CPU: the kernels' own function runs there, a tape takes a graph's place."""
 
+import functools
 import gc
 import math
 import warnings
@@ -234,22 +235,58 @@ def test_why_a_run_is_not_captured(monkeypatch):
     net = Net()
     assert graph.cannot_capture(net, None, None, None, None) is None
     assert graph.cannot_capture(net.forward, {"a": {"b": 1}}, None, None, None) is None
-    assert "no torch module" in graph.cannot_capture(lambda x, t: x, None, None, None, None)
+    assert graph.cannot_capture(lambda x, t: x, None, None, None, None) is None
+    held = object()
+    unseen = graph.cannot_capture(lambda x, t: held and x, None, None, None, None)
+    assert unseen == "launches: 'held' is of the type object, which may change unseen"
     assert "noise is given" in graph.cannot_capture(net, None, None, None, lambda n: None)
     assert "cond['a']['b']" in graph.cannot_capture(net, {"a": {"b": [1]}}, None, None, None)
-    assert "no torch module" in graph.explain(lambda x, t: x)[0]
+    assert "may change unseen" in graph.explain(lambda x, t: held and x)[0]
     monkeypatch.setenv("FASTDIFF_GRAPH", "0")
     assert "FASTDIFF_GRAPH" in graph.cannot_capture(net, None, None, None, None)
 
 
-def test_a_graph_does_not_keep_its_model(on_cuda):
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_graph_does_not_keep_its_model(on_cuda, wrapped):
     net = Net()
+    model = functools.partial(lambda net, x, t: net(x, t), net) if wrapped else net
     for _ in range(3):
-        sample(net, (1, 3, 8, 8), seed=0, guidance=CFG(2.0), cond={}, uncond={}, **COMMON)
+        sample(model, (1, 3, 8, 8), seed=0, guidance=CFG(2.0), cond={}, uncond={}, **COMMON)
+    assert graph.explain(model) == ["a CUDA graph"]
     alive = weakref.ref(net)
-    del net
+    del net, model
     gc.collect()
     assert alive() is None
+
+
+def test_a_function_is_captured_with_what_it_refers_to(on_cuda):
+    settings, nets = {"factor": 1.0}, [Net(), Net()]
+    nets[1].factor = 0.5
+
+    def double(x):
+        return settings["factor"] * x
+
+    def make(net, bias=0.0):
+        return lambda x, t: double(net(x, t)) + bias
+
+    model = make(nets[0])
+    first = [sample(model, (2, 3, 8, 8), seed=seed, **COMMON) for seed in range(3)]
+    assert graph.explain(model) == ["a CUDA graph"]
+    settings["factor"] = 1.5  # seen: another capture
+    for _ in range(3):
+        ours, theirs = both(model, (2, 3, 8, 8), seed=0, **COMMON)
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, first[0])
+    assert graph.explain(model) == ["a CUDA graph"] * 2
+    settings["factor"] = 1.0
+    assert torch.equal(sample(model, (2, 3, 8, 8), seed=1, **COMMON), first[1])
+    model.__closure__[model.__code__.co_freevars.index("net")].cell_contents = nets[1]
+    for _ in range(3):
+        ours, theirs = both(model, (2, 3, 8, 8), seed=0, **COMMON)
+        assert torch.equal(ours, theirs)
+    assert len(graph.explain(model)) == 3
+    graph.forget(model)
+    assert graph.explain(model) == []
 
 
 def test_why_there_are_no_kernels():

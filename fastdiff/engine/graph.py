@@ -2,8 +2,9 @@
 
 The first run of a model with a Program of some shape is made of launches, which is also what a capture needs to have
 been done before. The second is captured, and it and all later ones are replays: coefficients, times, seeds, the initial
-state and the conditions are copied to where the graph reads them. A graph is of use for the same model object with its
-parameters in the same places, the same shapes and types, and Programs that differ in numbers only.
+state and the conditions are copied to where the graph reads them. A graph is of use for the same model object, a module
+or a function, with all that it refers to as it was (see references), the same shapes and types, and Programs that
+differ in numbers only.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdiff import backends
 from fastdiff.engine.bound import Bound
 from fastdiff.engine.cuda import CudaEngine
+from fastdiff.engine.references import Unseen, fingerprint, owner
 from fastdiff.errors import SamplingError
 from fastdiff.guidance import Classifier
 from fastdiff.noise import CounterNoise, NoiseFunction
@@ -72,7 +73,7 @@ class _Entry:
     graph: Graph | None = None
 
 
-_entries: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Entry]] = weakref.WeakKeyDictionary()
+_entries: weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, _Entry]] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()  # a graph has one set of buffers
 
 
@@ -89,12 +90,15 @@ def run(
 ) -> Tensor:
     """As fastdiff.engine.run, on the CUDA engine."""
     arguments: dict[str, Any] = dict(cond=cond, uncond=uncond, classifier=classifier, counter=counter, draw=draw)
-    module = _module_of(model)
-    if module is None or cannot_capture(model, cond, uncond, classifier, draw) is not None:
+    try:
+        seen = None if _not_tried(cond, uncond, classifier, draw) else fingerprint(model)
+    except Unseen:
+        seen = None
+    if seen is None:
         return _launch(program, model, x, arguments)
-    key = (_structure(program), _fingerprint(module), getattr(model, "__name__", ""), _setting(x, cond, uncond))
+    key = (_structure(program), seen, getattr(model, "__name__", ""), _setting(x, cond, uncond))
     with _lock:
-        entries = _entries.setdefault(module, OrderedDict())
+        entries = _entries.setdefault(owner(model), OrderedDict())
         entry = entries.get(key)
         if entry is None:
             entries[key] = _Entry()
@@ -111,11 +115,10 @@ def run(
 
 def explain(model: Callable[..., Any]) -> list[str]:
     """Of each way in which a model was run on a GPU: whether it is a graph, or why it is launches."""
-    module = _module_of(model)
-    if module is None:
-        return [cannot_capture(model, None, None, None, None) or ""]
+    if (reason := cannot_capture(model, None, None, None, None)) is not None:
+        return [reason]
     with _lock:
-        entries = _entries.get(module, OrderedDict())
+        entries = _entries.get(owner(model), OrderedDict())
         return [
             "a CUDA graph" if e.graph is not None else e.reason or "launches: run once, the second run is captured"
             for e in entries.values()
@@ -123,12 +126,10 @@ def explain(model: Callable[..., Any]) -> list[str]:
 
 
 def forget(model: Callable[..., Any]) -> None:
-    """Drop the graphs of a model: after a change to it that is not one of its parameters, buffers or plain
+    """Drop the graphs of a model: after a change to a module that is not one of its parameters, buffers or plain
     attributes."""
-    module = _module_of(model)
-    if module is not None:
-        with _lock:
-            _entries.pop(module, None)
+    with _lock:
+        _entries.pop(owner(model), None)
 
 
 def cannot_capture(
@@ -139,10 +140,22 @@ def cannot_capture(
     draw: NoiseFunction | None,
 ) -> str | None:
     """Why a run is not even tried to be captured, or None."""
+    try:
+        fingerprint(model)
+    except Unseen as error:
+        return f"launches: {error}"
+    return _not_tried(cond, uncond, classifier, draw)
+
+
+def _not_tried(
+    cond: Mapping[str, Any] | None,
+    uncond: Mapping[str, Any] | None,
+    classifier: Classifier | None,
+    draw: NoiseFunction | None,
+) -> str | None:
+    """The same, but for the model."""
     if os.environ.get("FASTDIFF_GRAPH") == "0":
         return "launches: FASTDIFF_GRAPH=0"
-    if _module_of(model) is None:
-        return "launches: the model is no torch module, and what a function refers to may change between two runs"
     if classifier is not None:
         return "launches: a classifier's gradient is a function, and what it refers to may change between two runs"
     if draw is not None:
@@ -213,21 +226,6 @@ def _structure(program: Program) -> Hashable:
             slots, kinds, numbers, _ = program.tables[index]
             parts.append((tuple(slots), tuple(kinds), tuple(numbers)))
     return (tuple(parts), program.num_slots, program.result, program.states, program.split_output)
-
-
-def _module_of(model: Callable[..., Any]) -> nn.Module | None:
-    owner = model.__self__ if isinstance(model, MethodType) else model
-    return owner if isinstance(owner, nn.Module) else None
-
-
-def _fingerprint(module: nn.Module) -> Hashable:
-    """Where parameters and buffers are, and all else of the modules that is plain. A graph reads addresses."""
-    parts: list[Hashable] = [(t.data_ptr(), t.dtype, t.shape) for t in (*module.parameters(), *module.buffers())]
-    for part in module.modules():
-        plain = tuple((k, v) for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, type(None))))
-        hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-        parts.append((id(part), plain, tuple(map(id, hooks))))
-    return tuple(parts)
 
 
 def _setting(x: Tensor, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None) -> Hashable:
