@@ -49,7 +49,8 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[Hashable]:
     if isinstance(value, Tensor):
         yield value.data_ptr(), value.dtype, value.shape, value.stride()
         return
-    yield id(value)
+    # A container made anew with the same contents is the same.
+    yield type(value) if isinstance(value, (Mapping, list, tuple)) else id(value)
     if id(value) in seen or isinstance(value, FIXED):
         return
     seen.add(id(value))
