@@ -106,8 +106,8 @@ def ada_layer_norm_backward_kernel(
 
 
 def rows_of_an_instance(batch: int, rows: int, size: int, sums: int, available: int, tensors: int = 3) -> int:
-    """How many rows an instance has: two instances a multiprocessor, which is what its registers hold, but so many
-    rows that the instances' sums in float32 are at most a tenth of the tensors of x's size that are read or written.
+    """How many rows an instance has: two instances a multiprocessor, but so many rows that the instances' sums in
+    float32 are at most a tenth of the tensors of x's size that are read or written.
 
     size: bytes of a number; sums: rows that leave an instance; available: multiprocessors.
     """

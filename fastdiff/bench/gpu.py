@@ -108,7 +108,7 @@ def _group_norm_silu(device: str, dtype: torch.dtype, small: bool) -> Iterator[G
     def eager(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
         return F.silu(F.group_norm(x, groups, weight, bias))
 
-    shapes = [(2, 320, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16), (1, 512, 128, 128)]
+    shapes = [(2, 320, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16), (1, 512, 128, 128), (1, 128, 512, 512)]
     for shape in [(2, 8, 5, 7)] if small else shapes:
         for last in (False, True):
 

@@ -53,6 +53,41 @@ def test_kernels_err_no_more_than_torch(case):
     check(case)
 
 
+OPERATORS = {
+    "attention": (fastdiff.ops.attention, [(2, 3, 65, 40), (2, 3, 77, 40), (2, 3, 77, 40)]),
+    "attention of one head": (fastdiff.ops.attention, [(1, 1, 130, 256)] * 3),
+    "group_norm_silu": (lambda x, w, b: fastdiff.ops.group_norm_silu(x, 4, w, b), [(2, 8, 9, 7), (8,), (8,)]),
+    "group_norm_silu in parts": (lambda x, w, b: fastdiff.ops.group_norm_silu(x, 2, w, b), [(1, 8, 301, 99), (8,), (8,)]),
+    "ada_layer_norm": (
+        lambda x, s, t, g: fastdiff.ops.ada_layer_norm(x, s, t, gate=g), [(2, 70, 72), (2, 1, 72), (2, 1, 72), (2, 1, 72)]
+    ),
+    "ada_layer_norm of rows": (fastdiff.ops.ada_layer_norm, [(2, 30, 72), (2, 30, 72), (2, 1, 72)]),
+    "linear_combine": (lambda x, y: fastdiff.ops.linear_combine([[0.5, -2.0]], [x, y])[0], [(3, 1000), (3, 1000)]),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(gpu.unavailable() is not None, reason=f"{gpu.unavailable()}")
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_operators_and_their_gradients(name, dtype):
+    function, shapes = OPERATORS[name]
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape, device=DEVICE).to(dtype) for shape in shapes]
+
+    def run(backend, dtype):
+        leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
+        with fastdiff.use(backend):
+            out = function(*leaves)
+            return [out.detach(), *torch.autograd.grad(out, leaves, (out.detach() * 0 + 1))]
+
+    ours, theirs, exact = run("triton", dtype), run("reference", dtype), run("reference", torch.float64)
+    for mine, other, want in zip(ours, theirs, exact):
+        # A result sums at most as many terms as there are numbers.
+        floor = float(want.abs().max()) * torch.finfo(dtype).eps
+        floor += max(t.numel() for t in tensors) ** 0.5 * torch.finfo(torch.float32).eps * float(want.abs().max())
+        assert_no_worse(mine, other, want, floor=floor)
+
+
 @pytest.mark.parametrize("made", STEPS)
 @pytest.mark.parametrize("model", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kinds", [[BUFFER, COND], [COND, UNCOND, BUFFER, NOISE], [NOISE, BUFFER, NOISE]], ids=str)
