@@ -105,7 +105,7 @@ def supports_triton(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
 
 def faster_in_torch(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why torch is faster with this, so that it runs unless the kernel is insisted on; or None."""
-    if q.dtype is torch.bfloat16 and k.shape[-2] > _FEW_KEYS and _has_bfloat16_products:
+    if q.dtype is torch.bfloat16 and k.shape[-2] > _FEW_KEYS and _has_bfloat16_products and core.isa() != "amx":
         return f"torch multiplies bfloat16 matrices in hardware here, which pays with more than {_FEW_KEYS} keys"
     return None
 
