@@ -27,7 +27,8 @@ def make(shape, dtype, channels_last, adaptive, backward):
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     scale, shift = torch.randn(shape[0], 2 * shape[1]).to(dtype).chunk(2, dim=1) if adaptive else (None, None)
     if backward:
-        x, weight, bias = (t.clone().requires_grad_() for t in (x, weight, bias))
+        x, weight, bias = (t.requires_grad_() for t in (x, weight, bias))
+        scale, shift = (t.requires_grad_() for t in (scale, shift)) if adaptive else (None, None)
     return (x, GROUPS, weight, bias), {"scale": scale, "shift": shift}
 
 
@@ -49,7 +50,9 @@ CASES += [case(shape) for shape in VAE] + [case(VAE[-1], channels_last=True), ca
 CASES += [case(shape, adaptive=True) for shape in ADM]
 for half in (torch.bfloat16, torch.float16):
     CASES += [case(UNET[0], half), case(UNET[0], half, channels_last=True), case(UNET[3], half), case(VAE[-1], half)]
-CASES += [case(UNET[0], channels_last=last, backward=True) for last in (False, True)]
+CASES += [case(shape, channels_last=last, backward=True) for shape in UNET for last in (False, True)]
+CASES += [case(shape, backward=True) for shape in (VAE[0], VAE[-1], SMALL)]
+CASES += [case(ADM[0], adaptive=True, backward=True), case(UNET[0], torch.bfloat16, backward=True)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

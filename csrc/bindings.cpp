@@ -92,10 +92,10 @@ fastdiff::Type type_of(const std::string& name) {
   throw std::invalid_argument("no kernel for " + name);
 }
 
-// A result larger than this does not stay in a cache until it is read, and is written around them. Measured: a copy of 64 MiB
-// is 1.3 times as fast that way, one of 36 MiB is not faster.
+// A result larger than this does not stay in a cache until it is read, and is written around them. Measured: ada_layer_norm is
+// 1.3 times as fast that way at 144 MiB, and not faster at 72 MiB, where the result's lines are asked for ahead instead.
 bool streams(fastdiff::Type type, int64_t size) {
-  return size * (type == fastdiff::Type::float32 ? 4 : 2) >= int64_t{64} << 20;
+  return size * (type == fastdiff::Type::float32 ? 4 : 2) >= int64_t{96} << 20;
 }
 
 // (address or 0, stride of a batch, stride of a row)
@@ -104,58 +104,110 @@ fastdiff::Rows rows_of(const RowsArgument& r) {
   return {reinterpret_cast<const void*>(std::get<0>(r)), std::get<1>(r), std::get<2>(r)};
 }
 
-void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& x, const RowsArgument& scale,
-                    const RowsArgument& shift, const RowsArgument& gate, const RowsArgument& residual, uintptr_t weight,
-                    uintptr_t bias, int64_t batch, int64_t rows, int64_t channels, float eps, int num_threads) {
+// A kernel over its units, on threads.
+template <class Op>
+void run_kernel(void (*kernel)(const Op&, int64_t, int64_t), const Op& op, int64_t units, int num_threads) {
   struct Job {
-    fastdiff::AdaLayerNorm op;
-    fastdiff::AdaLayerNormKernel kernel;
-  };
-  const auto address = [](uintptr_t a) { return reinterpret_cast<const void*>(a); };
-  Job job = {{type_of(type), rows_of(x), rows_of(scale), rows_of(shift), rows_of(gate), rows_of(residual),
-              address(weight), address(bias), reinterpret_cast<void*>(out), rows, channels, eps, false},
-             fastdiff::kernels().ada_layer_norm};
-  job.op.stream = streams(job.op.type, batch * rows * channels);
+    const Op& op;
+    void (*kernel)(const Op&, int64_t, int64_t);
+  } job = {op, kernel};
   const auto body = [](void* context, int64_t begin, int64_t end) {
     const Job* job = static_cast<const Job*>(context);
     job->kernel(job->op, begin, end);
   };
-  const bool serial = batch * rows * channels <= fastdiff::kSerialElements;
-  fastdiff::parallel_for(batch * rows, serial ? 1 : num_threads, body, &job);
+  fastdiff::parallel_for(units, num_threads, body, &job);
+}
+
+int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
+
+// Whether groups are worked on one by one. That does not depend on the number of threads, and so the result does not either.
+bool whole_groups(const fastdiff::GroupNorm& op) { return !op.channels_last && op.samples * op.groups >= 8; }
+
+void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& x, const RowsArgument& scale,
+                    const RowsArgument& shift, const RowsArgument& gate, const RowsArgument& residual, uintptr_t weight,
+                    uintptr_t bias, int64_t batch, int64_t rows, int64_t channels, float eps, int num_threads) {
+  const auto address = [](uintptr_t a) { return reinterpret_cast<const void*>(a); };
+  const fastdiff::Type number = type_of(type);
+  const int64_t size = batch * rows * channels;
+  const fastdiff::AdaLayerNorm op = {number, rows_of(x), rows_of(scale), rows_of(shift), rows_of(gate), rows_of(residual),
+                                     address(weight), address(bias), reinterpret_cast<void*>(out), rows, channels, eps,
+                                     streams(number, size)};
+  run_kernel(fastdiff::kernels().ada_layer_norm, op, batch * rows, size > fastdiff::kSerialElements ? num_threads : 1);
 }
 
 void group_norm_silu(const std::string& type, uintptr_t out, uintptr_t x, uintptr_t weight, uintptr_t bias,
                      const RowsArgument& scale, const RowsArgument& shift, int64_t samples, int64_t channels,
                      int64_t pixels, int64_t groups, bool channels_last, bool silu, float eps, int num_threads) {
-  struct Job {
-    fastdiff::GroupNorm op;
-    fastdiff::GroupNormKernel kernel;
-  };
   const auto address = [](uintptr_t a) { return reinterpret_cast<const void*>(a); };
-  Job job = {{type_of(type), address(x), address(weight), address(bias), rows_of(scale), rows_of(shift),
-              reinterpret_cast<void*>(out), samples, channels, pixels, groups, channels_last || pixels == 1, silu, eps, false,
-              nullptr},
-             nullptr};
-  job.op.stream = streams(job.op.type, samples * channels * pixels);
-  const auto body = [](void* context, int64_t begin, int64_t end) {
-    const Job* job = static_cast<const Job*>(context);
-    job->kernel(job->op, begin, end);
-  };
-  const int threads = samples * channels * pixels > fastdiff::kSerialElements ? num_threads : 1;
+  const fastdiff::Type number = type_of(type);
+  const int64_t size = samples * channels * pixels, parts = parts_of(pixels, fastdiff::kNormPart);
+  channels_last = channels_last || pixels == 1;
+  fastdiff::GroupNorm op = {number, address(x), address(weight), address(bias), rows_of(scale), rows_of(shift),
+                            reinterpret_cast<void*>(out), samples, channels, pixels, groups, channels_last, silu, eps,
+                            streams(number, size), nullptr};
+  const int threads = size > fastdiff::kSerialElements ? num_threads : 1;
   const fastdiff::Kernels& kernels = fastdiff::kernels();
-  // The choice does not depend on the number of threads, and so the result does not either.
-  if (!job.op.channels_last && samples * groups >= 8) {
-    job.kernel = kernels.group_norm_groups;
-    fastdiff::parallel_for(samples * groups, threads, body, &job);
+  if (whole_groups(op)) {
+    run_kernel(kernels.group_norm_groups, op, samples * groups, threads);
     return;
   }
-  const int64_t parts = (pixels + fastdiff::kNormPart - 1) / fastdiff::kNormPart;
   std::vector<float> partial(static_cast<size_t>(samples * parts * 2 * channels));
-  job.op.partial = partial.data();
-  job.kernel = kernels.group_norm_statistics;
-  fastdiff::parallel_for(samples * parts, threads, body, &job);
-  job.kernel = kernels.group_norm_output;
-  fastdiff::parallel_for(samples * parts, threads, body, &job);
+  op.partial = partial.data();
+  run_kernel(kernels.group_norm_statistics, op, samples * parts, threads);
+  run_kernel(kernels.group_norm_output, op, samples * parts, threads);
+}
+
+// found: the addresses of the gradients of x, scale, shift, gate, weight and bias. sizes: batch, rows, channels.
+void ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t, 6>& found, const RowsArgument& gradient,
+                              const RowsArgument& x, const RowsArgument& scale, const RowsArgument& shift,
+                              const RowsArgument& gate, uintptr_t weight, uintptr_t bias,
+                              const std::array<int64_t, 3>& sizes, float eps, int num_threads) {
+  const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
+  const int64_t batch = sizes[0], rows = sizes[1], channels = sizes[2], parts = parts_of(rows, fastdiff::kNormRows);
+  std::vector<float> sums(static_cast<size_t>(batch * parts * 2 * channels));
+  const fastdiff::AdaLayerNormBackward op = {
+      {type_of(type), rows_of(x), rows_of(scale), rows_of(shift), rows_of(gate), {}, address(weight), address(bias), nullptr, rows,
+       channels, eps, false},
+      rows_of(gradient), address(found[0]), address(found[1]), address(found[2]), address(found[3]), address(found[4]),
+      address(found[5]), batch, sums.data()};
+  const fastdiff::Kernels& kernels = fastdiff::kernels();
+  const py::gil_scoped_release released;
+  run_kernel(kernels.ada_layer_norm_backward_rows, op, batch * parts,
+             batch * rows * channels > fastdiff::kSerialElements ? num_threads : 1);
+  run_kernel(kernels.ada_layer_norm_backward_parameters, op, parts_of(channels, fastdiff::kNormChannels),
+             batch * parts * channels > fastdiff::kSerialElements ? num_threads : 1);
+}
+
+// found: the addresses of the gradients of x, weight, bias, scale and shift. sizes: samples, channels, pixels, groups.
+void group_norm_silu_backward(const std::string& type, const std::array<uintptr_t, 5>& found, uintptr_t gradient, uintptr_t x,
+                               uintptr_t weight, uintptr_t bias, const RowsArgument& scale, const RowsArgument& shift,
+                               const std::array<int64_t, 4>& sizes, bool channels_last, bool silu, float eps,
+                               int num_threads) {
+  const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
+  const int64_t samples = sizes[0], channels = sizes[1], pixels = sizes[2], groups = sizes[3];
+  fastdiff::GroupNormBackward op = {
+      {type_of(type), address(x), address(weight), address(bias), rows_of(scale), rows_of(shift), nullptr, samples, channels,
+       pixels, groups, channels_last || pixels == 1, silu, eps, false, nullptr},
+      address(gradient), address(found[0]), address(found[1]), address(found[2]), address(found[3]), address(found[4]), 1,
+      nullptr};
+  const bool whole = whole_groups(op.forward);
+  if (!whole) op.parts = parts_of(pixels, fastdiff::kNormPart);
+  const size_t size = static_cast<size_t>(samples * op.parts * 2 * channels);
+  std::vector<float> sums(size), partial(whole ? 0 : size);
+  op.sums = sums.data();
+  op.forward.partial = partial.data();
+  const fastdiff::Kernels& kernels = fastdiff::kernels();
+  const int threads = samples * channels * pixels > fastdiff::kSerialElements ? num_threads : 1;
+  const py::gil_scoped_release released;
+  if (whole) {
+    run_kernel(kernels.group_norm_backward_groups, op, samples * groups, threads);
+  } else {
+    run_kernel(kernels.group_norm_statistics, op.forward, samples * op.parts, threads);
+    run_kernel(kernels.group_norm_backward_sums, op, samples * op.parts, threads);
+    run_kernel(kernels.group_norm_backward_input, op, samples * op.parts, threads);
+  }
+  run_kernel(kernels.group_norm_backward_parameters, op, parts_of(channels, fastdiff::kNormChannels),
+             samples * op.parts * channels > fastdiff::kSerialElements ? num_threads : 1);
 }
 
 fastdiff::DLDataType dlpack_type(const std::string& name) {
@@ -280,6 +332,8 @@ PYBIND11_MODULE(_core, module) {
              py::arg("weight"), py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("samples"),
              py::arg("channels"), py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"),
              py::arg("eps"), py::arg("num_threads"));
+  module.def("ada_layer_norm_backward", ada_layer_norm_backward);
+  module.def("group_norm_silu_backward", group_norm_silu_backward);
   module.attr("POOL_MINIMUM") = fastdiff::kPoolMinimum;
   module.def("pool_available", fastdiff::pool_available);
   module.def("pool_tensor", pool_tensor);

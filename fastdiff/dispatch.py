@@ -45,6 +45,14 @@ def is_trivial(tensors: Sequence[Tensor | None]) -> bool:
     return True
 
 
+def only_wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """The same, but for a gradient: whether the dispatcher would only record the call for backward and then call the
+    CPU kernel."""
+    if is_watched(tensors):
+        return False
+    return all(tensor is None or is_ordinary(tensor) for tensor in tensors) and wants_gradient(tensors)
+
+
 def wants_gradient(values: Sequence[object]) -> bool:
     """Whether a gradient is wanted for one of the tensors among these."""
     return _is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)

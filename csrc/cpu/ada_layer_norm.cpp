@@ -1,39 +1,10 @@
 // adaLN: layer norm, modulation, gate and residual in one pass over memory; a row stays in the cache meanwhile.
 // Compiled once an instruction set (see simd.h).
-#include "fastdiff/kernels.h"
+#include "fastdiff/modulation.h"
 #include "fastdiff/moments.h"
-#include "fastdiff/rows.h"
-#include "fastdiff/simd.h"
 
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
-
-template <class T>
-const T* row(const Rows& rows, int64_t batch, int64_t index) {
-  return rows.data ? static_cast<const T*>(rows.data) + batch * rows.batch + index * rows.row : nullptr;
-}
-
-// What is done to (x - mean) / deviation, as one multiplication and one addition for each channel.
-template <class T>
-void combine(const AdaLayerNorm& op, int64_t b, int64_t s, float* factor, float* offset) {
-  const T *scale = row<T>(op.scale, b, s), *shift = row<T>(op.shift, b, s), *gate = row<T>(op.gate, b, s);
-  const T *weight = static_cast<const T*>(op.weight), *bias = static_cast<const T*>(op.bias);
-  const F one = F::broadcast(1);
-  if (weight) {
-    map(factor, op.channels, [=](auto at) { return at.load(weight) * (one + at.load(scale)); });
-  } else {
-    map(factor, op.channels, [=](auto at) { return one + at.load(scale); });
-  }
-  if (bias) {
-    map(offset, op.channels, [=](auto at) { return fma(at.load(bias), one + at.load(scale), at.load(shift)); });
-  } else {
-    map(offset, op.channels, [=](auto at) { return at.load(shift); });
-  }
-  if (gate) {
-    map(factor, op.channels, [=](auto at) { return at.load(factor) * at.load(gate); });
-    map(offset, op.channels, [=](auto at) { return at.load(offset) * at.load(gate); });
-  }
-}
 
 template <class T>
 void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
@@ -59,7 +30,8 @@ void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
     if (op.stream) {
       residual ? map_stream(out, op.channels, next, added) : map_stream(out, op.channels, next, modulated);
     } else {
-      residual ? map(out, op.channels, added) : map(out, op.channels, modulated);
+      const T* ahead = residual ? residual + (s + 1 < op.rows ? op.residual.row : 0) : next;
+      residual ? map_ahead(out, op.channels, ahead, added) : map_ahead(out, op.channels, ahead, modulated);
     }
   }
   if (op.stream) stream_fence();

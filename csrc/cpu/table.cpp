@@ -10,9 +10,15 @@ bool linear_combine_f64(const double* const* inputs, int num_inputs, double* con
                         int num_outputs, const double* coefficients, int64_t size);
 void normal(float* out, int64_t first, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw);
 void ada_layer_norm(const AdaLayerNorm& op, int64_t begin, int64_t end);
+void ada_layer_norm_backward_rows(const AdaLayerNormBackward& op, int64_t begin, int64_t end);
+void ada_layer_norm_backward_parameters(const AdaLayerNormBackward& op, int64_t begin, int64_t end);
 void group_norm_groups(const GroupNorm& op, int64_t begin, int64_t end);
 void group_norm_statistics(const GroupNorm& op, int64_t begin, int64_t end);
 void group_norm_output(const GroupNorm& op, int64_t begin, int64_t end);
+void group_norm_backward_groups(const GroupNormBackward& op, int64_t begin, int64_t end);
+void group_norm_backward_sums(const GroupNormBackward& op, int64_t begin, int64_t end);
+void group_norm_backward_input(const GroupNormBackward& op, int64_t begin, int64_t end);
+void group_norm_backward_parameters(const GroupNormBackward& op, int64_t begin, int64_t end);
 int64_t attention_units(const Attention& op);
 void attention(const Attention& op, int64_t begin, int64_t end);
 
@@ -20,7 +26,9 @@ void attention(const Attention& op, int64_t begin, int64_t end);
 #define FASTDIFF_STRING(x) FASTDIFF_STRING_(x)
 extern const Kernels table;
 const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal,
-                       ada_layer_norm, group_norm_groups, group_norm_statistics, group_norm_output,
+                       ada_layer_norm, ada_layer_norm_backward_rows, ada_layer_norm_backward_parameters,
+                       group_norm_groups, group_norm_statistics, group_norm_output,
+                       group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input, group_norm_backward_parameters,
                        attention_units, attention, nullptr, nullptr};
 
 }  // namespace fastdiff::FASTDIFF_ISA

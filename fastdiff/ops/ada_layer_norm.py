@@ -11,7 +11,7 @@ from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.memory import empty_like
 from fastdiff.native import core
 from fastdiff.ops import on_triton
-from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference
+from fastdiff.ops.registration import TYPES, check_tensor, empty_gradients, register, through_reference
 
 
 def ada_layer_norm(
@@ -83,12 +83,32 @@ def supports_triton(x: Tensor, *rest: object) -> str | None:
     return transformed() or on_triton.ada_layer_norm_unsupported(x)
 
 
-def faster_in_torch(*arguments: object) -> str | None:
+def faster_in_torch(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-6,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> str | None:
     """Why torch is faster with these arguments of `reference`, so that it runs unless the kernel is insisted on; or
     None."""
-    if wants_gradient(arguments):
-        return "a gradient is wanted, which the kernel has not saved anything for: backward would compute all again"
+    if not wants_gradient((x, scale, shift, weight, bias, gate, residual)):
+        return None
+    if not _same_for_rows(scale, shift, gate):
+        return "a gradient is wanted, and scale, shift or gate differ from row to row, for which it has no kernel"
+    if x.numel() < _FEW:
+        return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
     return None
+
+
+_FEW = 1 << 15
+
+
+def _same_for_rows(scale: Tensor, shift: Tensor, gate: Tensor | None) -> bool:
+    return scale.shape[1] == 1 and shift.shape[1] == 1 and (gate is None or gate.shape[1] == 1)
 
 
 def _check(
@@ -177,6 +197,100 @@ def _fake(x: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _check_backward(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    gate: Tensor | None,
+) -> None:
+    _check(x, scale, shift, weight, bias, eps, gate, None)
+    check_tensor("gradient", gradient, x, x.shape)
+    row = (x.shape[0], 1, x.shape[2])
+    for name, tensor in (("scale", scale), ("shift", shift), ("gate", gate)):
+        if tensor is not None:
+            check_tensor(name, tensor, x, row)
+
+
+def _kernel_backward(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    gate: Tensor | None,
+) -> tuple[Tensor, ...]:
+    if x.dtype not in TYPES:
+        raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
+    found = empty_like(x), *empty_gradients(x, scale, shift, gate, weight, bias)
+    copies: list[Tensor] = []  # until the kernel has run
+    weight = None if weight is None else weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    core.ada_layer_norm_backward(
+        TYPES[x.dtype],
+        [t.data_ptr() for t in found],
+        _rows(gradient, copies),
+        _rows(x, copies),
+        _rows(scale, copies),
+        _rows(shift, copies),
+        _rows(gate, copies),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        x.shape,
+        eps,
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def _fake_backward(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    gate: Tensor | None,
+) -> tuple[Tensor, ...]:
+    of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return of_x, *empty_gradients(x, scale, shift, gate, weight, bias)
+
+
+_call_backward = register(
+    "ada_layer_norm_backward(Tensor gradient, Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, "
+    "float eps, Tensor? gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    kernel=_kernel_backward,
+    check=_check_backward,
+    fake=_fake_backward,
+)
+
+
+def _own_backward(
+    gradient: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    gate: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[Tensor | None, ...] | None:
+    """Gradients of all arguments; None where scale, shift or gate differ from row to row."""
+    if not x.is_cpu or not _same_for_rows(scale, shift, gate):
+        return None
+    of_x, of_scale, of_shift, of_gate, of_weight, of_bias = _call_backward(
+        gradient, x, scale, shift, weight, bias, eps, gate
+    )
+    return of_x, of_scale, of_shift, of_weight, of_bias, None, of_gate, gradient
+
+
 _call = register(
     "ada_layer_norm(Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, float eps, Tensor? gate, "
     "Tensor? residual) -> Tensor",
@@ -184,5 +298,5 @@ _call = register(
     check=_check,
     fake=_fake,
     triton=on_triton.ada_layer_norm,
-    **through_reference(reference, on_triton.ada_layer_norm_gradients),
+    **through_reference(reference, on_triton.ada_layer_norm_gradients, _own_backward),
 )

@@ -13,7 +13,7 @@ from fastdiff.errors import unknown
 from fastdiff.memory import empty_like
 from fastdiff.native import core
 from fastdiff.ops import on_triton
-from fastdiff.ops.registration import TYPES, check_tensor, register, through_reference
+from fastdiff.ops.registration import TYPES, check_tensor, empty_gradients, register, through_reference
 
 _ACTIVATIONS = ("silu", "none")
 
@@ -102,12 +102,24 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def faster_in_torch(*arguments: object) -> str | None:
+def faster_in_torch(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> str | None:
     """Why torch is faster with these arguments of `reference`, so that it runs unless the kernel is insisted on; or
     None."""
-    if wants_gradient(arguments):
-        return "a gradient is wanted, which the kernel has not saved anything for: backward would compute all again"
+    if x.numel() < _FEW and wants_gradient((x, weight, bias, scale, shift)):
+        return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
     return None
+
+
+_FEW = 1 << 15
 
 
 def _check(
@@ -184,6 +196,101 @@ def _fake(x: Tensor, *rest: object) -> Tensor:
     return torch.empty_like(x, memory_format=_format(x))
 
 
+def _check_backward(
+    gradient: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> None:
+    _check(x, num_groups, weight, bias, eps, scale, shift, activation)
+    check_tensor("gradient", gradient, x, x.shape)
+
+
+def _kernel_backward(
+    gradient: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, ...]:
+    if x.dtype not in TYPES:
+        raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
+    found = empty_like(x, _format(x)), *empty_gradients(x, weight, bias, scale, shift)
+    samples, channels = x.shape[:2]
+    layout = _format(x)
+    x, gradient = x.contiguous(memory_format=layout), gradient.contiguous(memory_format=layout)
+    vectors = [t if t is None else t.contiguous() for t in (weight, bias)]
+    adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
+    core.group_norm_silu_backward(
+        TYPES[x.dtype],
+        [t.data_ptr() for t in found],
+        gradient.data_ptr(),
+        x.data_ptr(),
+        0 if vectors[0] is None else vectors[0].data_ptr(),
+        0 if vectors[1] is None else vectors[1].data_ptr(),
+        (0, 0, 0) if adaptive[0] is None else (adaptive[0].data_ptr(), channels, 0),
+        (0, 0, 0) if adaptive[1] is None else (adaptive[1].data_ptr(), channels, 0),
+        (samples, channels, x.numel() // max(1, samples * channels), num_groups),
+        layout is not torch.contiguous_format,
+        activation == "silu",
+        eps,
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def _fake_backward(
+    gradient: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(x, memory_format=_format(x)), *empty_gradients(x, weight, bias, scale, shift)
+
+
+_call_backward = register(
+    "group_norm_silu_backward(Tensor gradient, Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, "
+    "Tensor? scale, Tensor? shift, str activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    kernel=_kernel_backward,
+    check=_check_backward,
+    fake=_fake_backward,
+)
+
+
+def _own_backward(
+    gradient: Tensor,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activation: str,
+) -> tuple[Tensor | None, ...] | None:
+    """Gradients of all arguments; None where x is not on the CPU."""
+    if not x.is_cpu:
+        return None
+    of_x, of_weight, of_bias, of_scale, of_shift = _call_backward(
+        gradient, x, num_groups, weight, bias, eps, scale, shift, activation
+    )
+    return of_x, None, of_weight, of_bias, None, of_scale, of_shift, None
+
+
 _call = register(
     "group_norm_silu(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? scale, Tensor? shift, "
     "str activation) -> Tensor",
@@ -191,5 +298,5 @@ _call = register(
     check=_check,
     fake=_fake,
     triton=on_triton.group_norm_silu,
-    **through_reference(reference, on_triton.group_norm_silu_gradients),
+    **through_reference(reference, on_triton.group_norm_silu_gradients, _own_backward),
 )

@@ -43,14 +43,22 @@ def define(schema: str, kernels: Mapping[str, Callable[..., Any]], fake: Callabl
     return getattr(torch.ops.fastdiff, name).default
 
 
+def empty_gradients(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
+    """A contiguous tensor without values for each of the tensors; without elements for those that are None."""
+    return [
+        x.new_empty((0,)) if tensor is None else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in tensors
+    ]
+
+
 def register(
     schema: str,
     *,
     kernel: Callable[..., Any],
     check: Callable[..., None],
     fake: Callable[..., Any],
-    save: Callable[..., None],
-    backward: Callable[..., Any],
+    save: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
     triton: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Register `torch.ops.fastdiff.<name>`; returns a function that calls it, by the short way where that is the same.
@@ -58,7 +66,8 @@ def register(
     schema: "name(Tensor x, ...) -> Tensor". kernel: for CPU tensors that passed `check`, which raises for those that do
     not fit. A call of the operator by its name checks; the function returned, which takes positional arguments only,
     leaves that to its caller. fake: the result's shape, dtype and strides, without values. save, backward: as for
-    torch.library.register_autograd. triton: as kernel, for CUDA tensors, and where the triton backend is insisted on.
+    torch.library.register_autograd; without them the operator has no gradients. triton: as kernel, for CUDA tensors, and
+    where the triton backend is insisted on.
     """
     name = schema.split("(", 1)[0]
 
@@ -76,17 +85,38 @@ def register(
         return triton(*arguments)
 
     operator = define(schema, {"CPU": checked} | ({"CUDA": checked_on_gpu} if triton else {}), fake)
-    torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=save, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=save, lib=_library)
     types = [str(argument.type) for argument in operator._schema.arguments]
     places = [index for index, kind in enumerate(types) if "Tensor" in kind]
     tensors_of = itemgetter(*places)  # a tuple of tensors, or the one list of them
+    in_lists = any("List" in kind for kind in types)  # whose gradients torch.autograd.Function does not follow
+    recorded = None if backward is None or save is None or in_lists else _function(name, on_cpu, save, backward)
 
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and dispatch.is_trivial(tensors_of(arguments)):
-            return on_cpu(*arguments)
+        if not torch.compiler.is_compiling():
+            tensors = tensors_of(arguments)
+            if dispatch.is_trivial(tensors):
+                return on_cpu(*arguments)
+            if recorded is not None and dispatch.only_wants_gradient(tensors):
+                return recorded(*arguments)
         return operator(*arguments)
 
     return call
+
+
+def _function(
+    name: str, kernel: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The kernel with its gradients, for a call that goes past the dispatcher."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        result = kernel(*arguments)
+        save(ctx, arguments, result)  # not as setup_context, for which torch looks the signature up in every call
+        return result
+
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(f"fastdiff_{name}", (torch.autograd.Function,), functions).apply
 
 
 def through_reference(

@@ -44,6 +44,19 @@ struct AdaLayerNorm {
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
+// Gradients of the above for scale, shift and gate that are the same for all rows of a batch (stride of a row 0), contiguous;
+// null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows, units are batch * parts
+// + part; then the other gradients from these, units are blocks of kNormChannels channels.
+struct AdaLayerNormBackward {
+  AdaLayerNorm forward;  // residual, out and stream are not used
+  Rows gradient;         // of out
+  void *x, *scale, *shift, *gate, *weight, *bias;
+  int64_t batch;
+  float* sums;  // room for 2 * channels numbers for every unit of the first phase
+};
+constexpr int64_t kNormRows = 64, kNormChannels = 64;
+using AdaLayerNormBackwardKernel = void (*)(const AdaLayerNormBackward& op, int64_t begin, int64_t end);
+
 // out = act((x - mean) / sqrt(variance + eps) * weight + bias), mean and variance over the channels and pixels of a group; with
 // scale and shift of each sample and channel the argument of act is multiplied by 1 + scale and shift is added. Arithmetic is
 // float32 whatever the type. x and out: samples of `channels` x `pixels` numbers, or, channels last, `pixels` x `channels`.
@@ -63,6 +76,18 @@ struct GroupNorm {
 // the same parts, which needs all statistics of its sample.
 constexpr int64_t kNormPart = 1024;
 using GroupNormKernel = void (*)(const GroupNorm& op, int64_t begin, int64_t end);
+
+// Gradients of the above; those of scale and shift are (samples, channels). Whole groups: dx and sums; or, after
+// group_norm_statistics, sums of parts, then dx of the same parts. Last, the other gradients from the sums, units are blocks of
+// kNormChannels channels.
+struct GroupNormBackward {
+  GroupNorm forward;     // out and stream are not used
+  const void* gradient;  // of out, laid out as x
+  void *x, *weight, *bias, *scale, *shift;
+  int64_t parts;  // of a sample: 1 for whole groups
+  float* sums;    // room for samples * parts * 2 * channels numbers
+};
+using GroupNormBackwardKernel = void (*)(const GroupNormBackward& op, int64_t begin, int64_t end);
 
 // A (B, H, S, D) tensor with contiguous D: row s of head h of batch b is at data + b * batch + h * head + s * row, strides in
 // numbers. Null for none.
@@ -120,7 +145,10 @@ struct Kernels {
   LinearCombine<double> linear_combine_f64;
   Normal normal;
   AdaLayerNormKernel ada_layer_norm;
+  AdaLayerNormBackwardKernel ada_layer_norm_backward_rows, ada_layer_norm_backward_parameters;
   GroupNormKernel group_norm_groups, group_norm_statistics, group_norm_output;
+  GroupNormBackwardKernel group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input;
+  GroupNormBackwardKernel group_norm_backward_parameters;
   AttentionUnits attention_units;
   AttentionKernel attention;
   LinearKernel linear_pack, linear_multiply;  // null where a library is as fast

@@ -13,6 +13,10 @@ struct Whole {
   F load(const T* p) const {
     return FASTDIFF_ISA::load(p + i);
   }
+  template <class T>
+  void store(T* p, F value) const {
+    FASTDIFF_ISA::store(p + i, value);
+  }
 };
 
 struct Part {
@@ -21,7 +25,19 @@ struct Part {
   F load(const T* p) const {
     return load_some(p + i, n);
   }
+  template <class T>
+  void store(T* p, F value) const {
+    store_some(p + i, value, n);
+  }
 };
+
+// body(place of i) for i in [0, size).
+template <class Body>
+inline void each(int64_t size, Body body) {
+  int64_t i = 0;
+  for (; i + F::size <= size; i += F::size) body(Whole{i});
+  if (i < size) body(Part{i, size - i});
+}
 
 // out[i] = body(place of i) for i in [0, size).
 template <class T, class Body>

@@ -448,4 +448,10 @@ inline F exp2(F x) {
 // than an estimate of the reciprocal and its correction.
 inline F silu(F x) { return x / (F::broadcast(1) + exp2(x * F::broadcast(-1.44269504088896341f))); }
 
+// The derivative of silu, s (1 + x (1 - s)) with s = 1 / (1 + e^-x).
+inline F silu_slope(F x) {
+  const F one = F::broadcast(1), s = one / (one + exp2(x * F::broadcast(-1.44269504088896341f)));
+  return s * fma(x, one - s, one);
+}
+
 }  // namespace fastdiff::FASTDIFF_ISA
