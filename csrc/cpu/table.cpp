@@ -28,7 +28,7 @@ extern const Kernels table;
 const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal,
                        ada_layer_norm, ada_layer_norm_backward_rows, ada_layer_norm_backward_parameters,
                        group_norm_groups, group_norm_statistics, group_norm_output,
-                       group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input, group_norm_backward_parameters,
-                       attention_units, attention, nullptr, nullptr};
+                       group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input,
+                       group_norm_backward_parameters, attention_units, attention, nullptr, nullptr};
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -66,8 +66,8 @@ def register(
     schema: "name(Tensor x, ...) -> Tensor". kernel: for CPU tensors that passed `check`, which raises for those that do
     not fit. A call of the operator by its name checks; the function returned, which takes positional arguments only,
     leaves that to its caller. fake: the result's shape, dtype and strides, without values. save, backward: as for
-    torch.library.register_autograd; without them the operator has no gradients. triton: as kernel, for CUDA tensors, and
-    where the triton backend is insisted on.
+    torch.library.register_autograd; without them the operator has no gradients. triton: as kernel, for CUDA tensors,
+    and where the triton backend is insisted on.
     """
     name = schema.split("(", 1)[0]
 
@@ -116,7 +116,8 @@ def _function(
         return result
 
     functions = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return type(f"fastdiff_{name}", (torch.autograd.Function,), functions).apply
+    function: Any = type(f"fastdiff_{name}", (torch.autograd.Function,), functions)
+    return function.apply
 
 
 def through_reference(
