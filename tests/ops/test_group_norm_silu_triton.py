@@ -67,6 +67,8 @@ for (shape, groups), dtype, last in itertools.product(cases, [torch.float32, tor
     for present in ("", "weight bias scale shift", "weight shift", "bias scale"):
         if "bias" in present and "weight" not in present:
             present = "scale"
+        if present != "weight bias scale shift" and (dtype == torch.float16 or shape[1] == 300):
+            continue
         layout = torch.channels_last if last else torch.contiguous_format
         x, grad = ((mean + torch.randn(shape)).to(dtype).contiguous(memory_format=layout) for mean in (20, 0))
         sizes = {"weight": shape[1:2], "bias": shape[1:2], "scale": shape[:2], "shift": shape[:2]}
