@@ -124,8 +124,14 @@ TILES |= {(target, "single"): SINGLE for target in ("sm_80", "sm_90", "sm_100", 
 # 8 warps of 64 lanes leave too few registers for this.
 TILES["gfx942", "single"] = SINGLE | {
     name: (*(entry for entry in SINGLE[name] if entry[0] <= 128), (256, Tile(16, 16, 4, 1)))
-    for name in ("dq", "dq masked", "dkv")
+    for name in ("dq", "dq masked")
 }
+TILES["gfx942", "single"]["dkv"] = (
+    (64, Tile(32, 32, 8, 1)),
+    (96, Tile(32, 32, 4, 1)),
+    (128, Tile(16, 32, 8, 1)),
+    (256, Tile(16, 16, 4, 1)),
+)
 TILES |= {(target, "tf32"): TILES["sm_80", "tf32"] for target in ("sm_90", "sm_100", "gfx942")}
 
 # For the maps, by class of dtype: a tile is made once, from all of the head dimension.

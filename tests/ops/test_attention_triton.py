@@ -134,6 +134,8 @@ else:
     check(target, "fp16", 64, ["forward"], masking="additive", shape="prompt")
 check(target, "fp32", 40)
 check(target, "fp32", 256, ["forward"] if target.startswith("sm_") else KERNELS)
+if target == "gfx942":
+    check(target, "fp32", 96, ["dkv"])
 if target == "sm_100":
     check(target, "fp16", 128, ["dq"])
     check(target, "fp16", 64, ["forward"], shape="prompt")
