@@ -96,15 +96,15 @@ def adm(size, channels, **changes):
     }  # fmt: skip
 
 
-ADM = "Dhariwal & Nichol 2021, ADM, Table 4"
-DIT_TABLE = "; multiply-adds: Peebles & Xie 2023, Table 2"
+ADM = "Dhariwal & Nichol 2021, ADM, hyperparameters in the appendix"
+DIT_TABLE = "; multiply-adds: Peebles & Xie 2023, Section 5.1"
 SD = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "attention_resolutions": (4, 2, 1),
     "num_res_blocks": 2, "channel_mult": (1, 2, 4, 4), "num_heads": 8, "use_spatial_transformer": True,
     "transformer_depth": 1, "context_dim": 768, "legacy": False,
 }  # fmt: skip
 COUNTED = "the published weights, counted in forums.fast.ai/t/stable-diffusion-parameter-budget-allocation/101515"
-# Peebles & Xie 2023 print 103.6 for LDM-4's multiply-adds, which their own code does not have either: docs/notes.
+# The 103.6 of Peebles & Xie 2023 is not what the products of CompVis's code add up to: docs/notes/models.md.
 LDM = "Rombach et al. 2022, Table 3 (400M); CompVis's code: 400.92M when it starts, products as fvcore counts them"
 PUBLISHED = [
     Published("DDPM CIFAR-10", "Ho et al. 2020, Appendix B", "latent-diffusion",
