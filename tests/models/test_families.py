@@ -91,6 +91,10 @@ def make(name):
     return model, arguments
 
 
+def to_double(arguments):
+    return {key: value.double() if value.is_floating_point() else value for key, value in arguments.items()}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_parameter_has_a_gradient(name):
     model, arguments = make(name)
@@ -102,10 +106,12 @@ def test_every_parameter_has_a_gradient(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", FAMILIES)
 def test_samples_of_a_batch_do_not_mix(name):
+    """In float64: products of other shapes round in another way, which some of these networks amplify."""
     model, arguments = make(name)
+    model, arguments = model.double(), to_double(arguments)
     together = model(**arguments)
     alone = torch.cat([model(**{key: value[i : i + 1] for key, value in arguments.items()}) for i in range(3)])
-    assert relative_error(alone, together) <= 2e-5
+    assert relative_error(alone, together) <= 1e-10
 
 
 @torch.no_grad()
@@ -117,7 +123,7 @@ def test_backends_agree(name):
         ours = model(**arguments)
     with fastdiff.use("reference"):
         theirs = model(**arguments)
-    oracle = model.double()(**{k: v.double() if v.is_floating_point() else v for k, v in arguments.items()})
+    oracle = model.double()(**to_double(arguments))
     scale = oracle.abs().max()
     # the embedding of the time is a large error of both: float32's eps at 999 radians
     assert (ours - oracle).abs().max() <= 2 * (theirs - oracle).abs().max() + 1e-6 * scale

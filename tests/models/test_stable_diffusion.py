@@ -156,18 +156,21 @@ def test_a_file_that_was_cut_is_refused_whole(file, tmp_path, kept):
 
 
 @pytest.mark.parametrize(
-    ("changes", "millions", "heads"),
+    ("changes", "keys", "millions", "heads"),
     [
-        ({"context_dim": 768}, 859.5, {"num_heads": 8}),
-        ({"context_dim": 1024, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True}, 865.9,
+        ({"context_dim": 768}, 686, 859.5, {"num_heads": 8}),
+        ({"context_dim": 1024, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True}, 686, 865.9,
          {"num_head_channels": 64}),
+        ({"context_dim": 2048, "num_heads": -1, "num_head_channels": 64, "use_linear_in_transformer": True,
+          "attention_resolutions": (4, 2), "channel_mult": (1, 2, 4), "transformer_depth": (1, 2, 10),
+          "num_classes": "sequential", "adm_in_channels": 2816}, 1680, 2567.5, {"num_head_channels": 64}),
     ],
 )  # fmt: skip
-def test_published_widths_need_no_config(changes, millions, heads):
-    """Stable Diffusion 1 and 2: nothing is read, so that the tensors take no memory."""
+def test_published_widths_need_no_config(changes, keys, millions, heads):
+    """Stable Diffusion 1, 2 and XL: nothing is read, so that the tensors take no memory."""
     unet = {**UNET, "model_channels": 320, **changes}
     whole = unet_and_vae(unet, {**VAE, "ch": 128})
-    assert len(whole) == 686 + 248  # of the published files
+    assert len(whole) == keys + 248  # of the published files
     model = fastdiff.models.load(whole)
     assert abs(parameters(model) / 1e6 - millions) <= 0.05
     assert all(getattr(model.config, field) == value for field, value in heads.items())
