@@ -17,7 +17,7 @@ from fastdiff import pictures
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.cli.info import collect
 from fastdiff.files import replacing, writable_folder
-from fastdiff.models.unet import UNet
+from fastdiff.models.bundled import BundledModel, to_pictures
 from fastdiff.noise import CounterNoise
 
 CURVE_STEPS = (5, 8, 12, 20, 50)  # and those of the two paths
@@ -43,7 +43,7 @@ class Run:
 class Demo:
     """What all runs of the demo share: model, classes, guidance and seed."""
 
-    def __init__(self, model: UNet, per_class: int, guidance: float, seed: int) -> None:
+    def __init__(self, model: BundledModel, per_class: int, guidance: float, seed: int) -> None:
         info = model.info
         self.model, self.seed, self.guidance = model, seed, fastdiff.CFG(guidance)
         self.classes: list[str | None] = [*info.classes] or [None]
@@ -97,7 +97,9 @@ def run(
             samples = demo.sample(solver, count, backend, callback=lambda *_, task=task: bar.advance(task))
             runs.append(Run(title, solver, count, backend, samples, time.perf_counter() - started))
             if title in PICTURES:  # written at once: whatever comes later, they are there
-                pictures.save_png(folder / PICTURES[title], pictures.grid(samples, per_class), zoom=3)
+                pictures.save_png(
+                    folder / PICTURES[title], pictures.grid(to_pictures(demo.model, samples), per_class), zoom=3
+                )
         task = bar.add_task(
             "error against the converged solution", total=len(CURVE_SOLVERS) * sum(curve_steps) + CONVERGED_STEPS
         )

@@ -35,7 +35,8 @@ def demo(
 @app.command()
 def sample(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
-    class_: Annotated[str, typer.Option("--class", help="A class of the model, or `none`.")] = "none",
+    class_: Annotated[str | None, typer.Option("--class", help="A class of the model, or `none`.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Words of emoji names, for a model that takes prompts.")] = None,
     count: Annotated[int, typer.Option(help="How many pictures.", min=1)] = 16,
     solver: Annotated[str, typer.Option(help="A solver, e.g. dpmpp-2m, ddim, heun, ddpm.")] = "dpmpp-2m",
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 15,
@@ -50,7 +51,7 @@ def sample(
     """Sample pictures from a bundled model into one PNG file."""
     from fastdiff.cli import sample as command
 
-    command.run(model, class_, count, solver, steps, grid, guidance, seed, batch, out, zoom, json)
+    command.run(model, class_, prompt, count, solver, steps, grid, guidance, seed, batch, out, zoom, json)
 
 
 @app.command()

@@ -13,12 +13,14 @@ from fastdiff.cli.console import console, print_json, progress
 from fastdiff.errors import expect
 from fastdiff.files import writable_folder
 from fastdiff.grids import make_grid
+from fastdiff.models.bundled import ModelInfo, PromptInfo, to_pictures
 from fastdiff.solvers import get_solver
 
 
 def run(
     model_name: str,
-    class_name: str,
+    class_name: str | None,
+    prompt: str | None,
     count: int,
     solver_name: str,
     steps: int,
@@ -38,7 +40,8 @@ def run(
     cfg = fastdiff.CFG(guidance)
     model = fastdiff.load(model_name)
     make_grid(grid or solver.grid, model.info.schedule, steps)  # refuse bad steps before the progress bar
-    name = None if class_name == "none" else class_name
+    prompted = isinstance(model.info, PromptInfo)
+    name = _condition(model.info, class_name, prompt)
     cond = model.info.condition(name, count)
     writable_folder(path.parent)
 
@@ -66,7 +69,7 @@ def run(
                 )
     finally:
         if finished:
-            samples = torch.cat(finished)
+            samples = torch.cat([to_pictures(model, part) for part in finished])
             columns = min(len(samples), max(4, round(len(samples) ** 0.5)))
             pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
             console.print(f"{len(samples)} pictures in [bold]{path}[/bold]")
@@ -75,7 +78,8 @@ def run(
             {
                 "file": str(path),
                 "model": model_name,
-                "class": name,
+                "class": None if prompted else name,
+                "prompt": name if prompted else None,
                 "count": count,
                 "solver": solver.name,
                 "steps": steps,
@@ -84,3 +88,13 @@ def run(
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
+
+
+def _condition(info: ModelInfo, class_name: str | None, prompt: str | None) -> str | None:
+    """What the model is conditioned on: the class or the prompt, whichever it takes; None for neither."""
+    expect(class_name is None or prompt is None, "give --class or --prompt, not both")
+    if isinstance(info, PromptInfo):
+        expect(class_name in (None, "none"), f"{info.name} has no classes, give --prompt in place of --class")
+        return prompt
+    expect(prompt is None, f"{info.name} takes no prompts, give --class: {', '.join(info.classes)}")
+    return None if class_name == "none" else class_name

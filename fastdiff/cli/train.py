@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import fastdiff
 from fastdiff import pictures
 from fastdiff.cli.console import console
 from fastdiff.errors import unknown
 from fastdiff.files import replacing, writable_folder
-from fastdiff.train.emoji_data import load_emoji
+from fastdiff.models.autoencoder import AutoencoderKL
+from fastdiff.train.autoencoding import Autoencoding
+from fastdiff.train.emoji_data import EmojiData, load_emoji
 from fastdiff.train.export import describe, export
 from fastdiff.train.loop import Training
-from fastdiff.train.recipes import RECIPES
+from fastdiff.train.objective import Objective
+from fastdiff.train.objectives import make_objective
+from fastdiff.train.recipes import RECIPES, AutoencoderRecipe, LatentRecipe
 
-SAMPLES_A_CLASS = 6
 SAMPLE_EVERY = 2_000
 
 
@@ -32,10 +35,37 @@ def run(name: str, out: str | None, steps: int | None, seed: int | None, font: s
     folder = writable_folder(out or f"runs/{name}")
     with console.status("drawing the emoji"):
         data = load_emoji(recipe.size, font=font)
-    training = Training(recipe, data, folder, device=device)
+    autoencoder, facts = None, None
+    if isinstance(recipe, LatentRecipe):
+        beside = folder.parent / recipe.autoencoder.name
+        autoencoder, facts = trained_autoencoder(recipe.autoencoder, data, beside, device)
+    train(make_objective(recipe, data, autoencoder, device=device), folder, facts)
+
+
+def trained_autoencoder(
+    recipe: AutoencoderRecipe, data: EmojiData, folder: Path, device: str
+) -> tuple[AutoencoderKL, dict[str, Any]]:
+    """The averaged autoencoder of the run in `folder`, which is begun or finished first if need be, and how the run
+    went."""
+    objective = Autoencoding(recipe, data, device=device)
+    training = Training(objective, writable_folder(folder))
+    if training.step < recipe.steps:
+        training = train(objective, folder)
+    else:
+        console.print(f"autoencoder of [bold]{folder}[/bold], {objective.remarks(training.ema.module)}")
+    network = training.ema.module
+    assert isinstance(network, AutoencoderKL)
+    return network, {**describe(training), "psnr": objective.psnr(network)}
+
+
+def train(objective: Objective, folder: Path, autoencoder: Mapping[str, Any] | None = None) -> Training:
+    """A run to its end, with its progress on the console and its pictures and weights in `folder`. autoencoder: how the
+    run of its autoencoder went, for the model card."""
+    training, recipe = Training(objective, folder), objective.recipe
+    name = recipe.name
     console.print(
-        f"{name}: {sum(p.numel() for p in training.model.parameters()):,} parameters, "
-        f"{len(training.images):,} pictures and {len(training.validation_images)} held out, in [bold]{folder}[/bold]"
+        f"{name}: {sum(p.numel() for p in training.model.parameters()):,} parameters, {len(objective.images):,} "
+        f"pictures and {len(objective.validation_images)} held out, in [bold]{folder}[/bold]"
     )
     if training.step:
         console.print(f"going on from step {training.step:,}")
@@ -52,42 +82,32 @@ def run(name: str, out: str | None, steps: int | None, seed: int | None, font: s
                 bar.update(task, completed=training.step, description=f"loss {sum(recent) / len(recent):.4f}")
 
             def on_validation(training: Training) -> None:
-                step, loss, validation, _ = training.log[-1]
-                console.print(f"step {step:,}: loss {loss:.4f}, on held-out emoji {validation:.4f}")
+                step, loss, validation, seconds = training.log[-1]
+                remarks = objective.remarks(training.ema.module)
+                console.print(
+                    f"step {step:,}: loss {loss:.4f}, on held-out emoji {validation:.4f}, {seconds / step:.2f} s a step"
+                    + (f", {remarks}" if remarks else "")
+                )
                 plot_losses(training, folder / f"{name}-loss.png")
                 if step % SAMPLE_EVERY == 0:
-                    save_samples(training, data.classes, folder / f"samples-{step:06d}.png")
-                    export(training, data, folder / name)
+                    save_pictures(training, folder / f"samples-{step:06d}.png")
+                    export(training, folder / name, autoencoder=autoencoder)
 
             training.run(on_step=on_step, on_validation=on_validation)
     except KeyboardInterrupt:
         console.print(f"stopped at step {training.step:,}; the same command goes on from there")
         raise
     plot_losses(training, folder / f"{name}-loss.png")
-    save_samples(training, data.classes, folder / f"{name}.png")
-    export(training, data, folder / name)
-    console.print(f"done: [bold]{folder / name}.safetensors[/bold], and beside it the description, card and pictures")
+    save_pictures(training, folder / f"{name}.png")
+    export(training, folder / name, autoencoder=autoencoder)
+    console.print(f"done: [bold]{folder / name}[/bold]")
+    return training
 
 
-def save_samples(training: Training, classes: tuple[str, ...], path: Path) -> None:
-    """A row of samples for each class from the averaged network, always the same noise."""
-    count = SAMPLES_A_CLASS * len(classes)
-    labels = torch.arange(len(classes)).repeat_interleave(SAMPLES_A_CLASS).to(training.device)
-    no_class = torch.full_like(labels, len(classes))
-    recipe = training.recipe
-    network = training.ema.module
-    samples = fastdiff.sample(
-        network,
-        (count, recipe.network.image_channels, recipe.size, recipe.size),
-        schedule=recipe.schedule,
-        prediction=recipe.prediction,
-        steps=20,
-        guidance=2.0,
-        cond={"y": labels},
-        uncond={"y": no_class},
-        seed=0,
-    )
-    pictures.save_png(path, pictures.grid(samples, SAMPLES_A_CLASS), zoom=3)
+def save_pictures(training: Training, path: Path) -> None:
+    """What the averaged network makes."""
+    samples, columns = training.objective.pictures(training.ema.module)
+    pictures.save_png(path, pictures.grid(samples, columns), zoom=3 if samples.shape[-1] < 64 else 2)
 
 
 def plot_losses(training: Training, path: Path) -> None:
@@ -101,7 +121,7 @@ def plot_losses(training: Training, path: Path) -> None:
     axes.plot(np.arange(1, len(losses) + 1), losses, color="0.85", linewidth=0.5, label="each batch")
     axes.plot(log[:, 0], log[:, 1], label="mean of the last 500")
     axes.plot(log[:, 0], log[:, 2], label="held-out emoji, averaged network")
-    axes.set(xlabel="step", ylabel=f"loss ({training.recipe.prediction} prediction)", yscale="log")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.set_title(f"{training.recipe.name}, {describe(training)['hours']:.1f} hours")
     axes.legend()
     with replacing(path) as temporary:

@@ -25,7 +25,8 @@ class AutoencoderConfig:
     followed by attention, for pictures of `resolution`. double_z: the encoder gives mean and log-variance. embed_dim:
     channels of the latents, z_channels inside if not given. n_embed: entries of the codebook; None for the KL form.
     norm_groups, mid_attention, quant_convs (1 x 1 convolutions after the encoder and before the decoder): the
-    originals have 32, True and both.
+    originals have 32, True and both. patch: pixels a side that are one pixel of patch^2 times the channels to the
+    network, which saves the convolutions at full resolution; the originals have 1.
     """
 
     ch: int
@@ -48,11 +49,17 @@ class AutoencoderConfig:
     norm_groups: int = 32
     mid_attention: bool = True
     quant_convs: tuple[bool, bool] = (True, True)
+    patch: int = 1
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Of each level."""
         return tuple(round(self.ch * mult) for mult in self.ch_mult)
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side that become one of the latents."""
+        return self.patch * 2 ** (len(self.ch_mult) - 1)
 
     def norm(self, channels: int) -> GroupNorm:
         """The norm of all layers."""
@@ -104,12 +111,13 @@ class LinearAttention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(B, in_channels, H, W) -> (B, z_channels, h, w), twice the channels with double_z; h = H / 2**(levels - 1)."""
+    """(B, in_channels, H, W) -> (B, z_channels, h, w), twice the channels with double_z; h = H / config.factor."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         channels = config.channels
-        self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
+        self.patch = config.patch
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, config.ch, 3, padding=1)
         self.down, width = nn.ModuleList(), config.ch
         for level, out_channels in enumerate(channels):
             for _ in range(config.num_res_blocks):
@@ -122,7 +130,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width, config.z_channels * (2 if config.double_z else 1), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         for stage in self.down:
             h = stage(h)
         return self.conv_out(self.norm_out(self.middle(h), activation="silu"))
@@ -147,7 +155,7 @@ class Decoder(nn.Module):
                     stage.append(Upsample(width, conv=config.resamp_with_conv))
                 self.up.append(stage)
         self.norm_out = config.norm(width)
-        self.conv_out = nn.Conv2d(width, config.out_ch, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, config.out_ch * config.patch**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.middle(self.conv_in(z))
@@ -156,6 +164,7 @@ class Decoder(nn.Module):
         if self.config.give_pre_end:
             return h
         h = self.conv_out(self.norm_out(h, activation="silu"))
+        h = F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else h
         return h.tanh() if self.config.tanh_out else h
 
 
@@ -198,7 +207,7 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = conv(in_channels=latent, out_channels=config.z_channels) if after else nn.Identity()
 
     def _encode(self, x: Tensor) -> Tensor:
-        factor = 2 ** (len(self.config.ch_mult) - 1)
+        factor = self.config.factor
         expect(
             x.ndim == 4 and x.shape[1] == self.config.in_channels and x.shape[2] % factor == x.shape[3] % factor == 0,
             f"x must be (B, {self.config.in_channels}, H, W) with H and W divisible by {factor}, got {tuple(x.shape)}",

@@ -8,23 +8,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastdiff.errors import WeightsError, expect, unknown
 from fastdiff.files import replacing
+from fastdiff.models.autoencoder import AutoencoderConfig
+from fastdiff.models.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
+from fastdiff.models.dit import DiTConfig
+from fastdiff.models.ldm import LDMConfig
+from fastdiff.models.text import TextConfig, TextEncoder, Tokenizer
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.schedules import SCHEDULES, Schedule
+
+BundledModel = UNet | PromptLatentDiffusion | ClassLatentDiffusion
 
 
 @dataclass(frozen=True)
 class ModelInfo:
     """What sampling needs to know of a trained model; `model.info` of what `load` returns.
 
-    shape: of one sample, (C, H, W), values in [-1, 1]. classes: names in the order of their numbers, empty for an
-    unconditional model. card: how it was trained and what came out, as in the model card.
+    shape: of one sample, (C, H, W): pixels in [-1, 1], or the latents that `model.decode` makes pictures of. classes:
+    names in the order of their numbers, empty for a model without. card: how it was trained and what came out, as in
+    the model card.
     """
 
     name: str
@@ -39,9 +47,7 @@ class ModelInfo:
 
         Raises ValueError that lists the near names.
         """
-        names = [classes] * batch if classes is None or isinstance(classes, str) else list(classes)
-        expect(len(names) == batch, f"classes must be one name or one a sample ({batch}), got {len(names)}")
-        return {"y": torch.tensor([self._number(name) for name in names])}
+        return {"y": torch.tensor([self._number(name) for name in _one_each("classes", classes, batch)])}
 
     def _number(self, name: str | None) -> int:
         if name is None:
@@ -51,6 +57,32 @@ class ModelInfo:
         return self.classes.index(name)
 
 
+@dataclass(frozen=True)
+class PromptInfo(ModelInfo):
+    """Of a model that is conditioned on prompts. tokenizer: knows the words; text: the model's encoder of them."""
+
+    tokenizer: Tokenizer
+    text: TextEncoder
+
+    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
+        """The `cond` of `fastdiff.sample` for a prompt, for one prompt a sample, or (None) for no prompt: {"context":
+        (batch, length, width), "y": (batch, width)}.
+
+        Raises ValueError for unknown words, with the nearest known ones, and for too long a prompt.
+        """
+        tokens = torch.tensor([self.tokenizer.tokens(prompt) for prompt in _one_each("prompts", classes, batch)])
+        with torch.inference_mode():
+            context, y = self.text(tokens.to(self.text.positions.device))
+        return {"context": context.clone(), "y": y.clone()}
+
+
+def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:
+    names = [given] * batch if given is None or isinstance(given, str) else list(given)
+    expect(len(names) == batch, f"{what} must be one, or one a sample ({batch}), got {len(names)}")
+    return names
+
+
+_T = TypeVar("_T")
 _LINEAR = ("qkv.weight", "proj.weight")
 
 
@@ -64,8 +96,10 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.json"))
 
 
-def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
+def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> BundledModel:
     """A bundled model, in eval mode; `model.info` tells its schedule, prediction, shape and classes.
+
+    A model on latents has `decode(z)` -> pictures and `encode(x)`.
 
     name: e.g. "emoji-unet-32". Raises ValueError that lists the near names, and WeightsError that names the file if it
     is missing, truncated, or not the one that was published.
@@ -75,7 +109,17 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
     return load_files(folder() / f"{name}.json", device=device, dtype=dtype)
 
 
-def load_files(description: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> UNet:
+def to_pictures(model: BundledModel, samples: Tensor) -> Tensor:
+    """Samples of a bundled model as pictures (B, 3, H, W) in about [-1, 1]: decoded, if they are latents."""
+    if isinstance(model, UNet):
+        return samples
+    with torch.inference_mode():
+        return model.decode(samples)
+
+
+def load_files(
+    description: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> BundledModel:
     """A model from NAME.json and the NAME.safetensors beside it, as `save_files` writes them."""
     from safetensors.torch import load as load_safetensors
 
@@ -91,27 +135,51 @@ def load_files(description: Path, *, device: torch.device | str = "cpu", dtype: 
             f"{weights} is not the file that was published: {len(content)} bytes with SHA-256 {digest}, expected "
             f"{about['sha256']}; it was truncated or changed, install the package again"
         )
-    network: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in about["network"].items()
-    }
-    model = UNet(UNetConfig(**network))
-    state = load_safetensors(content)
+    model, state = _build(about), load_safetensors(content)
     # weights published with attention's linear maps as 1 x 1 convolutions
     state = {
         key: value.squeeze((2, 3)) if key.endswith(_LINEAR) and value.ndim == 4 else value
         for key, value in state.items()
     }
     model.load_state_dict(state)
-    model.info = ModelInfo(
-        name=about["name"],
-        shape=tuple(about["shape"]),
-        schedule=SCHEDULES[about["schedule"]](),
-        prediction=about["prediction"],
-        classes=tuple(about["classes"]),
-        card=about["training"],
-    )
+    model.info = _info(about, model)
     model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
+
+
+def _build(about: Mapping[str, Any]) -> BundledModel:
+    """The network of a description, without its weights."""
+    network = about["network"]
+    kind = about.get("kind", "unet")
+    if kind == "unet":
+        return UNet(_config(UNetConfig, network))
+    autoencoder, scale_factor = _config(AutoencoderConfig, network["autoencoder"]), network["scale_factor"]
+    if kind == "dit":
+        return ClassLatentDiffusion(_config(DiTConfig, network["unet"]), autoencoder, scale_factor)
+    if kind == "ldm":
+        unet, text = _config(LDMConfig, network["unet"]), _config(TextConfig, network["text"])
+        return PromptLatentDiffusion(unet, text, autoencoder, scale_factor)
+    raise WeightsError(f"{about['name']} is of an unknown kind {kind!r}")
+
+
+def _config(config: type[_T], fields: Mapping[str, Any]) -> _T:
+    """From JSON, which has lists for tuples."""
+    return config(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+
+
+def _info(about: Mapping[str, Any], model: BundledModel) -> ModelInfo:
+    facts: dict[str, Any] = {
+        "name": about["name"],
+        "shape": tuple(about["shape"]),
+        "schedule": SCHEDULES[about["schedule"]](),
+        "prediction": about["prediction"],
+        "classes": tuple(about["classes"]),
+        "card": about["training"],
+    }
+    if isinstance(model, PromptLatentDiffusion):
+        tokenizer = Tokenizer(about["words"].split(" "), model.text.config.length)
+        return PromptInfo(**facts, tokenizer=tokenizer, text=model.text)
+    return ModelInfo(**facts)
 
 
 def save_files(path: Path, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

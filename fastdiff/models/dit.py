@@ -241,7 +241,8 @@ class AdaLNBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         weight, bias = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
-        parts = self.modulation(condition).chunk(6 if self.gated else 4, dim=-1)  # each (B, 1, C)
+        modulation = self.modulation(condition).to(x.dtype)  # autocast keeps the sums in x in float32
+        parts = modulation.chunk(6 if self.gated else 4, dim=-1)  # each (B, 1, C)
         if self.gated:
             shift1, scale1, gate1, shift2, scale2, gate2 = parts
             x = torch.addcmul(x, gate1, self.attention(ops.ada_layer_norm(x, scale1, shift1)))
@@ -308,7 +309,7 @@ class FinalLayer(nn.Module):
         if self.modulation is None:
             assert self.norm is not None  # one of the two
             return self.linear(self.norm(x))
-        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        shift, scale = self.modulation(condition).to(x.dtype).chunk(2, dim=-1)
         return self.linear(ops.ada_layer_norm(x, scale, shift))
 
 

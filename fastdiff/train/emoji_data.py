@@ -26,6 +26,7 @@ HELD_OUT_EVERY = 25  # of each 25 emoji (with all their skin tones), one is kept
 class EmojiData:
     """images: (N, 3, size, size) uint8 on white. labels: (N,) int64. weights: (N,) float64, 1 shared among the skin
     tones of one emoji. held_out: (N,) bool, the validation part. emoji: N sequences. classes: the names of the labels.
+    names: N short names of Unicode's CLDR, those of countries after "flag".
     """
 
     images: NDArray[np.uint8]
@@ -34,6 +35,7 @@ class EmojiData:
     held_out: NDArray[np.bool_]
     emoji: tuple[str, ...]
     classes: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 over images and labels: runs on the same data have the same one."""
@@ -95,7 +97,15 @@ def load_emoji(size: int = 32, *, font: str | Path | None = None) -> EmojiData:
         held_out=family % HELD_OUT_EVERY == HELD_OUT_EVERY - 1,
         emoji=tuple(names),
         classes=tuple(groups),
+        names=tuple(short_name(name, emoji.EMOJI_DATA[name]["en"]) for name in names),
     )
+
+
+def short_name(sequence: str, alias: str) -> str:
+    """The name of an emoji from its alias: ":red_apple:" -> "red apple", ":Norway:" -> "flag Norway"."""
+    name = alias.strip(":").replace("_", " ")
+    is_flag = "\U0001f1e6" <= sequence[0] <= "\U0001f1ff" or "\U000e007f" in sequence  # letters, or a tag sequence
+    return f"flag {name}" if is_flag else name
 
 
 def _bare(sequence: str) -> str:

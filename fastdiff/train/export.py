@@ -13,58 +13,87 @@ import torch
 
 from fastdiff.files import replacing
 from fastdiff.models.bundled import save_files
-from fastdiff.train.emoji_data import HELD_OUT_EVERY, EmojiData
+from fastdiff.train.emoji_data import HELD_OUT_EVERY
+from fastdiff.train.latents import SHOWN_PROMPTS, PromptObjective
 from fastdiff.train.loop import Training
+from fastdiff.train.recipes import AutoencoderRecipe, ClassRecipe, Diffusion, LatentRecipe, PromptRecipe, Recipe
+
+_SAID_ELSEWHERE = ("network", "autoencoder", "name", "size")
 
 
 def describe(training: Training) -> dict[str, Any]:
     """How the run went so far."""
-    recipe = training.recipe
+    recipe, objective = training.recipe, training.objective
     loss, validation = (training.log[-1][1], training.log[-1][2]) if training.log else (None, None)
     return {
         "data": "Noto Color Emoji (SIL Open Font License 1.1), groups of Unicode's emoji-test.txt",
-        "pictures": len(training.images),
-        "held_out": len(training.validation_images),
-        "data_sha256": training.fingerprint,
+        "pictures": len(objective.images),
+        "held_out": 0 if isinstance(objective, PromptObjective) else len(objective.validation_images),
+        "data_sha256": objective.fingerprint,
         "parameters": sum(p.numel() for p in training.model.parameters()),
         "steps": training.step,
         "hours": round(training.seconds / 3600, 3),
         "loss": loss,
         "validation_loss": validation,
-        "recipe": {key: value for key, value in asdict(recipe).items() if key not in ("network", "name", "size")},
+        "recipe": {key: value for key, value in asdict(recipe).items() if key not in _SAID_ELSEWHERE},
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
 
 
-def export(training: Training, data: EmojiData, path: Path) -> None:
-    """Write path.safetensors, path.json and the model card path.md from the averaged network."""
-    recipe = training.recipe
-    about: Mapping[str, Any] = {
+def about(training: Training, autoencoder: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The description of a diffusion model. autoencoder: how the run of its autoencoder went, for one on latents."""
+    recipe, objective = training.recipe, training.objective
+    assert isinstance(recipe, Diffusion)
+    description: dict[str, Any] = {
         "name": recipe.name,
-        "shape": [recipe.network.image_channels, recipe.size, recipe.size],
         "schedule": recipe.schedule,
         "prediction": recipe.prediction,
-        "classes": list(data.classes),
-        "network": asdict(recipe.network),
-        "training": describe(training),
+        "classes": [] if isinstance(recipe, PromptRecipe) else list(objective.data.classes),
+        "training": {**describe(training), **({"autoencoder": dict(autoencoder)} if autoencoder else {})},
     }
-    save_files(path, about, training.ema.module.state_dict())
+    if isinstance(recipe, LatentRecipe):
+        model: Any = training.ema.module
+        description |= {"shape": list(recipe.latent_shape), "kind": "dit" if isinstance(recipe, ClassRecipe) else "ldm"}
+        parts: dict[str, Any] = {"autoencoder": recipe.autoencoder.network, "unet": model.unet.config}
+        if isinstance(objective, PromptObjective):
+            parts["text"] = model.text.config
+            description["words"] = " ".join(objective.tokenizer.words)
+        network = {name: asdict(config) for name, config in parts.items()}  # type: ignore[call-overload]
+        description["network"] = {**network, "scale_factor": model.scale_factor}
+    else:
+        assert isinstance(recipe, Recipe)
+        description["shape"] = [recipe.network.image_channels, recipe.size, recipe.size]
+        description["network"] = asdict(recipe.network)
+    return description
+
+
+def export(training: Training, path: Path, *, autoencoder: Mapping[str, Any] | None = None) -> None:
+    """Write path.safetensors, path.json and the model card path.md from the averaged network.
+
+    An autoencoder's run has none of these: it ships inside the models on its latents, whose `autoencoder` it describes.
+    """
+    if isinstance(training.recipe, AutoencoderRecipe):
+        return
+    description = about(training, autoencoder)
+    save_files(path, description, training.ema.module.state_dict())
     with replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text(model_card(about), encoding="utf-8")
+        temporary.write_text(model_card(description), encoding="utf-8")
 
 
 def model_card(about: Mapping[str, Any]) -> str:
     """The model card of a description, as Markdown."""
     import jinja2  # not needed to import fastdiff
 
-    template = resources.files("fastdiff.train").joinpath("card.md.j2").read_text(encoding="utf-8")
+    loader = jinja2.FileSystemLoader(str(resources.files("fastdiff.train")))
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    facts: dict[str, Any] = {"about": about, "training": about["training"], "held_out_every": HELD_OUT_EVERY}
+    if "kind" in about:
+        unet = about["network"]["unet"]
+        facts["prompts"] = SHOWN_PROMPTS
+        facts["channels"] = [unet["model_channels"] * mult for mult in unet.get("channel_mult", ())]  # a DiT has none
+        return environment.get_template("card_latent.md.j2").render(facts)
     resolutions = [about["shape"][-1] >> level for level in range(len(about["network"]["channels"]))]
-    page = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template)
-    return page.render(
-        about=about,
-        training=about["training"],
-        resolutions=resolutions,
-        attention=[resolutions[level] for level in about["network"]["attention_levels"]],
-        held_out_every=HELD_OUT_EVERY,
-    )
+    facts["resolutions"] = resolutions
+    facts["attention"] = [resolutions[level] for level in about["network"]["attention_levels"]]
+    return environment.get_template("card.md.j2").render(facts)

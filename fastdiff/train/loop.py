@@ -1,4 +1,4 @@
-"""Training a diffusion model: reproducible from a seed, interruptible at any moment, resumed where it stopped.
+"""Training a network: reproducible from a seed, interruptible at any moment, resumed where it stopped.
 
 All randomness of step k is drawn from a generator seeded with (seed, k), so a run that was stopped and resumed goes
 through the same numbers as one that was not.
@@ -16,22 +16,19 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fastdiff.backends import use
 from fastdiff.errors import expect
 from fastdiff.files import replacing
-from fastdiff.models.unet import UNet
-from fastdiff.schedules import SCHEDULES, VPDiscrete
-from fastdiff.train.emoji_data import EmojiData
-from fastdiff.train.recipes import Recipe
+from fastdiff.train.objective import Objective
 
 LOG_FIELDS = ("step", "loss", "validation_loss", "seconds")
 CHECKPOINT_EVERY = 100
 VALIDATE_EVERY = 500
-VALIDATION_DRAWS = 4
 
 
 class Training:
@@ -41,33 +38,16 @@ class Training:
     the folder belongs to another recipe or other data.
     """
 
-    def __init__(self, recipe: Recipe, data: EmojiData, folder: Path, *, device: str = "cpu") -> None:
-        expect(
-            recipe.precision in ("bfloat16", "float32"),
-            f"precision must be bfloat16 or float32, got {recipe.precision!r}",
-        )
-        self.recipe, self.folder, self.device = recipe, folder, torch.device(device)
+    def __init__(self, objective: Objective, folder: Path) -> None:
+        self.objective, self.recipe, self.device = objective, objective.recipe, objective.device
+        self.folder = folder
         self.checkpoint_path, self.log_path = folder / "checkpoint.pt", folder / "log.csv"
-
-        held_out = torch.from_numpy(data.held_out)
-        images = torch.from_numpy(data.images)
-        labels = torch.from_numpy(data.labels)
-        self.images, self.labels = images[~held_out], labels[~held_out]
-        self.validation_images, self.validation_labels = images[held_out], labels[held_out]
-        self.weights = torch.from_numpy(data.weights)[~held_out]
-        self.fingerprint = data.fingerprint()
-
-        schedule = SCHEDULES[recipe.schedule]()
-        assert isinstance(schedule, VPDiscrete), "the recipes train on discrete steps"
-        times = np.arange(1, schedule.num_steps + 1) / schedule.num_steps
-        self.alpha = torch.from_numpy(schedule.alpha(times)).float()
-        self.sigma = torch.from_numpy(schedule.sigma(times)).float()
-
+        recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        self.model = UNet(recipe.network).to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = objective.make_network().to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            [p for p in self.model.parameters() if p.requires_grad],
             lr=recipe.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=recipe.weight_decay,
@@ -107,7 +87,7 @@ class Training:
         """Write checkpoint.pt and log.csv, each whole or not at all."""
         state = {
             "recipe": asdict(self.recipe),
-            "data": self.fingerprint,
+            "data": self.objective.fingerprint,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -126,16 +106,14 @@ class Training:
     def validation_loss(self) -> float:
         """Mean loss of the averaged network on the held-out images, the same noise and times at every call."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
-        images = self.validation_images.repeat(VALIDATION_DRAWS, 1, 1, 1)
-        labels = self.validation_labels.repeat(VALIDATION_DRAWS)
         with torch.inference_mode():
-            return float(self._loss(self.ema.module, images, labels, generator))
+            return float(self.objective.validation_loss(self.ema.module, generator))
 
     def _restore(self) -> None:
         state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
         for what, found, wanted in (
             ("recipe", _without_steps(state["recipe"]), _without_steps(asdict(self.recipe))),
-            ("data", state["data"], self.fingerprint),
+            ("data", state["data"], self.objective.fingerprint),
         ):
             expect(
                 found == wanted,
@@ -149,33 +127,16 @@ class Training:
 
     def _train_step(self) -> float:
         generator = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step)
-        chosen = torch.multinomial(self.weights, self.recipe.batch, replacement=True, generator=generator)
-        labels = self.labels[chosen]
-        dropped = torch.rand(len(labels), generator=generator) < self.recipe.class_dropout
-        labels = torch.where(dropped, self.recipe.network.num_classes, labels)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        loss = self._loss(self.model, self.images[chosen], labels, generator)
-        loss.backward()
+        with _plain_attention():
+            loss = self.objective.loss(self.model, generator)
+            loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update_parameters(self.model)
         return float(loss.detach())
-
-    def _loss(
-        self, network: Callable[..., Tensor], images: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Mean squared error of v = alpha eps - sigma x_0 (Salimans & Ho 2022, Section 4), times stratified."""
-        batch = len(images)
-        x0 = images.to(self.device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
-        eps = torch.randn(x0.shape, generator=generator).to(x0)
-        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        n = (u * len(self.alpha)).long().clamp_(max=len(self.alpha) - 1)
-        alpha, sigma = (table[n].to(x0)[:, None, None, None] for table in (self.alpha, self.sigma))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            output = network(alpha * x0 + sigma * eps, n.to(x0), labels.to(self.device))
-        return (output.float() - (alpha * eps - sigma * x0)).square().mean()
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then a cosine to zero at the last step."""
@@ -188,6 +149,14 @@ class Training:
     def _append_log(self) -> None:
         recent = self.losses[-VALIDATE_EVERY:]
         self.log.append((self.step, sum(recent) / len(recent), self.validation_loss(), self.seconds))
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Attention as matrix products and a softmax: with the few pixels there are, its backward pass takes a fraction of
+    the time of torch's fused one on the CPU."""
+    with use("reference"), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from fastdiff.models import bundled
+from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.train import emoji_data
+from fastdiff.train.diffusion import PixelDiffusion
 from fastdiff.train.emoji_data import EmojiData, emoji_groups, find_font, load_emoji
 from fastdiff.train.export import export
 from fastdiff.train.loop import Training
@@ -33,7 +35,7 @@ def data():
 
 def run(recipe, data, folder, on_step=lambda *_: None):
     folder.mkdir(exist_ok=True)
-    training = Training(recipe, data, folder)
+    training = Training(PixelDiffusion(recipe, data), folder)
     training.run(on_step=on_step, on_validation=lambda _: None)
     return training
 
@@ -53,7 +55,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, data, moment):
     """Ctrl-C in the middle of step 3 or right after it: that step is finished, saved, and not done twice."""
     whole = run(RECIPE, data, tmp_path / "whole")
     (tmp_path / "parts").mkdir()
-    training, steps = Training(RECIPE, data, tmp_path / "parts"), []
+    training, steps = Training(PixelDiffusion(RECIPE, data), tmp_path / "parts"), []
 
     def press(*_):
         steps.append(training.step)
@@ -67,7 +69,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tmp_path, data, moment):
         training.ema.update_parameters = lambda model: (press(), update(model))
     with pytest.raises(KeyboardInterrupt):
         training.run(on_step=press if moment == "between" else lambda *_: None, on_validation=lambda _: None)
-    resumed = Training(RECIPE, data, tmp_path / "parts")
+    resumed = Training(PixelDiffusion(RECIPE, data), tmp_path / "parts")
     assert resumed.step == 3
     resumed.run(on_step=lambda *_: None, on_validation=lambda _: None)
     assert torch.equal(weights(resumed), weights(whole))
@@ -93,15 +95,16 @@ def test_every_parameter_is_trained(tmp_path, data):
 def test_another_recipe_or_other_data_is_refused(tmp_path, data):
     run(RECIPE, data, tmp_path)
     with pytest.raises(ValueError, match="made with another recipe"):
-        Training(replace(RECIPE, learning_rate=1.0), data, tmp_path)
+        Training(PixelDiffusion(replace(RECIPE, learning_rate=1.0), data), tmp_path)
     with pytest.raises(ValueError, match="made with another data"):
-        Training(RECIPE, replace(data, labels=1 - data.labels), tmp_path)
-    assert Training(replace(RECIPE, steps=9), data, tmp_path).step == 6  # more steps are the same run
+        Training(PixelDiffusion(RECIPE, replace(data, labels=1 - data.labels)), tmp_path)
+    longer = PixelDiffusion(replace(RECIPE, steps=9), data)
+    assert Training(longer, tmp_path).step == 6  # more steps are the same run
 
 
 def test_export_loads_again(tmp_path, data):
     training = run(RECIPE, data, tmp_path)
-    export(training, data, tmp_path / "tiny")
+    export(training, tmp_path / "tiny")
     model = bundled.load_files(tmp_path / "tiny.json")
     for a, b in zip(model.parameters(), training.ema.module.parameters()):
         assert torch.equal(a, b.half().float())
@@ -111,14 +114,18 @@ def test_export_loads_again(tmp_path, data):
 
 def test_bad_precision(tmp_path, data):
     with pytest.raises(ValueError, match="precision must be"):
-        Training(replace(RECIPE, precision="float8"), data, tmp_path)
+        PixelDiffusion(replace(RECIPE, precision="float8"), data)
 
 
-def test_the_bundled_model_is_what_its_recipe_makes():
-    for name, recipe in RECIPES.items():
-        info = bundled.load(name).info
-        assert bundled.load(name).config == recipe.network
-        assert (info.prediction, info.schedule.name) == (recipe.prediction, recipe.schedule)
+def test_the_bundled_models_are_what_their_recipes_make():
+    for name in bundled.names():
+        model, recipe = bundled.load(name), RECIPES[name]
+        config = model.unet.config if isinstance(model, LatentDiffusion) else model.config
+        assert config == recipe.network
+        assert (model.info.prediction, model.info.schedule.name) == (recipe.prediction, recipe.schedule)
+        if isinstance(model, LatentDiffusion):
+            assert model.autoencoder.config == recipe.autoencoder.network
+            assert model.info.shape == recipe.latent_shape
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
@@ -154,6 +161,10 @@ def test_emoji_of_the_font():
     assert data.images.shape[1:] == (3, 32, 32)
     assert len(data.images) > 3000
     assert data.classes == tuple(emoji_groups())
+    named = dict(zip(data.emoji, data.names))
+    assert named["\U0001f34e"] == "red apple"
+    assert named["\U0001f1f3\U0001f1f4"] == "flag Norway"
+    assert named["\U0001f3f4\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f"] == "flag Scotland"
     # One skin tone at most, and the tones of one emoji share its weight.
     of = dict(zip(data.emoji, data.weights))
     assert of["\U0001f44b"] == pytest.approx(1 / 6)

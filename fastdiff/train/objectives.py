@@ -1,0 +1,30 @@
+"""From a recipe to what is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from fastdiff.models.autoencoder import AutoencoderKL
+from fastdiff.train.autoencoding import Autoencoding
+from fastdiff.train.diffusion import PixelDiffusion
+from fastdiff.train.emoji_data import EmojiData
+from fastdiff.train.latents import ClassObjective, PromptObjective
+from fastdiff.train.objective import Objective
+from fastdiff.train.recipes import AutoencoderRecipe, ClassRecipe, PromptRecipe, Recipe, Run
+
+
+def make_objective(
+    recipe: Run, data: EmojiData, autoencoder: AutoencoderKL | None = None, *, device: torch.device | str = "cpu"
+) -> Objective:
+    """The objective of a recipe's kind. autoencoder: the trained one, for a recipe on latents."""
+    if isinstance(recipe, AutoencoderRecipe):
+        return Autoencoding(recipe, data, device=device)
+    if isinstance(recipe, Recipe):
+        return PixelDiffusion(recipe, data, device=device)
+    if autoencoder is None:
+        raise ValueError(f"{recipe.name} is trained on latents and needs the autoencoder")
+    if isinstance(recipe, PromptRecipe):
+        return PromptObjective(recipe, data, autoencoder, device=device)
+    if isinstance(recipe, ClassRecipe):
+        return ClassObjective(recipe, data, autoencoder, device=device)
+    raise TypeError(f"no objective for a {type(recipe).__name__}")

@@ -1,0 +1,138 @@
+"""Training on latents: the autoencoder, then a network on what it encodes; reproducible, exported, loaded again."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import fastdiff
+from fastdiff.models import bundled
+from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from fastdiff.models.dit import DiTConfig
+from fastdiff.models.ldm import LDMConfig
+from fastdiff.train.autoencoding import Autoencoding
+from fastdiff.train.emoji_data import EmojiData, find_font, load_emoji
+from fastdiff.train.export import describe, export
+from fastdiff.train.latents import without
+from fastdiff.train.loop import Training
+from fastdiff.train.objectives import make_objective
+from fastdiff.train.recipes import AutoencoderRecipe, ClassRecipe, PromptRecipe
+
+COMMON = dict(size=16, steps=4, batch=4, warmup=2, ema_decay=0.5)
+AUTOENCODER = AutoencoderRecipe(
+    name="tiny-autoencoder", max_shift=2, learning_rate=3e-3, **COMMON,
+    network=AutoencoderConfig(ch=8, out_ch=3, in_channels=3, z_channels=4, num_res_blocks=1, resolution=16,
+                              ch_mult=(1,), norm_groups=4, mid_attention=False, patch=4),
+)  # fmt: skip
+PROMPTS = PromptRecipe(
+    name="tiny-ldm", autoencoder=AUTOENCODER, text_width=32, **COMMON,
+    network=LDMConfig(in_channels=4, model_channels=32, out_channels=4, num_res_blocks=1, attention_resolutions=(2,),
+                      channel_mult=(1, 2), num_head_channels=32, num_classes="sequential", adm_in_channels=32,
+                      use_spatial_transformer=True, context_dim=32),
+)  # fmt: skip
+CLASSES = ClassRecipe(
+    name="tiny-dit", autoencoder=AUTOENCODER, **COMMON,
+    network=DiTConfig(input_size=4, hidden_size=16, depth=2, num_heads=2, num_classes=2, learn_sigma=False),
+)  # fmt: skip
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    images = (labels[:, None, None, None] * 200 + rng.integers(0, 50, (20, 3, 16, 16))).astype(np.uint8)
+    names = tuple(f"{('dark', 'light')[label]} square {number}" for number, label in enumerate(labels))
+    return EmojiData(images, labels, np.ones(20), np.arange(20) % 5 == 4, tuple("x" * 20), ("dark", "light"), names)
+
+
+@pytest.fixture
+def autoencoder():
+    torch.manual_seed(0)
+    return AutoencoderKL(AUTOENCODER.network)
+
+
+def run(objective, folder, steps=None):
+    folder.mkdir(exist_ok=True)
+    if steps is not None:
+        objective.recipe = replace(objective.recipe, steps=steps)
+    training = Training(objective, folder)
+    training.run(on_step=lambda *_: None, on_validation=lambda _: None)
+    return training
+
+
+@pytest.mark.parametrize("recipe", [AUTOENCODER, PROMPTS, CLASSES], ids=lambda recipe: recipe.name)
+def test_a_resumed_run_is_the_same_and_trains_every_parameter(tmp_path, data, autoencoder, recipe):
+    objective = make_objective(recipe, data, autoencoder)
+    fresh = {name: p.clone() for name, p in Training(objective, tmp_path).model.named_parameters()}
+    whole = run(objective, tmp_path / "whole", 4)
+    # The learning rate depends on the number of steps, so the first part is a run of four that stops after two.
+    part = Training(objective, (tmp_path / "part"))
+    part.folder.mkdir()
+    for _ in range(2):
+        part.losses.append(part._train_step())
+        part.step += 1
+    part.save()
+    resumed = run(objective, tmp_path / "part")
+    assert resumed.losses == whole.losses
+    for (name, a), b in zip(whole.ema.module.named_parameters(), resumed.ema.module.parameters()):
+        assert torch.equal(a, b)
+        frozen = recipe is not AUTOENCODER and name.startswith("autoencoder.")
+        assert torch.equal(a, fresh[name]) == frozen, name
+
+
+def test_the_autoencoder_learns(tmp_path, data):
+    objective = make_objective(replace(AUTOENCODER, steps=150, precision="float32"), data)
+    assert isinstance(objective, Autoencoding)
+    before = objective.psnr(Training(objective, tmp_path / "x").model)
+    after = objective.psnr(run(objective, tmp_path).ema.module)
+    assert after > before + 5
+
+
+def test_latents_have_unit_variance(data, autoencoder):
+    objective = make_objective(PROMPTS, data, autoencoder)
+    assert objective.latents.std() == pytest.approx(1, abs=1e-5)
+    model = objective.make_network()
+    again = model.encode(objective.pixels(torch.from_numpy(data.images)))
+    assert torch.allclose(again, objective.latents, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [PROMPTS, CLASSES], ids=lambda recipe: recipe.name)
+def test_export_loads_again(tmp_path, data, autoencoder, recipe):
+    objective = make_objective(recipe, data, autoencoder)
+    training = run(objective, tmp_path)
+    export(training, tmp_path / recipe.name, autoencoder={**describe(training), "psnr": 20.0})
+    model = bundled.load_files(tmp_path / f"{recipe.name}.json")
+    assert "undefined" not in (tmp_path / f"{recipe.name}.md").read_text().lower()
+    for a, b in zip(model.parameters(), training.ema.module.parameters()):
+        assert torch.equal(a, b.half().float())
+    assert model.info.shape == (4, 4, 4)
+    name = "dark square 2" if recipe is PROMPTS else "dark"
+    z = fastdiff.sample(model, (2, *model.info.shape), steps=2, seed=0, guidance=2.0,
+                        cond=model.info.condition(name, 2), uncond=model.info.condition(None, 2))  # fmt: skip
+    assert bundled.to_pictures(model, z).shape == (2, 3, 16, 16)
+
+
+def test_words_left_out_leave_no_gap():
+    tokens = torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0]])
+    left_out = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    assert without(tokens, left_out).tolist() == [[6, 0, 0, 0], [8, 0, 0, 0]]
+
+
+def test_latents_need_an_autoencoder(data):
+    with pytest.raises(ValueError, match="tiny-dit is trained on latents and needs the autoencoder"):
+        make_objective(CLASSES, data)
+
+
+@pytest.mark.skipif("emoji-ldm-64" not in bundled.names(), reason="emoji-ldm-64 is not in this build")
+def test_the_bundled_autoencoder_keeps_held_out_emoji():
+    try:
+        find_font()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    data = load_emoji(64)
+    model = fastdiff.load("emoji-ldm-64")
+    objective = Autoencoding(replace(AUTOENCODER, size=64), data)
+    assert objective.psnr(model.autoencoder) >= 26
+    assert model.info.card["autoencoder"]["psnr"] == pytest.approx(objective.psnr(model.autoencoder), abs=0.05)
+    assert model.encode(objective.pixels(objective.images[::20])).std() == pytest.approx(1, abs=0.05)
