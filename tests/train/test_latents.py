@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastdiff
+from fastdiff.cli import train as command
 from fastdiff.models import bundled
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from fastdiff.models.dit import DiTConfig
@@ -67,7 +68,7 @@ def test_a_resumed_run_is_the_same_and_trains_every_parameter(tmp_path, data, au
     fresh = {name: p.clone() for name, p in Training(objective, tmp_path).model.named_parameters()}
     whole = run(objective, tmp_path / "whole", 4)
     # The learning rate depends on the number of steps, so the first part is a run of four that stops after two.
-    part = Training(objective, (tmp_path / "part"))
+    part = Training(objective, tmp_path / "part")
     part.folder.mkdir()
     for _ in range(2):
         part.losses.append(part._train_step())
@@ -111,6 +112,24 @@ def test_export_loads_again(tmp_path, data, autoencoder, recipe):
     z = fastdiff.sample(model, (2, *model.info.shape), steps=2, seed=0, guidance=2.0,
                         cond=model.info.condition(name, 2), uncond=model.info.condition(None, 2))  # fmt: skip
     assert bundled.to_pictures(model, z).shape == (2, 3, 16, 16)
+
+
+def test_the_command_trains_both_stages(tmp_path, data, monkeypatch):
+    """`fastdiff train` on a small recipe: the autoencoder is trained once, and its run is where the next one looks."""
+    recipes = {recipe.name: recipe for recipe in (PROMPTS, CLASSES)}
+    monkeypatch.setattr(command, "RECIPES", recipes)
+    monkeypatch.setattr(command, "load_emoji", lambda size, font: data)
+    for name in recipes:
+        command.run(name, str(tmp_path / name), None, None, None, "cpu")
+        folder = tmp_path / name
+        made = {path.name for path in folder.iterdir()}
+        suffixes = (".json", ".safetensors", ".md", ".png", "-loss.png")
+        assert made >= {f"{name}{suffix}" for suffix in suffixes} | {"checkpoint.pt", "log.csv"}
+        model = bundled.load_files(folder / f"{name}.json")
+        assert model.info.card["autoencoder"]["steps"] == 4
+    assert Training(make_objective(AUTOENCODER, data), tmp_path / AUTOENCODER.name).step == 4
+    weights = [bundled.load_files(tmp_path / name / f"{name}.json").autoencoder.state_dict() for name in recipes]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_words_left_out_leave_no_gap():
