@@ -136,6 +136,15 @@ def test_no_gradient_and_no_inference_tensor(backend):
     assert not out.is_inference()
 
 
+def test_inside_inference_mode(backend):
+    def run():
+        return sample(lambda x, t: 0.5 * x, (2, 3, 8, 8), schedule="cosine", prediction="eps", steps=3, seed=0)
+
+    with torch.inference_mode():
+        inside = run()
+    assert torch.equal(inside, run())
+
+
 def test_given_noise_replaces_the_solvers_noise(backend):
     common = dict(solver="ddpm", seed=0, **COMMON)
     default = sample(Net(), (2, 3, 8, 8), **common)

@@ -85,8 +85,8 @@ def train(objective: Objective, folder: Path, autoencoder: Mapping[str, Any] | N
                 step, loss, validation, seconds = training.log[-1]
                 remarks = objective.remarks(training.ema.module)
                 console.print(
-                    f"step {step:,}: loss {loss:.4f}, on held-out emoji {validation:.4f}, {seconds / step:.2f} s a step"
-                    + (f", {remarks}" if remarks else "")
+                    f"step {step:,}: loss {loss:.4f}, on {objective.validated_on} {validation:.4f}, "
+                    f"{seconds / step:.2f} s a step" + (f", {remarks}" if remarks else "")
                 )
                 plot_losses(training, folder / f"{name}-loss.png")
                 if step % SAMPLE_EVERY == 0:
@@ -120,7 +120,7 @@ def plot_losses(training: Training, path: Path) -> None:
     log = np.asarray(training.log)
     axes.plot(np.arange(1, len(losses) + 1), losses, color="0.85", linewidth=0.5, label="each batch")
     axes.plot(log[:, 0], log[:, 1], label="mean of the last 500")
-    axes.plot(log[:, 0], log[:, 2], label="held-out emoji, averaged network")
+    axes.plot(log[:, 0], log[:, 2], label=f"{training.objective.validated_on}, averaged network")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.set_title(f"{training.recipe.name}, {describe(training)['hours']:.1f} hours")
     axes.legend()

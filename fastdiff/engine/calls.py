@@ -25,7 +25,7 @@ def call_network(
 
     Raises SamplingError if it raises an exception, changes x, or returns another shape or a tensor elsewhere.
     """
-    version = x._version
+    version = _version(x)
     try:
         out = network(x, t, **conditions)
     except Exception as error:
@@ -33,7 +33,7 @@ def call_network(
         raise SamplingError(
             f"{where()}: the {name} raised {type(error).__name__}: {error}; it was given {given}"
         ) from error
-    if x._version != version:
+    if _version(x) != version:
         raise SamplingError(
             f"{where()}: the {name} changed its input x in place, which is the solver's state; let it work on a copy"
         )
@@ -47,6 +47,11 @@ def call_network(
     if out.device != x.device:
         raise SamplingError(f"{where()}: the {name} returned a tensor on {out.device}, expected {x.device}")
     return out if out.dtype is dtype else out.to(dtype)
+
+
+def _version(x: Tensor) -> int | None:
+    """How often x was changed; None under torch.inference_mode(), where nobody counts."""
+    return None if x.is_inference() else x._version
 
 
 def join(cond: Mapping[str, Any], uncond: Mapping[str, Any], batch: int, inside: str = "") -> dict[str, Any]:

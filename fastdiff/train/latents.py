@@ -85,6 +85,7 @@ class PromptObjective(LatentObjective):
     validation loss is that of the autoencoder's held-out emoji, which this network knows."""
 
     recipe: PromptRecipe
+    validated_on = "some of the emoji"
 
     def __init__(
         self, recipe: PromptRecipe, data: EmojiData, autoencoder: AutoencoderKL, *, device: torch.device | str = "cpu"

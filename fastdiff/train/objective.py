@@ -20,8 +20,11 @@ class Objective(ABC):
     """A recipe on its data.
 
     images, validation_images: (N, 3, size, size) uint8, without and with the held-out emoji. weights: (N,) how often
-    each of `images` is drawn. fingerprint: what runs on the same data have in common.
+    each of `images` is drawn. fingerprint: what runs on the same data have in common. validated_on: of what the
+    validation loss is.
     """
+
+    validated_on = "held-out emoji"
 
     def __init__(self, recipe: Run, data: EmojiData, *, device: torch.device | str = "cpu") -> None:
         expect(
