@@ -110,12 +110,18 @@ def train(
     out: Annotated[
         str | None, typer.Option(help="Folder of the run; runs/RECIPE if not given. A run there goes on.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps; the recipe's if not given.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps, without the autoencoder's; the recipe's if not given.", min=1)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0)] = None,
     font: Annotated[str | None, typer.Option(help="Path of NotoColorEmoji.ttf, if it is not in a usual place.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
-    """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it."""
+    """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it.
+
+    For a model on latents, the run of its autoencoder is the folder emoji-autoencoder-64 beside --out: one that is
+    there is used, or finished first, so that several models are on the same latents.
+    """
     from fastdiff.cli import train as command
 
     command.run(recipe, out, steps, seed, font, device)
