@@ -1,6 +1,6 @@
 """fastdiff: fast sampling from diffusion models, with proof that the answer is unchanged."""
 
-from fastdiff import edm_table, grids, memory, models, ops, schedules, solvers
+from fastdiff import caching, edm_table, grids, memory, models, ops, schedules, solvers
 from fastdiff.backends import use
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
@@ -8,6 +8,7 @@ from fastdiff.explain import explain
 from fastdiff.guidance import CFG, Classifier, Threshold
 from fastdiff.likelihood import log_likelihood
 from fastdiff.models.bundled import load
+from fastdiff.profiling import profile
 from fastdiff.sampling import sample
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "SamplingError",
     "Threshold",
     "WeightsError",
+    "caching",
     "diffuse",
     "edm_table",
     "encode",
@@ -28,6 +30,7 @@ __all__ = [
     "memory",
     "models",
     "ops",
+    "profile",
     "sample",
     "schedules",
     "solvers",

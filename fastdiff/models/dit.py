@@ -132,9 +132,14 @@ class DiT(nn.Module):
         tokens = h.shape[1]
         if self.config.block == "in-context":
             h = torch.cat([h, first], dim=1)
-        for block, condition in zip(self.blocks, [first, *others] if others else [first] * len(self.blocks)):
-            h = block(h, condition)
+        h = self.run_blocks(h, [first, *others] if others else [first] * len(self.blocks))
         return self._unpatchify(self.final(h[:, :tokens], first))
+
+    def run_blocks(self, h: Tensor, conditions: list[Tensor]) -> Tensor:
+        """All blocks, each with its condition: (B, S, C) -> (B, S, C)."""
+        for block, condition in zip(self.blocks, conditions):
+            h = block(h, condition)
+        return h
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, *, channels: int = 3) -> Tensor:
         """Classifier-free guidance as the published pictures were made (Ho & Salimans 2022, Eq. 6).

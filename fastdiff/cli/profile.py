@@ -1,0 +1,138 @@
+"""`fastdiff profile`: the sweep with a progress bar, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import fastdiff
+from fastdiff.cli.console import console, print_json
+from fastdiff.errors import expect
+from fastdiff.profiling.plan import Plan
+from fastdiff.profiling.report import require
+from fastdiff.profiling.results import value_of
+
+
+def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any) -> None:
+    """See `fastdiff profile --help`. After Ctrl-C the report holds what was done."""
+    require()
+    axes = parse_axes(texts)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, speed_estimate_period=600) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def on_progress(what: str, done: float, total: float) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        def on_plan(plan: Plan, count: int) -> None:
+            about = f", about {plan.seconds / 60:.0f} min" if plan.seconds >= 60 else ""
+            console.print(
+                f"{count} settings, {plan.rounds} rounds of {plan.round_size}: {plan.samples} samples of each{about}"
+            )
+
+        try:
+            found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **axes, **options)
+        except KeyboardInterrupt:
+            bar.stop()
+            console.print(
+                f"stopped; what is done is kept, and reported in [bold]{options['out']}[/bold] if there is any. "
+                "The same command with --resume goes on"
+            )
+            raise
+    _print(found)
+    if found.picked is None and (options["budget"] is not None or options["target_rmse"] is not None):
+        raise ValueError(found.reason)
+    if as_json:
+        print_json(
+            {
+                "report": str((found.folder / "index.html").resolve()) if found.folder else None,
+                "samples": found.facts["samples"],
+                "picked": found.picked,
+                "reason": found.reason,
+                "line": found.line,
+                "front": [row["label"] for row in found.front],
+                "failed": {row["label"]: row["error"] for row in found.rows if row["error"]},
+            }
+        )
+
+
+def _print(found: fastdiff.profiling.Profile) -> None:
+    count = found.facts["samples"]
+    table = Table(title=f"the front: no other setting is better and no slower; {count} samples a setting")
+    for heading in ("setting", "a sample", "calls", "RMSE", "SSIM", f"Frechet (N={count}; not FID)", "KID"):
+        table.add_column(heading, justify="left" if heading == "setting" else "right")
+    for row in found.front:
+        numbers = [_number(value_of(row, name)) for name in ("calls", "rmse", "ssim", "frechet", "kid")]
+        mark = "bold" if found.picked is row else None
+        table.add_row(row["label"], _seconds(row["seconds"]["median"]), *numbers, style=mark)
+    console.print(table)
+    for row in found.rows:
+        if row["error"]:
+            console.print(f"failed: {row['label']}: {row['error']}", markup=False, style="red")
+    for reference in found.facts["references"]:
+        console.print(
+            f"converged trajectory: {reference['steps']} steps, RMSE about {reference['error']:.2g} of its own, "
+            f"guidance {reference['target']['guidance']:g}"
+        )
+    if found.picked is not None:
+        console.print(f"take [bold]{found.picked['label']}[/bold]: {found.reason}")
+        console.print(found.line, markup=False, soft_wrap=True)
+    else:
+        console.print(found.reason, markup=False)
+    if found.folder:
+        console.print(f"report: [bold]{(found.folder / 'index.html').resolve()}[/bold]")
+
+
+def _seconds(value: float) -> str:
+    return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def parse_axes(texts: dict[str, str | None]) -> dict[str, Any]:
+    """The sweep's axes from comma-separated texts. Raises ValueError that names the option."""
+    read: dict[str, Callable[[str], Any]] = {
+        "solvers": str, "steps": int, "guidance": float, "precisions": str, "batches": int, "grids": _optional(str),
+        "backends": str, "caches": _optional(str), "intervals": _optional(_interval),
+        "thresholds": _optional(_limit),
+    }  # fmt: skip
+    axes: dict[str, Any] = {}
+    for name, text in texts.items():
+        if text is None:
+            continue
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        option = f"--{OPTIONS.get(name, name)}"
+        expect(len(words) > 0, f"{option} needs at least one value, got {text!r}")
+        try:
+            axes[name] = list(dict.fromkeys(read[name](word) for word in words))
+        except ValueError as error:
+            raise ValueError(f"{option} {text!r}: {error}") from error
+    return axes
+
+
+OPTIONS = {
+    "precisions": "precision", "batches": "batch", "grids": "grid", "backends": "backend", "caches": "cache",
+    "intervals": "interval", "thresholds": "threshold",
+}  # fmt: skip
+
+
+def _optional(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda word: None if word == "none" else read(word)
+
+
+def _interval(word: str) -> tuple[float, float]:
+    low, separator, high = word.partition(":")
+    expect(bool(separator), f"an interval must be like -2:1, got {word!r}")
+    return float(low), float(high)
+
+
+def _limit(word: str) -> fastdiff.Threshold:
+    limit, separator, percentile = word.partition("@")
+    return fastdiff.Threshold(float(limit), float(percentile) if separator else None)

@@ -1,0 +1,145 @@
+"""Drawing samples with one setting, timed, and counting what the network was asked for."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastdiff
+from fastdiff import backends
+from fastdiff.caching import Cached
+from fastdiff.errors import expect
+from fastdiff.profiling.settings import Setting
+from fastdiff.profiling.subject import Subject
+from fastdiff.solvers import get_solver
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """samples (B, ...). seconds: of sampling them all, without decoding. calls: of the network, for one batch.
+    evaluations: of the network on one sample, two a guided call. full_calls: calls that reused nothing."""
+
+    samples: Tensor
+    seconds: float
+    calls: float
+    evaluations: float
+    full_calls: float
+
+
+class Counted(nn.Module):
+    """A network that counts its calls and the rows that it is given."""
+
+    def __init__(self, network: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.calls = self.rows = 0
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Any:
+        self.calls += 1
+        self.rows += len(x)
+        return self.network(x, t, **conditions)
+
+
+class Drawer:
+    """Draws the samples of a seed: sample k starts from the same noise, with the same condition, in every setting."""
+
+    def __init__(self, subject: Subject, seed: int) -> None:
+        self.subject, self.seed = subject, seed
+        self._networks: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def draw(
+        self, setting: Setting, first: int, count: int, callback: Callable[[int, Tensor], None] | None = None
+    ) -> Drawn:
+        """Samples first to first + count - 1, in batches of setting.batch."""
+        counted = Counted(self.network(setting))
+        cached = counted.network if isinstance(counted.network, Cached) else None
+        reused = cached.cache.reused if cached else 0
+        parts, seconds = [], 0.0
+        for start in range(first, first + count, setting.batch):
+            size = min(setting.batch, first + count - start)
+            arguments = self.arguments(setting, start, size)
+            if cached:
+                cached.cache.reset()
+            self._wait()
+            started = time.perf_counter()
+            with using(setting):
+                parts.append(
+                    fastdiff.sample(
+                        counted, (size, *self.subject.shape), seed=self.seed, first_sample=start, callback=callback,
+                        **arguments,
+                    )
+                )  # fmt: skip
+            self._wait()
+            seconds += time.perf_counter() - started
+        batches = len(parts)
+        reused = (cached.cache.reused if cached else 0) - reused
+        return Drawn(
+            torch.cat(parts).float(), seconds, counted.calls / batches, counted.rows / count,
+            (counted.calls - reused) / batches,
+        )  # fmt: skip
+
+    def arguments(self, setting: Setting, first: int, count: int) -> dict[str, Any]:
+        """Of `fastdiff.sample`, without the noise."""
+        cond, uncond = self.subject.conditions_of(first, count)
+        guidance = setting.cfg()
+        expect(
+            guidance is None or uncond is not None,
+            f"guidance {setting.guidance:g} needs a model with a condition to leave out; profile it with guidance 1",
+        )
+        dtype = getattr(torch, setting.precision)
+        return {
+            "schedule": self.subject.schedule,
+            "prediction": self.subject.prediction,
+            "solver": get_solver(setting.solver),
+            "steps": setting.steps,
+            "grid": setting.grid,
+            "guidance": guidance,
+            "threshold": setting.clip(),
+            "cond": _cast(cond, dtype),
+            "uncond": None if uncond is None or guidance is None else _cast(uncond, dtype),
+        }
+
+    def network(self, setting: Setting) -> Callable[..., Any]:
+        """The model in that precision, optimised or with a cache if the setting says so; made once."""
+        key = (setting.precision, setting.backend == "optimize", setting.cache)
+        if key not in self._networks:
+            self._networks[key] = self._make(setting)
+        return self._networks[key]
+
+    def _make(self, setting: Setting) -> Callable[..., Any]:
+        model = self.subject.model
+        if setting.precision != "float32":
+            expect(isinstance(model, nn.Module), f"precision {setting.precision} needs a torch.nn.Module")
+            model = copy.deepcopy(model).to(getattr(torch, setting.precision))  # type: ignore[attr-defined]
+        caching = setting.caching()
+        if caching is not None:
+            expect(isinstance(model, nn.Module), "caching needs one of fastdiff's models")
+            model = Cached(model, caching)  # type: ignore[arg-type]
+        if setting.backend == "optimize":
+            optimize = getattr(fastdiff, "optimize", None)
+            expect(optimize is not None, "this fastdiff has no fastdiff.optimize")
+            model = optimize(model)  # type: ignore[misc]
+        return model
+
+    def _wait(self) -> None:
+        if self.subject.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def using(setting: Setting) -> AbstractContextManager[None]:
+    """`fastdiff.use` for the setting's backend."""
+    return backends.use("auto" if setting.backend == "optimize" else setting.backend)
+
+
+def _cast(conditions: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for key, value in conditions.items()
+    }

@@ -1,0 +1,168 @@
+"""What distances between sets of pictures are measured on: a small network's features, or a user's own.
+
+`EmojiFeatures` belongs to the bundled models: trained on the same emoji to tell the groups apart and to draw the picture
+again from its 64 features (`python -m fastdiff.profiling.train_features`), with the features of the data beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fastdiff.errors import WeightsError, expect, unknown
+
+Float64Array = NDArray[np.float64]
+WIDTHS = (32, 64, 96, 128)
+FEATURES = 64
+SIZE = 32
+DRAWN = 16  # pixels a side of what the features must be able to draw
+
+
+class EmojiFeatures(nn.Module):
+    """(B, 3, H, W) in [-1, 1] -> (B, 64) features with mean 0 and variance 1 over the data.
+
+    Pictures of another size are brought to 32 pixels a side. `logits` and `drawing` are what it was trained on.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for level, width in enumerate(WIDTHS):
+            for index in range(1 if level == 0 else 2):
+                stride = 2 if level and index == 0 else 1
+                layers += [nn.Conv2d(before, width, 3, stride, 1), nn.GroupNorm(8, width), nn.SiLU()]
+                before = width
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(before * (SIZE >> 3) ** 2, FEATURES))
+        self.logits = nn.Linear(FEATURES, classes)
+        self.drawing = nn.Linear(FEATURES, 3 * DRAWN**2)
+        self.register_buffer("mean", torch.zeros(FEATURES))
+        self.register_buffer("std", torch.ones(FEATURES))
+
+    def raw(self, x: Tensor) -> Tensor:
+        """The features before they are brought to mean 0 and variance 1."""
+        if x.shape[-2:] != (SIZE, SIZE):
+            x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True)
+        return self.layers(x.clamp(-1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.raw(x) - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A named feature extractor. function: (B, C, H, W) in [-1, 1] -> (B, D).
+
+    data: (N, D) features of the data that the model was trained on, None where there are none: then sets are compared
+    with the converged samples. class_shares: of the classes in the data.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    data: Float64Array | None = None
+    class_shares: tuple[float, ...] | None = None
+
+    def __call__(self, pictures: Tensor, batch: int = 256) -> Float64Array:
+        """Features in float64. Raises ValueError if the function returns anything but one row a picture."""
+        with torch.no_grad():
+            found = [self.function(part.float()) for part in pictures.split(batch)]
+        features = torch.cat(found).flatten(1).double().cpu().numpy()
+        expect(
+            len(features) == len(pictures),
+            f"feature extractor {self.name!r} returned {len(features)} rows for {len(pictures)} pictures",
+        )
+        return features
+
+
+EXTRACTORS = ("emoji", "inception", "pixels")
+
+
+def get_extractor(name: str | Extractor | Callable[[Tensor], Tensor]) -> Extractor:
+    """ "emoji" (bundled), "inception" (torchvision's, with its weights), "pixels" (16 x 16 means), an entry point
+    `module:function`, or a function. Raises ValueError for an unknown name, ImportError for what is not installed."""
+    if isinstance(name, Extractor):
+        return name
+    if callable(name):
+        return Extractor(getattr(name, "__name__", type(name).__name__), name)
+    if name == "emoji":
+        return emoji_extractor()
+    if name == "inception":
+        return _inception()
+    if name == "pixels":
+        return Extractor("pixels", lambda x: F.adaptive_avg_pool2d(x, min(16, *x.shape[-2:])).flatten(1))
+    if ":" in name:
+        found = entry_point(name, "feature extractor")
+        return Extractor(name, found)
+    raise unknown("feature extractor", name, (*EXTRACTORS, "module:function"))
+
+
+def entry_point(name: str, what: str) -> Any:
+    """The object that `module:name` or `file.py:name` names. Raises ValueError that says what is missing."""
+    module_name, _, attribute = name.rpartition(":")
+    if module_name.endswith(".py"):
+        import importlib.util
+
+        path = Path(module_name)
+        expect(path.is_file(), f"{what} {name!r}: there is no file {module_name}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{what} {name!r}: {error}") from error
+    expect(hasattr(module, attribute), f"{what} {name!r}: {module_name} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def weights_path() -> Path:
+    """Where the bundled extractor is."""
+    return Path(str(resources.files("fastdiff.profiling"))) / "emoji-features.safetensors"
+
+
+def emoji_extractor(path: Path | None = None) -> Extractor:
+    """The bundled extractor with the features of the data. Raises WeightsError if the file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = path or weights_path()
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise WeightsError(f"cannot read the feature extractor {path}: {error}") from error
+    data = state.pop("data")
+    network = EmojiFeatures(len(about["classes"]))
+    network.load_state_dict(state)
+    network.eval().requires_grad_(False)
+    return Extractor("emoji-features", network, data.double().numpy(), tuple(about["class_shares"]))
+
+
+def _inception() -> Extractor:
+    try:
+        from torchvision.models import Inception_V3_Weights, inception_v3
+    except ImportError as error:
+        raise ImportError('features "inception" need torchvision: pip install torchvision') from error
+    network = inception_v3(weights=Inception_V3_Weights.IMAGENET1K_V1)
+    network.fc = nn.Identity()
+    network.eval().requires_grad_(False)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    def features(x: Tensor) -> Tensor:
+        x = F.interpolate(x, (299, 299), mode="bilinear", antialias=True)
+        return network(((x + 1) / 2 - mean[:, None, None]) / std[:, None, None])
+
+    return Extractor("torchvision-inception-v3", features)

@@ -1,0 +1,112 @@
+"""The files of a report: one HTML page that needs nothing else, the table as JSON and CSV, and pictures as PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastdiff import pictures
+from fastdiff.files import replacing
+from fastdiff.profiling.charts import front_sheet, speed_quality
+from fastdiff.profiling.front import GOOD_SSIM, SAME_TIME, front
+from fastdiff.profiling.results import MEASURES, to_csv
+from fastdiff.profiling.settings import Setting
+
+if TYPE_CHECKING:
+    from fastdiff.profiling.api import Profile
+
+THUMBNAIL = 96  # pixels a side at most, of a picture in the page
+COLUMNS = 12
+
+
+def require() -> None:
+    """Raises ImportError, which says what to install, if the report's libraries are not there."""
+    missing = []
+    for name, package in (("plotly", "plotly"), ("skimage", "scikit-image")):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(package)
+    if missing:
+        raise ImportError(f"fastdiff profile needs {' and '.join(missing)}: pip install 'torch-fastdiff[profile]'")
+
+
+def write(profile: Profile) -> None:
+    """index.html, results.json, results.csv, speed-quality.png and front.png in the folder, each whole or not at all."""
+    folder = profile.folder
+    assert folder is not None
+    facts = {key: value for key, value in profile.facts.items() if not key.startswith("_")}
+    found = {
+        "facts": facts, "picked": profile.picked and profile.picked["slug"], "reason": profile.reason,
+        "line": profile.line, "front": [row["slug"] for row in profile.front], "rows": profile.rows,
+    }  # fmt: skip
+    _write(folder / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    _write(folder / "results.csv", to_csv(profile.rows))
+    speed_quality(profile, folder / "speed-quality.png")
+    front_sheet(profile, folder / "front.png")
+    _write(folder / "index.html", page(profile, found))
+
+
+def page(profile: Profile, found: dict[str, Any]) -> str:
+    """The HTML page."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    template = resources.files("fastdiff.profiling").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    script = resources.files("fastdiff.profiling").joinpath("report.js").read_text(encoding="utf-8")
+    strips = {slug: _strip(shown) for slug, shown in profile.facts["_shown"].items() if shown is not None}
+    converged = {
+        slug: _strip(pictures.to_uint8(shown[:COLUMNS])) for slug, shown in profile.facts["_references"].items()
+    }
+    rows = [
+        {
+            **row,
+            "line": profile.facts["_lines"].get(row["slug"], ""),
+            "target": Setting.from_dict(row["setting"]).target.slug,
+        }
+        for row in profile.rows
+    ]
+    data = {
+        **found, "rows": rows, "strips": strips, "converged": converged, "same_time": SAME_TIME,
+        "measures": {name: {"title": title, "less": less} for name, (title, less) in MEASURES.items()},
+        "fronts": {name: [row["slug"] for row in front(profile.rows, name)] for name in MEASURES},
+    }  # fmt: skip
+    return environment.from_string(template).render(
+        profile=profile, facts=found["facts"], plotly=get_plotlyjs(), script=script, good_ssim=GOOD_SSIM, data_same_time=SAME_TIME,
+        data=json.dumps(data, allow_nan=False).replace("</", "<\\/"), columns=COLUMNS, measures=MEASURES,
+        failed=[row for row in profile.rows if row["error"]],
+    )  # fmt: skip
+
+
+def _strip(shown: NDArray[np.uint8]) -> dict[str, Any]:
+    """A row of pictures as a PNG (small) or JPEG in a data URL: (N, H, W, 3) uint8."""
+    from PIL import Image
+
+    count, size = min(COLUMNS, len(shown)), shown.shape[1]
+    as_samples = torch.from_numpy(np.ascontiguousarray(shown[:count])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    sheet = Image.fromarray(pictures.grid(as_samples, count, margin=2 if size <= THUMBNAIL else 4))
+    kind = "PNG"
+    if size > THUMBNAIL:
+        height = THUMBNAIL + 4
+        sheet, kind = (
+            sheet.resize((round(sheet.width * height / sheet.height), height), Image.Resampling.LANCZOS),
+            "JPEG",
+        )
+    file = io.BytesIO()
+    sheet.save(file, format=kind, **({"quality": 92} if kind == "JPEG" else {"optimize": True}))  # type: ignore[arg-type]
+    url = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return {"url": url, "pixelated": size <= 64, "width": sheet.width, "height": sheet.height, "count": count}
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,147 @@
+"""From the units of a sweep to the rows of its table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from fastdiff.profiling.distances import NEIGHBOURS, Data
+from fastdiff.profiling.measures import psnr, rms
+from fastdiff.profiling.settings import Setting
+from fastdiff.profiling.store import Unit
+from fastdiff.profiling.sweep import Sweep
+from fastdiff.solvers import get_solver
+
+DISTANCES = ("frechet", "kid", "sliced_wasserstein", "precision", "recall")
+# Of what a row can be judged by: title, and whether less is better.
+MEASURES = {
+    "rmse": ("RMSE to the converged trajectory", True),
+    "psnr": ("PSNR to the converged trajectory, dB", False),
+    "ssim": ("SSIM to the converged trajectory", False),
+    "frechet": ("Frechet distance to the data", True),
+    "kid": ("kernel distance (KID) to the data", True),
+    "sliced_wasserstein": ("sliced Wasserstein distance to the data", True),
+    "precision": ("precision", False),
+    "recall": ("recall", False),
+}
+Row = dict[str, Any]
+
+
+def rows_of(sweep: Sweep) -> list[Row]:
+    """A row a setting, in the order of the sweep, JSON throughout; what was not measured is None."""
+    data = None if sweep.extractor.data is None else Data(sweep.extractor.data)
+    return [_row(sweep, setting, data) for setting in sweep.settings]
+
+
+def _row(sweep: Sweep, setting: Setting, data: Data | None) -> Row:
+    units = [unit for _, unit in sorted(sweep.units.get(setting.slug, {}).items())]
+    error = next((unit.error for unit in units if unit.error), "")
+    good = [unit for unit in units if not unit.error]
+    row: Row = {
+        "slug": setting.slug,
+        "label": setting.label,
+        "variant": setting.variant,
+        "setting": setting.to_dict(),
+        "error": error,
+        "rounds": len(good),
+        "samples": len(good) * sweep.plan.round_size,
+        "seconds": None,
+        **dict.fromkeys(("calls", "evaluations", "full_calls", "rmse", "psnr", "ssim", "compared")),
+        **dict.fromkeys(DISTANCES),
+        "note": "",
+    }
+    if error or not good:
+        return row
+    times = [unit.seconds for unit in good]
+    median, p20, p80 = np.percentile(times, (50, 20, 80)).tolist()
+    row["seconds"] = {"median": median, "p20": p20, "p80": p80}
+    for key in ("calls", "evaluations", "full_calls"):
+        row[key] = float(np.mean([getattr(unit, key) for unit in good]))
+    _trajectory(row, setting, good, sweep)
+    features = [unit.features for unit in good if unit.features is not None]
+    if data is not None and features:
+        x = np.concatenate(features)
+        if len(x) > NEIGHBOURS + 1:
+            row.update({name: asdict(estimate) for name, estimate in data.compare(x).items()})
+    return row
+
+
+def _trajectory(row: Row, setting: Setting, units: Sequence[Unit], sweep: Sweep) -> None:
+    """RMSE, PSNR and SSIM, where there is a trajectory to compare with."""
+    if is_stochastic(setting):
+        row["note"] = "draws noise: it has no converged trajectory"
+        return
+    failed = sweep.failed_references.get(setting.target)
+    if failed:
+        row["note"] = f"no converged trajectory: {failed}"
+        return
+    errors = [unit.rmse for unit in units if unit.rmse is not None]
+    if not errors:
+        return
+    error = np.concatenate(errors)
+    similar = np.concatenate([unit.ssim for unit in units if unit.ssim is not None])
+    row["rmse"] = _interval(error, rms)
+    row["compared"] = len(error)
+    decibels = float(psnr(np.array([row["rmse"]["value"]]))[0])
+    row["psnr"] = decibels if math.isfinite(decibels) else None
+    row["ssim"] = float(similar.mean()) if np.isfinite(similar).all() else None
+
+
+def is_stochastic(setting: Setting) -> bool:
+    """Whether it draws noise with the options that it has."""
+    solver = get_solver(setting.solver)
+    return solver.stochastic and not any(solver.options.get(key) == 0 for key in ("eta", "s_churn"))
+
+
+def _interval(values: np.ndarray, statistic: Any, resamples: int = 500) -> dict[str, float]:
+    rng = np.random.default_rng(0)
+    spread = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(resamples)]
+    low, high = np.percentile(spread, (5, 95)).tolist()
+    return {"value": float(statistic(values)), "low": low, "high": high, "count": len(values)}
+
+
+def value_of(row: Row, measure: str) -> float | None:
+    """The number of a measure, None if it was not measured."""
+    found = row.get(measure)
+    return found["value"] if isinstance(found, dict) and "value" in found else found
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """A line a row; estimates as three columns."""
+    columns = [
+        "label",
+        "samples",
+        "rounds",
+        "seconds",
+        "seconds_p20",
+        "seconds_p80",
+        "calls",
+        "evaluations",
+        "full_calls",
+    ]
+    columns += ["compared", "psnr", "ssim"]
+    for name in ("rmse", *DISTANCES):
+        columns += [name, f"{name}_low", f"{name}_high"]
+    columns += ["error", "note"]
+    axes = list(rows[0]["setting"]) if rows else []
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [*axes, *columns], lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        flat = {**row, **row["setting"]}
+        if row["seconds"]:
+            times = row["seconds"]
+            flat.update(seconds=times["median"], seconds_p20=times["p20"], seconds_p80=times["p80"])
+        for name in ("rmse", *DISTANCES):
+            if row[name]:
+                flat.update(
+                    {name: row[name]["value"], f"{name}_low": row[name]["low"], f"{name}_high": row[name]["high"]}
+                )
+        writer.writerow(flat)
+    return file.getvalue()

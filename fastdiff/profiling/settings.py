@@ -1,0 +1,150 @@
+"""One combination of the sweep: solver, steps and everything else that changes speed or quality."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+from fastdiff import backends
+from fastdiff.caching import Caching
+from fastdiff.errors import expect, unknown
+from fastdiff.grids import GRIDS
+from fastdiff.guidance import CFG, Threshold
+from fastdiff.solvers import get_solver
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How samples are drawn.
+
+    guidance: scale; 1 is none. interval: (low, high) in lambda where guidance applies. threshold: of x0; percentile:
+    makes it dynamic. precision: of the network. batch: samples at once. grid: None for the solver's own. backend: as in
+    `fastdiff.use`, or "optimize" for `fastdiff.optimize`. cache: e.g. "deep:2" or "deep:t=0.1", see `fastdiff.caching`.
+    """
+
+    solver: str
+    steps: int
+    guidance: float = 1.0
+    interval: tuple[float, float] | None = None
+    threshold: float | None = None
+    percentile: float | None = None
+    precision: str = "float32"
+    batch: int = 16
+    grid: str | None = None
+    backend: str = "auto"
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        get_solver(self.solver)
+        expect(
+            isinstance(self.steps, int) and self.steps >= 1, f"steps must be a whole number >= 1, got {self.steps!r}"
+        )
+        expect(
+            isinstance(self.batch, int) and self.batch >= 1, f"batch must be a whole number >= 1, got {self.batch!r}"
+        )
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if self.grid is not None and self.grid not in GRIDS:
+            raise unknown("grid", self.grid, GRIDS)
+        if self.backend not in BACKENDS:
+            raise unknown("backend", self.backend, BACKENDS)
+        if self.interval is not None:
+            object.__setattr__(self, "interval", tuple(self.interval))
+        self.cfg(), self.clip(), self.caching()  # refused here if they cannot be
+
+    def cfg(self) -> CFG | None:
+        """Guidance, None where the scale is 1."""
+        return None if self.guidance == 1 else CFG(float(self.guidance), self.interval)
+
+    def clip(self) -> Threshold | None:
+        """Of x0."""
+        expect(self.percentile is None or self.threshold is not None, "a percentile needs a threshold, the least limit")
+        return None if self.threshold is None else Threshold(self.threshold, self.percentile)
+
+    def caching(self) -> Caching | None:
+        """Across steps."""
+        return None if self.cache is None else Caching.parse(self.cache)
+
+    @property
+    def label(self) -> str:
+        """For people: what differs from the defaults."""
+        words = [self.solver, f"{self.steps} steps"]
+        for name in _SHOWN:
+            value = getattr(self, name)
+            if value != _DEFAULTS[name]:
+                words.append(value if name in ("precision", "backend") else f"{name} {_plain(value)}")
+        return ", ".join(words)
+
+    @property
+    def variant(self) -> str:
+        """The label without the steps: one curve of a plot."""
+        return ", ".join(word for word in self.label.split(", ") if word != f"{self.steps} steps")
+
+    @property
+    def slug(self) -> str:
+        """Its name in files, short and unique."""
+        text = repr(sorted(self.to_dict().items()))
+        return f"{self.solver}-{self.steps}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    @property
+    def target(self) -> Setting:
+        """What it approximates: settings with the same target share the converged trajectory."""
+        return Setting(
+            "dpmpp-2m", 1, guidance=self.guidance, interval=self.interval, threshold=self.threshold,
+            percentile=self.percentile,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        found = asdict(self)
+        found["interval"] = list(self.interval) if self.interval else None
+        return found
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Setting:
+        """The opposite of to_dict."""
+        interval = data.get("interval")
+        return cls(**{**data, "interval": tuple(interval) if interval else None})
+
+
+BACKENDS = (*backends.BACKENDS, "optimize")
+_DEFAULTS = {field.name: field.default for field in fields(Setting)}
+_SHOWN = ("guidance", "interval", "threshold", "percentile", "precision", "batch", "grid", "backend", "cache")
+
+
+def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """All settings from the values of each axis, e.g. {"solver": ["ddim"], "steps": [5, 10], "guidance": [1.0, 2.0]}.
+
+    A threshold is a limit or a `Threshold`. An interval without guidance is left out. Raises ValueError for values that no
+    run could have.
+    """
+    found: dict[str, Setting] = {}
+    for name in axes:
+        if name not in _DEFAULTS or name == "percentile":
+            raise unknown("axis of the sweep", name, _DEFAULTS)
+    expect(all(len(values) > 0 for values in axes.values()), "every axis of the sweep must have a value")
+    for values in product(*axes.values()):
+        chosen = dict(zip(axes, values))
+        if chosen.get("guidance", 1.0) == 1:
+            chosen["interval"] = None
+        limit = chosen.get("threshold")
+        if isinstance(limit, Threshold):
+            chosen.update(threshold=limit.limit, percentile=limit.percentile)
+        setting = Setting(**chosen)
+        found.setdefault(setting.slug, setting)
+    return list(found.values())
+
+
+def label_without(setting: Setting, common: Mapping[str, Any]) -> str:
+    """The label without what all settings of a sweep have in common."""
+    defaults = {name: _DEFAULTS[name] for name in common}
+    return replace(setting, **defaults).label
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

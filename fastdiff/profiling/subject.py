@@ -1,0 +1,154 @@
+"""What is profiled: a model with its schedule, the shape of its samples and its conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.errors import expect, unknown
+from fastdiff.models import bundled
+from fastdiff.prediction import Prediction, get_prediction
+from fastdiff.profiling.features import entry_point
+from fastdiff.sampling import resolve
+from fastdiff.schedules import Schedule
+
+GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, however many there are
+# (number of the first sample, how many) -> (cond, uncond); uncond is None where there is no guidance to be had.
+Conditions = Callable[[int, int], "tuple[dict[str, Any], dict[str, Any] | None]"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as `fastdiff.profile` takes it; what an entry point `module:function` returns.
+
+    model(x, t, **cond). shape: of one sample, (C, H, W). schedule, prediction: as for `fastdiff.sample`. conditions:
+    (first, count) -> (cond, uncond) for samples first to first + count - 1, always the same for one sample; None for an
+    unconditional model. decode: from samples to pictures (B, 3 or 1, H, W) in [-1, 1], for latent models. guidance: the
+    scale that is profiled if none is named; 1 is none. code: a line of Python that makes `subject`.
+    """
+
+    name: str
+    model: Callable[..., Any]
+    shape: tuple[int, ...]
+    schedule: Schedule | str | None = None
+    prediction: Prediction | str | None = None
+    conditions: Conditions | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
+    guidance: float = 1.0
+    features: str | None = None
+    code: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        schedule, prediction = resolve(self.model, self.schedule, self.prediction)
+        object.__setattr__(self, "schedule", schedule)
+        object.__setattr__(self, "prediction", prediction)
+        expect(
+            len(self.shape) >= 1 and all(isinstance(n, int) and n > 0 for n in self.shape),
+            f"shape must be that of one sample, e.g. (3, 32, 32), got {self.shape!r}",
+        )
+
+    def conditions_of(self, first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """(cond, uncond) of these samples."""
+        return ({}, None) if self.conditions is None else self.conditions(first, count)
+
+    def pictures(self, samples: Tensor) -> Tensor:
+        """Samples as pictures (B, 3 or 1, H, W)."""
+        if self.decode is not None:
+            with torch.no_grad():
+                samples = self.decode(samples)
+        expect(
+            samples.ndim == 4 and samples.shape[1] in (1, 3),
+            f"pictures must be (B, 3 or 1, H, W), got {tuple(samples.shape)}; a model of anything else needs `decode`",
+        )
+        return samples.float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
+        return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def get_subject(name: str | Subject | Callable[[], Any]) -> Subject:
+    """A bundled model, a folder in diffusers' layout, or an entry point `module:function` (or `file.py:function`).
+
+    Raises ValueError that says what was looked for.
+    """
+    if isinstance(name, Subject):
+        return name
+    if not isinstance(name, str):
+        return _called(name, getattr(name, "__name__", "model"), "")
+    if name in bundled.names():
+        return _bundled(name)
+    if (Path(name) / "model_index.json").is_file() or (Path(name) / "config.json").is_file():
+        from fastdiff.profiling.diffusers_folder import load_folder
+
+        return load_folder(Path(name))
+    if ":" in name:
+        return _called(
+            entry_point(name, "model"),
+            name,
+            f"from fastdiff.profiling import get_subject; subject = get_subject({name!r})",
+        )
+    expect(not Path(name).is_dir(), f"{name} is a folder without model_index.json or config.json of diffusers")
+    raise unknown("model", name, (*bundled.names(), "a diffusers folder", "module:function"))
+
+
+def _called(function: Any, name: str, code: str) -> Subject:
+    expect(callable(function), f"model {name!r} must be a function that returns a fastdiff.profiling.Subject")
+    made = function()
+    if isinstance(made, Mapping):
+        made = Subject(**{"name": name, "code": code, **made})
+    if not isinstance(made, Subject):
+        raise TypeError(
+            f"model {name!r} must return a fastdiff.profiling.Subject or its fields as a dict, got {type(made).__name__}"
+        )
+    return made
+
+
+def _bundled(name: str) -> Subject:
+    model = bundled.load(name)
+    info = model.info
+    shares = class_shares(len(info.classes)) if info.classes else []
+
+    def conditions(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        chosen = [info.classes[spread(i, shares)] for i in range(first, first + count)]
+        return info.condition(chosen, count), info.condition(None, count)
+
+    return Subject(
+        name=name,
+        model=model,
+        shape=info.shape,
+        schedule=info.schedule,
+        prediction=get_prediction(info.prediction),
+        conditions=conditions if info.classes else None,
+        decode=getattr(model, "decode", None),
+        guidance=2.0 if info.classes else 1.0,
+        features="emoji",
+        about={"parameters": info.card.get("parameters"), "classes": list(info.classes), "data": info.card.get("data")},
+    )
+
+
+def class_shares(classes: int) -> list[float]:
+    """Of the classes in the emoji data; equal ones for another number of classes."""
+    from fastdiff.profiling.features import emoji_extractor
+
+    shares = emoji_extractor().class_shares or ()
+    return list(shares) if len(shares) == classes else [1 / classes] * classes
+
+
+def spread(sample: int, shares: list[float]) -> int:
+    """The class of sample k, such that the first n samples have the classes in about these shares for every n."""
+    point = (0.5 + sample * GOLDEN) % 1.0
+    total = 0.0
+    for number, share in enumerate(shares):
+        total += share
+        if point < total:
+            return number
+    return len(shares) - 1
