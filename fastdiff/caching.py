@@ -8,7 +8,7 @@ what they added last time (the residuals of Chen et al. 2024, Delta-DiT, Section
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -119,7 +119,7 @@ class Cached(nn.Module):
             return self.model(x, t, *arguments, **conditions)
 
 
-def _installer(model: nn.Module, cache: Cache) -> Callable[[], object]:
+def _installer(model: nn.Module, cache: Cache) -> Callable[[], AbstractContextManager[None]]:
     from fastdiff.models.backbone import Backbone
     from fastdiff.models.dit import DiT
 

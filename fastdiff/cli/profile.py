@@ -23,27 +23,30 @@ def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any)
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, speed_estimate_period=600) as bar:
-        task = bar.add_task("starting", total=None)
+    bar = Progress(*columns, console=console, speed_estimate_period=600)
+    task = bar.add_task("starting", total=None)
 
-        def on_progress(what: str, done: float, total: float) -> None:
-            bar.update(task, description=what, completed=done, total=total)
+    def on_progress(what: str, done: float, total: float) -> None:
+        bar.update(task, description=what, completed=done, total=total)
 
-        def on_plan(plan: Plan, count: int) -> None:
-            about = f", about {plan.seconds / 60:.0f} min" if plan.seconds >= 60 else ""
-            console.print(
-                f"{count} settings, {plan.rounds} rounds of {plan.round_size}: {plan.samples} samples of each{about}"
-            )
+    def on_plan(plan: Plan, count: int) -> None:
+        about = f", about {plan.seconds / 60:.0f} min" if plan.seconds >= 60 else ""
+        console.print(
+            f"{count} settings, {plan.rounds} rounds of {plan.round_size}: {plan.samples} samples each{about}"
+        )
+        bar.start()  # not before, so that what is wrong with the arguments is said alone
 
-        try:
-            found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **axes, **options)
-        except KeyboardInterrupt:
-            bar.stop()
-            console.print(
-                f"stopped; what is done is kept, and reported in [bold]{options['out']}[/bold] if there is any. "
-                "The same command with --resume goes on"
-            )
-            raise
+    try:
+        found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **axes, **options)
+    except KeyboardInterrupt:
+        bar.stop()
+        console.print(
+            f"stopped; what is done is kept, and reported in [bold]{options['out']}[/bold] if there is any. "
+            "The same command with --resume goes on"
+        )
+        raise
+    finally:
+        bar.stop()
     _print(found)
     if found.picked is None and (options["budget"] is not None or options["target_rmse"] is not None):
         raise ValueError(found.reason)

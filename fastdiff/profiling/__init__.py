@@ -1,7 +1,7 @@
 """Speed against quality of the samplers of a model: `fastdiff.profile` and `fastdiff profile`.
 
-A sweep (sweep.py) draws the same samples with every setting (settings.py) in rounds, keeps each as it is done (store.py)
-and compares them with the converged trajectory (reference.py, measures.py) and with the data (features.py,
+A sweep (sweep.py) draws the same samples with every setting (settings.py) in rounds, keeps each as it is done
+(store.py) and compares them with the converged trajectory (reference.py, measures.py) and with the data (features.py,
 distances.py). front.py says which are worth taking, report.py shows it.
 """
 

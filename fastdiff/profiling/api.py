@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fastdiff.profiling.features import Extractor, get_extractor
 from fastdiff.profiling.machine import describe
 from fastdiff.profiling.plan import Plan, make_plan
 from fastdiff.profiling.results import DISTANCES, Row, rows_of
-from fastdiff.profiling.settings import combinations
+from fastdiff.profiling.settings import combinations, common
 from fastdiff.profiling.store import Store
 from fastdiff.profiling.subject import Subject, get_subject
 from fastdiff.profiling.sweep import Progress, Sweep
@@ -172,6 +172,7 @@ def _conclude(sweep: Sweep, budget: float | None, target: float | None, complete
         "model": subject.name,
         "about": dict(subject.about),
         "shape": list(subject.shape),
+        "common": common(sweep.settings),
         "seed": sweep.drawer.seed,
         "samples": count,
         "round": sweep.plan.round_size,

@@ -82,7 +82,7 @@ def _kid(kxx: Float64Array, to_data: Float64Array, data: float, weights: Float64
 
 
 def sliced_wasserstein(x: Float64Array, y: Float64Array, *, seed: int = 0) -> float:
-    """Mean over random directions of the 1-Wasserstein distance of the projections (Rabin et al. 2011, Definition 1)."""
+    """Mean over random directions of the 1-Wasserstein distance of the projections (Rabin et al. 2011, Def. 1)."""
     directions = _directions(x.shape[1], seed)
     return float(_sliced(x @ directions, np.sort(y @ directions, axis=0)))
 
@@ -114,7 +114,7 @@ def precision_recall(x: Float64Array, y: Float64Array, *, neighbours: int = NEIG
 
 def _precision_recall(xx: Float64Array, yy: Float64Array, xy: Float64Array, neighbours: int) -> tuple[float, float]:
     radius_x, radius_y = (np.sort(d, axis=1)[:, neighbours] for d in (xx, yy))  # the 0th is the point itself
-    return float((xy <= radius_y).any(1).mean()), float((xy.T <= radius_x).any(1).mean())
+    return float((xy <= radius_y).any(1).mean()), float((radius_x >= xy.T).any(1).mean())
 
 
 def _distances(x: Float64Array, y: Float64Array) -> Float64Array:
@@ -165,11 +165,12 @@ class Data:
 
         y = _thinned(self.features, count)
         precision, recall = precision_recall(x, y)
-        inside = (_distances(x, y) <= np.sort(_distances(y, y), axis=1)[:, NEIGHBOURS]).any(1)
+        reach = np.sort(_distances(y, y), axis=1)[:, NEIGHBOURS]
+        inside = np.asarray((reach >= _distances(x, y)).any(1))
         found["precision"] = _estimate(precision, inside[picks].mean(1), count)
         # Resampled x have no radii of their own (copies are at distance 0): the data are what is resampled for recall.
         radii = np.sort(_distances(x, x), axis=1)[:, NEIGHBOURS]
-        reached = (_distances(y, x) <= radii).any(1)
+        reached = np.asarray((radii >= _distances(y, x)).any(1))
         found["recall"] = _estimate(recall, reached[rng.integers(0, len(y), (resamples, len(y)))].mean(1), count)
         return found
 

@@ -1,12 +1,11 @@
 """What distances between sets of pictures are measured on: a small network's features, or a user's own.
 
-`EmojiFeatures` belongs to the bundled models: trained on the same emoji to tell the groups apart and to draw the picture
-again from its 64 features (`python -m fastdiff.profiling.train_features`), with the features of the data beside it.
+`EmojiFeatures` belongs to the bundled models: trained on the same emoji to tell the groups apart and to draw the
+picture again from its 64 features (`python -m fastdiff.profiling.train_features`), with the features of the data.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +33,9 @@ class EmojiFeatures(nn.Module):
 
     Pictures of another size are brought to 32 pixels a side. `logits` and `drawing` are what it was trained on.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -116,7 +118,8 @@ def entry_point(name: str, what: str) -> Any:
         path = Path(module_name)
         expect(path.is_file(), f"{what} {name!r}: there is no file {module_name}")
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:

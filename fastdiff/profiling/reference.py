@@ -1,7 +1,7 @@
 """The converged trajectory: what every solver would give from the same noise with enough steps, and how sure that is.
 
-Runs with S / 2, S and 2 S steps: the last is the reference. With d1 the distance of the first two and d2 that of the last
-two, the observed order is p = log2(d1 / d2), and what the last is still off by is d2 / (2^p - 1) (Richardson).
+Runs with S / 4, S / 2 and S steps: the last is the reference. With d1 the distance of the first two and d2 that of the
+last two, the observed order is p = log2(d1 / d2), and what the last is still off by is d2 / (2^p - 1) (Richardson).
 """
 
 from __future__ import annotations

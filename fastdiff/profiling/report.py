@@ -40,7 +40,7 @@ def require() -> None:
 
 
 def write(profile: Profile) -> None:
-    """index.html, results.json, results.csv, speed-quality.png and front.png in the folder, each whole or not at all."""
+    """index.html, results.json, results.csv, speed-quality.png and front.png in the folder, each whole or not."""
     folder = profile.folder
     assert folder is not None
     facts = {key: value for key, value in profile.facts.items() if not key.startswith("_")}

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastdiff.profiling.distances import NEIGHBOURS, Data
 from fastdiff.profiling.measures import psnr, rms
-from fastdiff.profiling.settings import Setting
+from fastdiff.profiling.settings import Setting, describe, varying
 from fastdiff.profiling.store import Unit
 from fastdiff.profiling.sweep import Sweep
 from fastdiff.solvers import get_solver
@@ -36,7 +36,12 @@ Row = dict[str, Any]
 def rows_of(sweep: Sweep) -> list[Row]:
     """A row a setting, in the order of the sweep, JSON throughout; what was not measured is None."""
     data = None if sweep.extractor.data is None else Data(sweep.extractor.data)
-    return [_row(sweep, setting, data) for setting in sweep.settings]
+    names = varying(sweep.settings)
+    return [
+        {"label": describe(setting, names), "variant": describe(setting, names, steps=False)}
+        | _row(sweep, setting, data)
+        for setting in sweep.settings
+    ]
 
 
 def _row(sweep: Sweep, setting: Setting, data: Data | None) -> Row:
@@ -45,8 +50,6 @@ def _row(sweep: Sweep, setting: Setting, data: Data | None) -> Row:
     good = [unit for unit in units if not unit.error]
     row: Row = {
         "slug": setting.slug,
-        "label": setting.label,
-        "variant": setting.variant,
         "setting": setting.to_dict(),
         "error": error,
         "rounds": len(good),
@@ -109,7 +112,7 @@ def _interval(values: np.ndarray, statistic: Any, resamples: int = 500) -> dict[
 def value_of(row: Row, measure: str) -> float | None:
     """The number of a measure, None if it was not measured."""
     found = row.get(measure)
-    return found["value"] if isinstance(found, dict) and "value" in found else found
+    return found["value"] if isinstance(found, dict) else found
 
 
 def to_csv(rows: Sequence[Row]) -> str:

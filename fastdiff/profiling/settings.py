@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
 
@@ -73,17 +73,7 @@ class Setting:
     @property
     def label(self) -> str:
         """For people: what differs from the defaults."""
-        words = [self.solver, f"{self.steps} steps"]
-        for name in _SHOWN:
-            value = getattr(self, name)
-            if value != _DEFAULTS[name]:
-                words.append(value if name in ("precision", "backend") else f"{name} {_plain(value)}")
-        return ", ".join(words)
-
-    @property
-    def variant(self) -> str:
-        """The label without the steps: one curve of a plot."""
-        return ", ".join(word for word in self.label.split(", ") if word != f"{self.steps} steps")
+        return describe(self, [name for name in _SHOWN if getattr(self, name) != _DEFAULTS[name]])
 
     @property
     def slug(self) -> str:
@@ -113,7 +103,7 @@ class Setting:
 
 
 BACKENDS = (*backends.BACKENDS, "optimize")
-_DEFAULTS = {field.name: field.default for field in fields(Setting)}
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Setting)}
 _SHOWN = ("guidance", "interval", "threshold", "percentile", "precision", "batch", "grid", "backend", "cache")
 
 
@@ -140,10 +130,27 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
     return list(found.values())
 
 
-def label_without(setting: Setting, common: Mapping[str, Any]) -> str:
-    """The label without what all settings of a sweep have in common."""
-    defaults = {name: _DEFAULTS[name] for name in common}
-    return replace(setting, **defaults).label
+def describe(setting: Setting, names: Sequence[str], *, steps: bool = True) -> str:
+    """Solver, steps, and those fields."""
+    words = [setting.solver, f"{setting.steps} steps"] if steps else [setting.solver]
+    for name in names:
+        value = getattr(setting, name)
+        if value is not None:
+            words.append(str(value) if name in ("precision", "backend") else f"{name} {_plain(value)}")
+        elif name == "cache":
+            words.append("no cache")
+    return ", ".join(words)
+
+
+def varying(settings: Sequence[Setting]) -> list[str]:
+    """The fields beside solver and steps in which these settings differ."""
+    return [name for name in _SHOWN if len({getattr(setting, name) for setting in settings}) > 1]
+
+
+def common(settings: Sequence[Setting]) -> dict[str, Any]:
+    """The fields that all of these settings share, where they are set."""
+    shared = {name: getattr(settings[0], name) for name in _SHOWN if name not in varying(settings)}
+    return {name: value for name, value in shared.items() if value is not None}
 
 
 def _plain(value: Any) -> str:

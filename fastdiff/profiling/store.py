@@ -1,4 +1,4 @@
-"""The folder of a sweep: one file a finished unit of work, each written whole or not at all, so that any kill is safe."""
+"""The folder of a sweep: a file for every finished unit of work, whole or not at all, so that any kill is safe."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class Store:
         if arrays is None:
             return None
         about = json.loads(str(arrays.pop("about")))
-        return Unit(**about, **{key: arrays.get(key) for key in ("features", "rmse", "ssim", "shown")})
+        found: dict[str, Any] = {key: arrays.get(key) for key in ("features", "rmse", "ssim", "shown")}
+        return Unit(**about, **found)
 
     def save(self, slug: str, number: int, unit: Unit) -> None:
         """Keep a round."""

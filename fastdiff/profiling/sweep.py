@@ -101,7 +101,7 @@ class Sweep:
                 seen.add(kind)
                 try:
                     row_seconds(self.drawer, setting)
-                except Exception:  # noqa: S112  (its rounds will say so)
+                except Exception:  # its rounds will say so
                     continue
 
     def _round(self, setting: Setting, number: int) -> None:

@@ -2,8 +2,8 @@
 
     python -m fastdiff.profiling.train_features --out fastdiff/profiling
 
-Minutes on one core. The network learns two things at once from augmented emoji: which of the groups a picture belongs to,
-and to draw it again at 16 x 16 pixels from its features alone, so that they hold shape and colour as well.
+Minutes on one core. The network learns two things at once from augmented emoji: which of the groups a picture belongs
+to, and to draw it again at 16 x 16 pixels from its features alone, so that they hold shape and colour as well.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import time
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -25,27 +26,6 @@ from fastdiff.train.emoji_data import EmojiData, load_emoji
 
 STEPS, BATCH, LEARNING_RATE, SEED = 3000, 64, 2e-3, 0
 DRAWING_WEIGHT = 4.0
-
-CARD = """# emoji-features
-
-What `fastdiff profile` measures Frechet, kernel and sliced Wasserstein distances, precision and recall of the bundled
-models on: a convolutional network of {parameters:,} parameters with {features} features, trained by
-`python -m fastdiff.profiling.train_features`.
-
-| | |
-|---|---|
-| Data | {pictures} pictures of Noto Color Emoji (SIL Open Font License 1.1) at 32 x 32 pixels, those that the models were trained on; {held_out} held out, the same as theirs |
-| Data SHA-256 | `{data_sha256}` |
-| Trained on | the Unicode group (cross-entropy) and the picture at 16 x 16 from its features (mean squared error, weight {drawing_weight:g}) |
-| Augmentation | shifts of up to 3 pixels, contrast and brightness, noise |
-| Training | {steps:,} steps of batch {batch}, AdamW, {minutes:.0f} minutes on one thread, seed {seed} |
-| Held-out emoji | {accuracy:.1%} of {held_out} in their group (the largest group holds {largest:.1%}); drawing error {drawing:.4f}, of the mean picture {drawing_of_mean:.4f} |
-| Reference set | the features of {reference} emoji, one skin tone each, of the training part |
-| File | float16 safetensors, SHA-256 `{sha256}` |
-
-It is small and saw emoji only: its distances compare samplers of one model with each other. They are not FID, which is
-computed on Inception's features of tens of thousands of pictures, and cannot be set beside published numbers.
-"""
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -124,6 +104,7 @@ def write(folder: Path, network: EmojiFeatures, data: EmojiData, steps: int, min
     """The weights with the features of the data, and the card."""
     import hashlib
 
+    import jinja2
     from safetensors.torch import save
 
     held = torch.from_numpy(data.held_out)
@@ -145,13 +126,27 @@ def write(folder: Path, network: EmojiFeatures, data: EmojiData, steps: int, min
     content = save(state, {"about": json.dumps(about)})
     with replacing(folder / "emoji-features.safetensors") as path:
         path.write_bytes(content)
-    card = CARD.format(
-        parameters=sum(p.numel() for p in network.parameters()), features=features.shape[1], pictures=int((~held).sum()),
-        held_out=int(held.sum()), data_sha256=data.fingerprint(), drawing_weight=DRAWING_WEIGHT, steps=steps, batch=BATCH,
-        minutes=minutes, seed=SEED, accuracy=float((logits.argmax(1) == labels[held]).float().mean()),
-        largest=max(shares), drawing=float(drawing), drawing_of_mean=float(of_mean), reference=len(reference),
-        sha256=hashlib.sha256(content).hexdigest(),
-    )  # fmt: skip
+    facts = {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "features": features.shape[1],
+        "pictures": int((~held).sum()),
+        "held_out": int(held.sum()),
+        "data_sha256": data.fingerprint(),
+        "drawing_weight": DRAWING_WEIGHT,
+        "steps": steps,
+        "batch": BATCH,
+        "minutes": minutes,
+        "seed": SEED,
+        "accuracy": float((logits.argmax(1) == labels[held]).float().mean()),
+        "largest": max(shares),
+        "drawing": float(drawing),
+        "drawing_of_mean": float(of_mean),
+        "reference": len(reference),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    template = resources.files("fastdiff.profiling").joinpath("features_card.md.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    card = environment.from_string(template).render(**facts)
     with replacing(folder / "emoji-features.md") as path:
         path.write_text(card, encoding="utf-8")
     print(card)
