@@ -60,7 +60,7 @@ def profile(
         str, typer.Option(help="A bundled model, a diffusers folder, or module:function.")
     ] = "emoji-unet-32",
     solvers: Annotated[str, typer.Option(help="Names, separated by commas.")] = "ddim,dpmpp-2m,deis-3,unipc-3,heun",
-    steps: Annotated[str, typer.Option(help="Solver steps, separated by commas.")] = "5,8,10,15,20,30,50",
+    steps: Annotated[str, typer.Option(help="Solver steps, separated by commas.")] = "5,8,12,20,35",
     guidance: Annotated[str | None, typer.Option(help="Scales; the model's own if not given. 1 is none.")] = None,
     interval: Annotated[str | None, typer.Option(help="low:high in lambda where guidance applies, or none.")] = None,
     threshold: Annotated[str | None, typer.Option(help="Limits of x0, or none; dynamic as 1@0.995.")] = None,

@@ -24,7 +24,7 @@ from fastdiff.profiling.sweep import Progress, Sweep
 from fastdiff.profiling.usage import python_line
 
 SOLVERS = ("ddim", "dpmpp-2m", "deis-3", "unipc-3", "heun")
-STEPS = (5, 8, 10, 15, 20, 30, 50)
+STEPS = (5, 8, 12, 20, 35)
 REFERENCE_STEPS = 200
 MINUTES = 8.0
 

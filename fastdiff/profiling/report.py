@@ -81,8 +81,8 @@ def page(profile: Profile, found: dict[str, Any]) -> str:
         "fronts": {name: [row["slug"] for row in front(profile.rows, name)] for name in MEASURES},
     }  # fmt: skip
     return environment.from_string(template).render(
-        profile=profile, facts=found["facts"], plotly=get_plotlyjs(), script=script, good_ssim=GOOD_SSIM, data_same_time=SAME_TIME,
-        data=json.dumps(data, allow_nan=False).replace("</", "<\\/"), columns=COLUMNS, measures=MEASURES,
+        profile=profile, facts=found["facts"], plotly=get_plotlyjs(), script=script, good_ssim=GOOD_SSIM,
+        data_same_time=SAME_TIME,        data=json.dumps(data, allow_nan=False).replace("</", "<\\/"), columns=COLUMNS, measures=MEASURES,
         failed=[row for row in profile.rows if row["error"]],
     )  # fmt: skip
 

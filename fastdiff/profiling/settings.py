@@ -110,8 +110,8 @@ _SHOWN = ("guidance", "interval", "threshold", "percentile", "precision", "batch
 def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
     """All settings from the values of each axis, e.g. {"solver": ["ddim"], "steps": [5, 10], "guidance": [1.0, 2.0]}.
 
-    A threshold is a limit or a `Threshold`. An interval without guidance is left out. Raises ValueError for values that no
-    run could have.
+    A threshold is a limit or a `Threshold`. An interval without guidance is left out. Raises ValueError for values
+    that no run could have.
     """
     found: dict[str, Setting] = {}
     for name in axes:

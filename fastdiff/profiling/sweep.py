@@ -83,9 +83,10 @@ class Sweep:
 
         self._tell(f"converged trajectory, {self.reference_steps} steps")
         try:
+            size = self.plan.round_size
             self.references[target] = converge(
-                self.drawer, self.store, target, self.plan.round_size, self.reference_steps, self.plan.round_size, on_step
-            )  # fmt: skip
+                self.drawer, self.store, target, size, self.reference_steps, size, on_step
+            )
         except OSError:
             raise  # of the folder
         except Exception as error:  # the model's: without a reference the rest can still be measured
