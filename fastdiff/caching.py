@@ -145,6 +145,7 @@ def _installer(model: nn.Module, cache: Cache) -> Callable[[], AbstractContextMa
 
     def run_blocks(h: Tensor, conditions: list[Tensor]) -> Tensor:
         depth = cache.rule.depth
+        fresh: list[Tensor] = []
         for block, condition in zip(dit.blocks[:depth], conditions):
             h = block(h, condition)
 
@@ -152,9 +153,11 @@ def _installer(model: nn.Module, cache: Cache) -> Callable[[], AbstractContextMa
             deeper = h
             for block, condition in zip(dit.blocks[depth:], conditions[depth:]):
                 deeper = block(deeper, condition)
+            fresh.append(deeper)
             return deeper - h
 
-        return h + cache.compute(h, rest)
+        residual = cache.compute(h, rest)
+        return fresh[0] if fresh else h + residual  # a full call without the rounding of the residual
 
     return lambda: _replaced(dit, "run_blocks", run_blocks)
 

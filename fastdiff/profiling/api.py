@@ -185,6 +185,7 @@ def _conclude(sweep: Sweep, budget: float | None, target: float | None, complete
         "references": [
             {
                 "target": setting.to_dict(),
+                "solver": r.solver,
                 "steps": r.steps,
                 "error": r.error,
                 "order": r.order,

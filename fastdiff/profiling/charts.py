@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PLOTTED = ("rmse", "frechet")
 COLUMNS = 12
+MOST_NAMES = 14  # in a legend
 
 
 def speed_quality(profile: Profile, path: Path) -> None:
@@ -55,7 +56,7 @@ def _plot(axes: Any, profile: Profile, measure: str) -> None:
     if measure == "rmse" and known:
         axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
-    if known:
+    if 0 < len({row["variant"] for row in known}) <= MOST_NAMES:
         axes.legend(fontsize=8)
     axes.set_title(f"{profile.subject.name}, {profile.facts['samples']} samples a setting", fontsize=10)
 

@@ -6,6 +6,8 @@ picture again from its 64 features (`python -m fastdiff.profiling.train_features
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,8 +115,6 @@ def entry_point(name: str, what: str) -> Any:
     """The object that `module:name` or `file.py:name` names. Raises ValueError that says what is missing."""
     module_name, _, attribute = name.rpartition(":")
     if module_name.endswith(".py"):
-        import importlib.util
-
         path = Path(module_name)
         expect(path.is_file(), f"{what} {name!r}: there is no file {module_name}")
         spec = importlib.util.spec_from_file_location(path.stem, path)

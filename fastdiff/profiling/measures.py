@@ -36,8 +36,9 @@ def ssim(pictures: Tensor, reference: Tensor) -> Float64Array:
     _check(pictures, reference)
     if min(pictures.shape[-2:]) < 7:
         return np.full(len(pictures), np.nan)
-    a, b = (t.detach().clamp(-1, 1).double().cpu().numpy() for t in (pictures, reference))
-    return np.array([structural_similarity(x, y, data_range=2.0, channel_axis=0) for x, y in zip(a, b)])
+    # Intensities must not be negative: the factor that compares means would change its sign with them.
+    a, b = (t.detach().clamp(-1, 1).add(1).div(2).double().cpu().numpy() for t in (pictures, reference))
+    return np.array([structural_similarity(x, y, data_range=1.0, channel_axis=0) for x, y in zip(a, b)])
 
 
 def rms(values: Float64Array) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastdiff.errors import SamplingError
 from fastdiff.grids import make_grid
@@ -16,6 +16,7 @@ from fastdiff.solvers import get_solver
 ROUND = 16  # samples of a round, if the time allows
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 64
+PROBE_STEPS = 4
 ADAPTIVE_CALLS = 60  # of a solver that does not say how many it makes
 SHARE = 0.85  # of the time that is planned with; measures, the report and the machine's moods take the rest
 
@@ -53,9 +54,7 @@ def evaluations(drawer: Drawer, setting: Setting) -> int:
 
 def row_seconds(drawer: Drawer, setting: Setting) -> float:
     """Measured: of the network on one row, at the setting's batch. Also the warm-up of what it runs on."""
-    probe = Setting(
-        "ddim", 2, guidance=setting.guidance, precision=setting.precision, batch=setting.batch, backend=setting.backend
-    )  # fmt: skip
+    probe = replace(setting, steps=min(setting.steps, PROBE_STEPS), cache=None)
     drawer.draw(probe, 0, setting.batch)
     started = time.perf_counter()
     drawn = drawer.draw(probe, 0, setting.batch)
@@ -77,7 +76,7 @@ def make_plan(
         return Plan(size, rounds, seconds * size * (rounds * rows + reference_rows))
     for size in (ROUND, ROUND // 2, ROUND // 4):
         left = SHARE * 60 * minutes - seconds * size * reference_rows
-        rounds = int(left / (seconds * size * rows)) if seconds * rows > 0 else MOST_ROUNDS
+        rounds = int(left / (seconds * size * rows)) if seconds * rows > 0 else LEAST_ROUNDS
         if rounds >= LEAST_ROUNDS or size == ROUND // 4:
             break
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, rounds))

@@ -14,18 +14,21 @@ from torch import Tensor
 
 from fastdiff.profiling.drawing import Drawer
 from fastdiff.profiling.measures import rms, rmse
+from fastdiff.profiling.plan import evaluations
 from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.store import Store
 
-SOLVER, GRID = "dpmpp-2m", None
+# Solver and grid of the converged runs: the first that the schedule allows (a grid in lambda needs alpha > 0).
+CHOICES = (("dpmpp-2m", None), ("flow-heun", None), ("heun", "uniform"))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """pictures: (B, C, H, W), those of samples 0 to B - 1. error: estimated RMSE of these pictures. order: observed;
-    at least 1 is assumed where it comes out lower, and the solver's own at most."""
+    """pictures: (B, C, H, W), those of samples 0 to B - 1, by that solver and steps. error: their estimated RMSE.
+    order: observed; at least 1 is assumed where it comes out lower, and the solver's own at most."""
 
     pictures: Tensor
+    solver: str
     steps: int
     error: float
     order: float
@@ -44,9 +47,11 @@ def converge(
 
     steps: of the finest run, a multiple of 4. Raises SamplingError if the model fails.
     """
+    finest = [replace(target, solver=solver, grid=grid, steps=steps, batch=batch) for solver, grid in CHOICES]
+    chosen = next((setting for setting in finest if evaluations(drawer, setting)), finest[0])
     runs = []
     for number in (steps // 4, steps // 2, steps):
-        setting = replace(target, solver=SOLVER, grid=GRID, steps=number, batch=batch)
+        setting = replace(chosen, steps=number)
         pictures = store.load_reference(setting.slug, count)
         if pictures is None:
             drawn = drawer.draw(setting, 0, count, on_step)
@@ -57,7 +62,7 @@ def converge(
                 on_step()
         runs.append(pictures)
     error, order = estimate(*runs)
-    return Reference(runs[-1], steps, error, order)
+    return Reference(runs[-1], chosen.solver, steps, error, order)
 
 
 def estimate(coarse: Tensor, middle: Tensor, fine: Tensor, *, highest: float = 2.0) -> tuple[float, float]:

@@ -15,7 +15,8 @@ const image = (strip, title) =>
   element("img", { className: "strip" + (strip.pixelated ? " pixelated" : ""), src: strip.url, alt: title, title,
                    style: `width:${strip.pixelated ? Math.min(1100, strip.width * 2.6) : strip.width}px` });
 const measured = Object.keys(D.measures).filter((m) => D.rows.some((r) => value(r, m) !== null));
-const main = measured[0] || "rmse";
+if (!measured.length) measured.push("rmse"); // nothing was measured: an empty plot
+const main = measured[0];
 
 // ---- the answer
 
@@ -128,7 +129,7 @@ ladder.filter((s) => D.strips[s]).forEach((s) => {
 });
 Object.entries(D.converged).forEach(([slug, strip]) => {
   const r = D.facts.references.find((o) => D.rows.some((row) => row.target === slug && row.setting.guidance === o.target.guidance));
-  $("front").append(frontRow("converged", r ? `${r.steps} steps of DPM-Solver++(2M), guidance ${r.target.guidance}` : "", strip, false));
+  $("front").append(frontRow("converged", r ? `${r.solver}, ${r.steps} steps, guidance ${r.target.guidance}` : "", strip, false));
 });
 
 // ---- the table

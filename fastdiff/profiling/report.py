@@ -80,11 +80,17 @@ def page(profile: Profile, found: dict[str, Any]) -> str:
         "measures": {name: {"title": title, "less": less} for name, (title, less) in MEASURES.items()},
         "fronts": {name: [row["slug"] for row in front(profile.rows, name)] for name in MEASURES},
     }  # fmt: skip
+    text = json.dumps(data, allow_nan=False).replace("</", "<\\/")
     return environment.from_string(template).render(
-        profile=profile, facts=found["facts"], plotly=get_plotlyjs(), script=script, good_ssim=GOOD_SSIM,
-        data_same_time=SAME_TIME,        data=json.dumps(data, allow_nan=False).replace("</", "<\\/"), columns=COLUMNS, measures=MEASURES,
+        profile=profile,
+        facts=found["facts"],
+        plotly=get_plotlyjs(),
+        script=script,
+        good_ssim=GOOD_SSIM,
+        data_same_time=SAME_TIME,
+        data=text,
         failed=[row for row in profile.rows if row["error"]],
-    )  # fmt: skip
+    )
 
 
 def _strip(shown: NDArray[np.uint8]) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
         chosen = dict(zip(axes, values))
         if chosen.get("guidance", 1.0) == 1:
             chosen["interval"] = None
+        if get_solver(chosen["solver"]).adaptive:  # it chooses its own steps
+            chosen["steps"] = axes["steps"][0]
         limit = chosen.get("threshold")
         if isinstance(limit, Threshold):
             chosen.update(threshold=limit.limit, percentile=limit.percentile)
@@ -132,7 +134,8 @@ def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
 
 def describe(setting: Setting, names: Sequence[str], *, steps: bool = True) -> str:
     """Solver, steps, and those fields."""
-    words = [setting.solver, f"{setting.steps} steps"] if steps else [setting.solver]
+    counted = steps and not get_solver(setting.solver).adaptive
+    words = [setting.solver, f"{setting.steps} steps"] if counted else [setting.solver]
     for name in names:
         value = getattr(setting, name)
         if value is not None:

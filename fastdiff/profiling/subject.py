@@ -107,7 +107,7 @@ def _called(function: Any, name: str, code: str) -> Subject:
         made = Subject(**{"name": name, "code": code, **made})
     if not isinstance(made, Subject):
         raise TypeError(
-            f"model {name!r} must return a fastdiff.profiling.Subject or a dict of its fields, got {type(made).__name__}"
+            f"model {name!r} must return a profiling.Subject or a dict of its fields, got a {type(made).__name__}"
         )
     return made
 

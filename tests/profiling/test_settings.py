@@ -1,0 +1,65 @@
+"""The combinations of a sweep."""
+
+import pytest
+
+import fastdiff
+from fastdiff.cli.profile import parse_axes
+from fastdiff.profiling.settings import Setting, combinations, common, describe, varying
+
+
+def test_combinations():
+    found = combinations(
+        {
+            "solver": ["ddim", "heun"], "steps": [5, 10], "guidance": [1.0, 2.0], "interval": [None, (-1, 2)],
+            "threshold": [None, 1.0, fastdiff.Threshold(1, 0.99)],
+        }
+    )  # fmt: skip
+    assert len(found) == 2 * 2 * 3 * 3  # an interval only with guidance
+    assert len({setting.slug for setting in found}) == len(found)
+    assert all(Setting.from_dict(setting.to_dict()) == setting for setting in found)
+    assert varying(found) == ["guidance", "interval", "threshold", "percentile"]
+    assert common(found) == {"precision": "float32", "batch": 16, "backend": "auto"}
+    last = found[-1]
+    assert describe(last, varying(found)) == (
+        "heun, 10 steps, guidance 2, interval (-1, 2), threshold 1, percentile 0.99"
+    )
+
+
+def test_settings_that_approximate_the_same_share_a_target():
+    a = Setting("ddim", 5, guidance=2.0, cache="deep:2", precision="bfloat16", grid="karras")
+    assert a.target == Setting("heun", 9, guidance=2.0, batch=3).target
+    assert a.target != Setting("ddim", 5, guidance=3.0).target
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ({"solver": ["dimm"]}, "unknown solver 'dimm'; did you mean 'ddim'"),
+        ({"steps": [0]}, "steps must be"),
+        ({"batch": [0]}, "batch must be"),
+        ({"precision": ["fp8"]}, "unknown precision"),
+        ({"grid": ["even"]}, "unknown grid"),
+        ({"backend": ["gpu"]}, "unknown backend"),
+        ({"cache": ["deep"]}, 'caching must be like "deep:3"'),
+        ({"cache": ["deep:1"]}, "every must be"),
+        ({"cache": ["shallow:2"]}, "unknown caching 'shallow'"),
+        ({"threshold": [-1.0]}, "threshold limit must be positive"),
+        ({"guidance": [2.0], "interval": [(2, 1)]}, "guidance interval"),
+        ({"steps": []}, "must have a value"),
+        ({"stepz": [1]}, "unknown axis"),
+    ],
+)
+def test_bad_values(axis, message):
+    with pytest.raises(ValueError, match=message):
+        combinations({"solver": ["ddim"], "steps": [5], **axis})
+
+
+def test_axes_from_the_command_line():
+    axes = parse_axes({"solvers": "ddim, heun", "steps": "5,10,5", "caches": "none,deep:2", "thresholds": "none,1@0.9",
+                       "intervals": "-1:2", "grids": None})  # fmt: skip
+    assert axes == {"solvers": ["ddim", "heun"], "steps": [5, 10], "caches": [None, "deep:2"], "intervals": [(-1, 2)],
+                    "thresholds": [None, fastdiff.Threshold(1, 0.9)]}  # fmt: skip
+    with pytest.raises(ValueError, match="--steps '5,x'"):
+        parse_axes({"steps": "5,x"})
+    with pytest.raises(ValueError, match="--interval '3': an interval must be like -2:1"):
+        parse_axes({"intervals": "3"})
