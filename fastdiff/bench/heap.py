@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 _RAISED = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
 
@@ -19,10 +20,11 @@ def heap() -> str:
     return "raised" if os.environ.get("MALLOC_MMAP_THRESHOLD_") else "default"
 
 
-def run_benchmark(path: str, arguments: Sequence[str] | None = None) -> int:
+def run_benchmark(path: str, arguments: Sequence[str] | None = None, *, stdout: Any = None) -> int:
     """Run the file with pytest once in each heap, threads pinned; returns the exit status.
 
     arguments: of pytest, and `--heap default` or `--heap raised` for one only; those of the command line if None.
+    stdout: a file for its output instead of this process's own.
     """
     rest = list(sys.argv[1:] if arguments is None else arguments)
     wanted = ["default", "raised"]
@@ -32,11 +34,12 @@ def run_benchmark(path: str, arguments: Sequence[str] | None = None) -> int:
         if not wanted:
             raise SystemExit("--heap takes default or raised")
         del rest[at : at + 2]
+    output = {} if stdout is None else {"stdout": stdout}
     status = 0
     for name in wanted:
         environment = {k: v for k, v in os.environ.items() if k not in _RAISED}
         environment |= _RAISED if name == "raised" else {}
         environment.setdefault("OMP_PROC_BIND", "true")
         command = [sys.executable, "-m", "pytest", "-q", "--benchmark-quiet", path, *rest]
-        status = subprocess.run(command, env=environment, check=False).returncode or status
+        status = subprocess.run(command, env=environment, check=False, **output).returncode or status
     return status

@@ -132,18 +132,30 @@ def kernels(
 
 @app.command()
 def bench(
-    device: Annotated[
-        str, typer.Option(help="cuda; on the CPU, run python benchmarks/bench_<op>.py instead.")
-    ] = "cuda",
-    op: Annotated[list[str] | None, typer.Option(help="An operator; all if not given.")] = None,
-    check: Annotated[bool, typer.Option(help="Check small cases under NVIDIA's compute-sanitizer first.")] = True,
-    out: Annotated[str | None, typer.Option(help="A file for the same as JSON.")] = None,
-    json: Json = False,
+    suite: Annotated[
+        list[str] | None,
+        typer.Argument(help="ops, models, solvers, scaling, convergence; or compare A.json B.json. Not with cuda."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="For models: eager,compile,openvino,onnxruntime,diffusers.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Of the suite: names separated by commas.")] = None,
+    device: Annotated[str, typer.Option(help="cuda checks and times the GPU kernels, without a suite.")] = "cuda",
+    op: Annotated[list[str] | None, typer.Option(help="With cuda: an operator; all if not given.")] = None,
+    check: Annotated[bool, typer.Option(help="With cuda: small cases under NVIDIA's compute-sanitizer first.")] = True,
+    out: Annotated[str | None, typer.Option(help="With cuda: the same as --json.")] = None,
+    json: Annotated[str | None, typer.Option(help="A file for the results; with cuda, - prints them.")] = None,
+    html: Annotated[str | None, typer.Option(help="A page for the results, which needs no network.")] = None,
 ) -> None:
-    """Check the GPU kernels, for bad addresses as well, and time them against PyTorch's."""
+    """Time what fastdiff has, checked first, against PyTorch and others; or compare two results."""
+    if suite:
+        from fastdiff.cli import suites
+
+        suites.run(suite, against, only, json, html)
+        return
     from fastdiff.cli import bench as command
 
-    command.run(device, op or (), check, out, json)
+    command.run(device, op or (), check, out or (json if json != "-" else None), json == "-")
 
 
 @app.command()

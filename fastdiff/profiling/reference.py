@@ -19,7 +19,7 @@ from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.store import Store
 
 # Solver and grid of the converged runs: the first that the schedule allows (a grid in lambda needs alpha > 0).
-CHOICES = (("dpmpp-2m", None), ("flow-heun", None), ("heun", "uniform"))
+CHOICES = (("unipc-3", None), ("flow-heun", None), ("heun", "uniform"))
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ const columns = [
   ["calls", (r) => r.calls, (r) => short(r.calls)],
   ...(D.rows.some((r) => r.full_calls !== null && r.full_calls !== r.calls) ? [["full calls", (r) => r.full_calls, (r) => short(r.full_calls)]] : []),
   ...measured.map((m) => [m.replace("sliced_wasserstein", "sliced W.").replace("frechet", "Frechet").replace("kid", "KID").replace("rmse", "RMSE").replace("psnr", "PSNR").replace("ssim", "SSIM"),
-    (r) => value(r, m), (r) => (value(r, m) === null ? "–" : typeof r[m] === "object" ? `${short(r[m].value)} [${short(r[m].low)}, ${short(r[m].high)}]` : short(r[m]))]),
+    (r) => value(r, m), (r) => short(value(r, m)), (r) => (r[m] && r[m].low !== undefined ? `${short(r[m].low)} to ${short(r[m].high)}` : "")]),
 ];
 let order = 2, down = false;
 function table() {
@@ -157,7 +157,7 @@ function table() {
   document.querySelector("#table tbody").replaceChildren(...sorted.map((r) => {
     const name = (ladder.includes(r.slug) ? "front " : "") + (r.slug === D.picked ? "picked " : "") + (r.error ? "failed" : "");
     if (r.error) return element("tr", { className: name }, element("td", { textContent: r.label }), element("td", { className: "why", colSpan: columns.length - 1, textContent: r.error }));
-    return element("tr", { className: name, title: r.note }, ...columns.map(([, , show]) => element("td", { textContent: show(r) })));
+    return element("tr", { className: name }, ...columns.map(([, , show, about]) => element("td", { textContent: show(r), title: about ? about(r) : r.note })));
   }));
 }
 table();

@@ -1,0 +1,109 @@
+"""The suites of a checkout's benchmarks/ folder, run and brought to rows (see records.py)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdiff.bench.heap import run_benchmark
+from fastdiff.bench.records import Row
+from fastdiff.errors import expect, unknown
+from fastdiff.ops import OPS
+
+SUITES = ("ops", "models", "solvers")
+PEERS = ("eager", "compile", "openvino", "onnxruntime", "diffusers")
+
+
+def folder() -> Path:
+    """benchmarks/ of the current folder or of the checkout that is installed. Raises FileNotFoundError without one."""
+    candidates = [Path.cwd() / "benchmarks", Path(__file__).parents[2] / "benchmarks"]
+    for candidate in candidates:
+        if (candidate / "bench_solvers.py").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"no {' or '.join(map(str, candidates))}: the benchmarks are in fastdiff's repository, run this in a checkout"
+    )
+
+
+def run(
+    suite: str, *, against: Sequence[str] = (), only: Sequence[str] = (), arguments: Sequence[str] = ()
+) -> list[Row]:
+    """The rows of a suite; its own tables go to the standard error.
+
+    against: peers of `PEERS`, for the models. only: operators, models or solvers. arguments: further ones of pytest for
+    the operators. Raises ValueError for unknown names, RuntimeError if a benchmark fails: a wrong result is not timed.
+    """
+    if suite not in SUITES:
+        raise unknown("suite", suite, SUITES)
+    for peer in against:
+        if peer not in PEERS:
+            raise unknown("peer", peer, PEERS)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "rows.json"
+        if suite == "ops":
+            return _ops(file, only, arguments)
+        script = folder() / f"bench_{suite}.py"
+        expect(script.is_file(), f"there is no {script}")
+        options = ["--json", str(file)]
+        if only:
+            options += [f"--{suite}", ",".join(only)]
+        if against and suite == "models":
+            options += ["--against", ",".join(against)]
+        _checked([sys.executable, str(script), *options])
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found["rows"] if "rows" in found else [solver_row(result) for result in found["results"]]
+
+
+def _ops(file: Path, only: Sequence[str], arguments: Sequence[str]) -> list[Row]:
+    for name in only:
+        if name not in OPS:
+            raise unknown("op", name, OPS)
+    rows = []
+    for op in only or OPS:
+        path = folder() / f"bench_{op}.py"
+        status = run_benchmark(
+            str(path), ["--heap", "default", "--benchmark-json", str(file), *arguments], stdout=sys.stderr
+        )
+        if status:
+            raise RuntimeError(f"{path.name} failed with status {status}; a wrong result is not timed")
+        rows += [op_row(op, entry) for entry in json.loads(file.read_text(encoding="utf-8"))["benchmarks"]]
+    return rows
+
+
+def op_row(op: str, entry: dict[str, Any]) -> Row:
+    """A row from one of pytest-benchmark's, whose extra_info is `fastdiff.bench.compare.Row.record()`."""
+    info = entry["extra_info"]
+    words = ["x".join(map(str, info["shape"])), info["dtype"], info["detail"], "backward" if info["backward"] else ""]
+    return {
+        "name": f"{op} {' '.join(word for word in words if word)}",
+        "seconds": {name: info[name] for name in ("ours", "torch", "copy")},
+        "baseline": "torch",
+        "share": info["share"],
+        "bytes": info["bytes"],
+        "flops": info["flops"],
+    }
+
+
+def solver_row(result: dict[str, Any]) -> Row:
+    """A row from one of bench_solvers.py's: a step of the C++ engine against diffusers' scheduler."""
+    seconds = {
+        {"cpu": "ours"}.get(name, name): {"median": 1e-6 * m, "p20": 1e-6 * low, "p80": 1e-6 * high}
+        for name, (m, low, high) in result["microseconds_a_step"].items()
+    }
+    return {
+        "name": f"{result['solver']} {'x'.join(map(str, result['shape']))}",
+        "seconds": seconds,
+        "baseline": "diffusers",
+        "share": 1 / result["time_of_the_copy"],
+    }
+
+
+def _checked(command: Sequence[str]) -> None:
+    status = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    if status:
+        raise RuntimeError(f"{Path(command[1]).name} failed with status {status}")

@@ -1,0 +1,121 @@
+"""`fastdiff bench ops|models|solvers|scaling|convergence` on the CPU, and `fastdiff bench compare A.json B.json`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastdiff.bench import convergence, records, scaling, suites
+from fastdiff.bench.page import write_page
+from fastdiff.cli.console import console
+from fastdiff.errors import expect, unknown
+from fastdiff.files import writable_folder
+
+SUITES = (*suites.SUITES, "scaling", "convergence")
+
+
+def run(
+    words: Sequence[str], against: str | None, only: str | None, json_file: str | None, html_file: str | None
+) -> None:
+    """See `fastdiff bench --help`. Exits with 1 if a comparison finds a row that became slower."""
+    suite, *files = words
+    if suite == "compare":
+        expect(len(files) == 2, f"compare takes two files, A.json and B.json, got {len(files)}")
+        compare(*files)
+        return
+    if suite not in SUITES:
+        raise unknown("suite", suite, (*SUITES, "compare"))
+    expect(not files, f"{suite} takes no files, got {' '.join(files)}")
+    for file in (json_file, html_file):
+        if file:
+            writable_folder(Path(file).parent)
+    chosen = _words(only)
+    if suite == "scaling":
+        rows, fits = scaling.run(chosen or scaling.AXES)
+        more: dict[str, Any] = {"fits": fits}
+    elif suite == "convergence":
+        found = convergence.errors(chosen or convergence.SOLVERS)
+        rows, more = [], {"errors": found, "orders": convergence.orders(found), "published": _published()}
+    else:
+        rows, more = suites.run(suite, against=_words(against), only=chosen), {}
+    if json_file:
+        records.save(json_file, suite, rows, **more)
+    if html_file:
+        write_page(html_file, suite, rows, **more)
+    _print(suite, rows, more)
+    for file in (json_file, html_file):
+        if file:
+            console.print(f"written: [bold]{Path(file).resolve()}[/bold]")
+
+
+def compare(before: str, after: str) -> None:
+    """Print what changed, slowest first; exit with 1 if something became slower beyond the spread of both files."""
+    changes = records.compare(records.load(before), records.load(after))
+    table = Table(title=f"{Path(before).name} to {Path(after).name}: ratio to the baseline (p20 to p80)", box=None)
+    for heading in ("row", "before", "after", "change"):
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for change in changes:
+        style = "red" if change.slower else "green" if change.faster else None
+        spans = [f"{value:.3g} ({low:.3g} to {high:.3g})" for value, low, high in (change.before, change.after)]
+        table.add_row(change.name, *spans, f"{change.factor:.2f}x", style=style)
+    Console(highlight=False).print(table)
+    slower = [change.name for change in changes if change.slower]
+    console.print(f"{len(changes)} rows, slower: {', '.join(slower) or 'none'}", markup=False)
+    if slower:
+        sys.exit(1)
+
+
+def _print(suite: str, rows: Sequence[records.Row], more: dict[str, Any]) -> None:
+    out = Console(highlight=False)
+    if rows:
+        table = Table(title=f"{suite}: medians, p20 to p80", title_justify="left")
+        for heading in ("case", "fastdiff", "baseline", "ratio", "of limit"):
+            table.add_column(heading, justify="left" if heading == "case" else "right")
+        for row in rows:
+            found = records.ratio(row)
+            theirs = row["seconds"].get(row.get("baseline"))
+            table.add_row(
+                row["name"], _time(row["seconds"]["ours"]), _time(theirs) if theirs else "",
+                f"{found[0]:.2f}x ({found[1]:.2f} to {found[2]:.2f})" if found else "",
+                f"{100 * row['share']:.0f}%" if row.get("share") else "",
+                style="red" if found and found[2] < 1 else None,
+            )  # fmt: skip
+        out.print(table)
+    for axis, fits in more.get("fits", {}).items():
+        text = ", ".join(f"{name} {fit['exponent']:.2f}" for name, fit in fits.items() if fit)
+        out.print(f"{axis}: exponents: {text or 'one size only'}")
+    if "errors" in more:
+        _print_convergence(out, more)
+
+
+def _print_convergence(out: Console, more: dict[str, Any]) -> None:
+    calls = sorted({n for curve in more["errors"].values() for n in curve})
+    table = Table(title="RMS distance to the exact solution against model calls", title_justify="left")
+    for heading in ("solver", *map(str, calls), "order"):
+        table.add_column(heading, justify="left" if heading == "solver" else "right")
+    for solver, curve in more["errors"].items():
+        cells = [f"{curve[n]:.1e}" if n in curve else "" for n in calls]
+        table.add_row(solver, *cells, f"{more['orders'][solver]:.2f}")
+    out.print(table)
+    out.print("Published, FID on CIFAR-10, quoted and not measured here (another model, another measure):")
+    for entry in more["published"]:
+        figures = ", ".join(f"{fid:g} with {n} calls" for n, fid in entry["fid"].items())
+        out.print(f"  {entry['method']}: {figures} ({entry['source']})")
+
+
+def _published() -> list[dict[str, Any]]:
+    return [{"method": q.method, "fid": q.fid, "source": q.source} for q in convergence.PUBLISHED]
+
+
+def _time(timing: dict[str, float]) -> str:
+    scale, unit = (1e6, "us") if timing["median"] < 1e-3 else (1e3, "ms") if timing["median"] < 1 else (1.0, "s")
+    return f"{scale * timing['median']:.3g} {unit} ({scale * timing['p20']:.3g} to {scale * timing['p80']:.3g})"
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()] if text else []

@@ -1,0 +1,190 @@
+"""fastdiff bench: rows, comparisons, exponents and convergence."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fastdiff.bench import convergence, records, scaling, suites
+from fastdiff.bench.page import write_page
+from fastdiff.cli import suites as command
+from fastdiff.schedules import VPLinear
+
+COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "bench"]
+
+
+def bench(*arguments, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+
+
+def timing(median, spread=0.02):
+    return {"median": median, "p20": median * (1 - spread), "p80": median * (1 + spread)}
+
+
+def row(name, ours, torch_seconds=None, **more):
+    seconds = {"ours": timing(ours)} | ({"torch": timing(torch_seconds)} if torch_seconds else {})
+    return {"name": name, "seconds": seconds, "baseline": "torch" if torch_seconds else None, **more}
+
+
+def test_a_row_is_slower_only_beyond_the_spread_and_not_with_the_machine():
+    before = {"rows": [row("a", 1.0, 2.0), row("b", 1.0, 2.0), row("c", 1.0, 2.0), row("d", 1.0), row("gone", 1.0)]}
+    after = {"rows": [row("a", 1.2, 2.0), row("b", 1.03, 2.0), row("c", 3.0, 6.0), row("d", 0.5), row("new", 9.0)]}
+    changes = {change.name: change for change in records.compare(before, after)}
+    assert [name for name, change in changes.items() if change.slower] == ["a"]
+    assert [name for name, change in changes.items() if change.faster] == ["d"]
+    assert changes["a"].factor == pytest.approx(1 / 1.2)
+    assert changes["c"].factor == pytest.approx(1)  # three times as slow a machine
+    assert set(changes) == {"a", "b", "c", "d"}
+    with pytest.raises(ValueError, match="no row in common"):
+        records.compare({"rows": [row("a", 1.0)]}, {"rows": [row("b", 1.0)]})
+
+
+def test_compare_exits_with_1_when_something_became_slower(tmp_path):
+    files = [tmp_path / name for name in ("a.json", "b.json")]
+    for file, ours in zip(files, (1.0, 1.3)):
+        records.save(file, "ops", [row("attention 8x8", ours, 2.0)])
+    worse = bench("compare", *files)
+    assert worse.returncode == 1
+    assert "slower: attention 8x8" in worse.stderr
+    assert "0.77x" in worse.stdout
+    command.compare(str(files[0]), str(files[0]))  # returns
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["opps"], "unknown suite 'opps'; did you mean 'ops'"),
+        (["ops", "--only", "atention"], "unknown op 'atention'"),
+        (["models", "--against", "tensorrt"], "unknown peer 'tensorrt'"),
+        (["scaling", "--only", "hight"], "unknown axis 'hight'"),
+        (["compare", "a.json"], "compare takes two files"),
+        (["compare", "nowhere.json", "b.json"], "nowhere.json"),
+        (["ops", "extra"], "ops takes no files"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    """As tests/cli has it for the others, they end with this one line."""
+    words = [word for word in arguments if not word.startswith("--")]
+    options = dict(zip(arguments[1::2], arguments[2::2])) if "--only" in arguments or "--against" in arguments else {}
+    with pytest.raises((ValueError, OSError), match=message):
+        command.run(words[:1] if options else words, options.get("--against"), options.get("--only"), None, None)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    for text, message in (("{", "is not JSON"), ("[]", "is no file of a benchmark"), ('{"rows": [1]}', "benchmark")):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            records.load(tmp_path / "x.json")
+
+
+def test_the_operators_through_the_command(tmp_path):
+    pytest.importorskip("pytest_benchmark", reason="belongs to the bench extra")
+    found = suites.run("ops", only=["ada_layer_norm"], arguments=["-k", "2x16x64 and not gate"])
+    (only,) = found
+    assert only["name"] == "ada_layer_norm 2x16x64 float32"
+    ratio, low, high = records.ratio(only)
+    assert low <= ratio <= high
+    assert ratio == pytest.approx(only["seconds"]["torch"]["median"] / only["seconds"]["ours"]["median"])
+    assert only["share"] > 0
+
+
+def test_rows_of_the_solvers():
+    result = {
+        "solver": "ddim", "shape": [1, 4, 64, 64], "time_of_the_copy": 2.0,
+        "microseconds_a_step": {"diffusers": [80, 70, 90], "reference": [40, 39, 41], "cpu": [10, 9, 11]},
+    }  # fmt: skip
+    made = suites.solver_row(result)
+    assert made["name"] == "ddim 1x4x64x64"
+    assert made["seconds"]["ours"] == {
+        "median": pytest.approx(1e-5),
+        "p20": pytest.approx(9e-6),
+        "p80": pytest.approx(1.1e-5),
+    }
+    assert records.ratio(made)[0] == pytest.approx(8)
+    assert made["share"] == 0.5
+
+
+def test_exponent():
+    n = np.array([1, 2, 4, 8])
+    fit = scaling.exponent(n, 3 * n**1.5)
+    assert fit["exponent"] == pytest.approx(1.5)
+    assert fit["error"] == pytest.approx(0, abs=1e-9)
+    assert scaling.exponent([4, 4], [1, 2]) is None
+
+
+def test_scaling_counts_what_a_layer_does():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(4, 2, 1))
+    x = torch.randn(1, 3, 5, 7)
+    numbers = (3 + 4) * 35 + (4 * 3 * 9 + 4) + (4 + 2) * 35 + (2 * 4 + 2)
+    assert scaling.moved_bytes(model, x) == 4 * numbers
+
+
+def test_scaling_runs():
+    threads = torch.get_num_threads()
+    rows, fits = scaling.run(["resolution", "sequence"], rounds=1, small=True)
+    assert [r["name"] for r in rows] == ["resolution 16", "resolution 32", "sequence 64", "sequence 256"]
+    assert fits["resolution"]["multiply-adds"]["exponent"] == pytest.approx(2, abs=0.1)  # pixels
+    assert 1 < fits["sequence"]["multiply-adds"]["exponent"] < 1.3  # attention's share is small yet
+    assert all(r["seconds"]["ours"]["median"] > 0 for r in rows)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_mixture_is_exact():
+    """eps is -sigma times the gradient of log p, p written out."""
+    schedule = VPLinear()
+    model = convergence.mixture(schedule)
+    x = torch.randn(20, 2, dtype=torch.float64).requires_grad_()
+    for t in (0.9, 0.3, 0.05):
+        point = schedule.point(t)
+        variance = (point.alpha * model.std) ** 2 + point.sigma**2
+        density = torch.exp(-(x[:, None] - point.alpha * model.means).square().sum(-1) / (2 * variance)).mean(1)
+        (score,) = torch.autograd.grad(density.log().sum(), x)
+        torch.testing.assert_close(model(x.detach(), torch.full((20,), t)), -point.sigma * score)
+
+
+def test_convergence_has_the_published_orders():
+    solvers = {"ddim": 1, "dpmpp-2m": 2, "dpm-solver-3": 3, "heun": 2}
+    found = convergence.errors(list(solvers), (48, 96, 192), samples=64, exact_steps=2000)
+    for name, order in convergence.orders(found, last=2).items():
+        assert order == pytest.approx(solvers[name], abs=0.35), name
+    last = {name: curve[max(curve)] for name, curve in found.items()}
+    assert last["ddim"] > last["dpmpp-2m"] > last["dpm-solver-3"]
+    assert set(found["heun"]) == {48, 96, 192}  # counted in model calls
+
+
+def test_published_figures_name_their_source():
+    for quoted in convergence.PUBLISHED:
+        assert any(year in quoted.source for year in ("2021", "2022", "2023"))
+        assert all(math.isfinite(fid) and fid > 1 for fid in quoted.fid.values())
+
+
+@pytest.mark.parametrize("suite", ["ops", "scaling", "convergence"])
+def test_the_page(suite, tmp_path):
+    pytest.importorskip("plotly", reason="belongs to the profile extra")
+    rows = [row("a </script> b", 1.0, 2.0, axis="batch", n=1, share=0.5)]
+    more = {
+        "ops": {},
+        "scaling": {"fits": {"batch": {"time": {"exponent": 1.0, "error": 0.0}}}},
+        "convergence": {"errors": {"ddim": {5: 0.1, 10: 0.05}}, "orders": {"ddim": 1.0},
+                        "published": [{"method": "DDIM", "fid": {10: 13.36}, "source": "2021"}]},
+    }[suite]  # fmt: skip
+    write_page(tmp_path / "page.html", suite, rows, **more)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = text.split('id="data">')[1].split("</script>")[0]
+    assert json.loads(data)["rows"][0]["name"] == "a </script> b"
+    from profiling.test_report import BROWSER, browse
+
+    if BROWSER:  # test_report.py says where it is skipped for the lack of one
+        document, log = browse(tmp_path / "page.html")
+        assert "CONSOLE" not in log
+        assert "js-plotly-plot" in document
+
+
+def test_convergence_through_the_command(tmp_path, capsys):
+    command.run(["convergence"], None, "ddim,dpmpp-2m", str(tmp_path / "c.json"), None)
+    assert "quoted and not measured here" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "c.json").read_text())["errors"]) == {"ddim", "dpmpp-2m"}
