@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from browser import NEEDS_BROWSER, browse
 
 from fastdiff.bench import convergence, records, scaling, suites
 from fastdiff.bench.page import write_page
@@ -162,26 +163,39 @@ def test_published_figures_name_their_source():
         assert all(math.isfinite(fid) and fid > 1 for fid in quoted.fid.values())
 
 
-@pytest.mark.parametrize("suite", ["ops", "scaling", "convergence"])
-def test_the_page(suite, tmp_path):
+PAGES = {
+    "ops": {},
+    "scaling": {"fits": {"batch": {"time": {"exponent": 1.0, "error": 0.0}}}},
+    "convergence": {"errors": {"ddim": {5: 0.1, 10: 0.05}}, "orders": {"ddim": 1.0},
+                    "published": [{"method": "DDIM", "fid": {10: 13.36}, "source": "2021"}]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
     pytest.importorskip("plotly", reason="belongs to the profile extra")
+    folder = tmp_path_factory.mktemp("pages")
     rows = [row("a </script> b", 1.0, 2.0, axis="batch", n=1, share=0.5)]
-    more = {
-        "ops": {},
-        "scaling": {"fits": {"batch": {"time": {"exponent": 1.0, "error": 0.0}}}},
-        "convergence": {"errors": {"ddim": {5: 0.1, 10: 0.05}}, "orders": {"ddim": 1.0},
-                        "published": [{"method": "DDIM", "fid": {10: 13.36}, "source": "2021"}]},
-    }[suite]  # fmt: skip
-    write_page(tmp_path / "page.html", suite, rows, **more)
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for suite, more in PAGES.items():
+        write_page(folder / f"{suite}.html", suite, rows, **more)
+    frames = "".join(f'<iframe src="{suite}.html"></iframe>' for suite in PAGES)
+    (folder / "all.html").write_text(f"<!doctype html><title>all</title>{frames}", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("suite", PAGES)
+def test_a_page_holds_the_rows(suite, pages):
+    text = (pages / f"{suite}.html").read_text(encoding="utf-8")
     data = text.split('id="data">')[1].split("</script>")[0]
     assert json.loads(data)["rows"][0]["name"] == "a </script> b"
-    from profiling.test_report import BROWSER, browse
 
-    if BROWSER:  # test_report.py says where it is skipped for the lack of one
-        document, log = browse(tmp_path / "page.html")
-        assert "CONSOLE" not in log
-        assert "js-plotly-plot" in document
+
+@NEEDS_BROWSER
+def test_the_pages_work_in_a_browser(pages):
+    _, log = browse(pages / "all.html")
+    assert "CONSOLE" not in log
+    document, _ = browse(pages / "scaling.html")
+    assert "js-plotly-plot" in document
 
 
 def test_convergence_through_the_command(tmp_path, capsys):

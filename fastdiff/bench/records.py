@@ -41,7 +41,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def ratio(row: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """(how many times as fast as the baseline, lowest, highest), the ends from the p20 and p80 of both; None without."""
+    """(times as fast as the baseline, lowest, highest), the ends from the p20 and p80 of both; None without one."""
     theirs = row["seconds"].get(row.get("baseline"))
     if theirs is None:
         return None
@@ -51,8 +51,8 @@ def ratio(row: Mapping[str, Any]) -> tuple[float, float, float] | None:
 
 @dataclass(frozen=True)
 class Change:
-    """One row in two files. before, after: (value, low, high) of the ratio to the baseline, or of 1 / seconds where there
-    is none. factor: after over before; below 1 is slower."""
+    """One row in two files. before, after: (value, low, high) of the ratio to the baseline, or of 1 / seconds where
+    there is none. factor: after over before; below 1 is slower."""
 
     name: str
     before: tuple[float, float, float]

@@ -17,7 +17,7 @@ _KERNELS = {torch.float32: core.linear_combine_float32, torch.float64: core.line
 
 
 def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """out[m] = sum over k of coefficients[m][k] * inputs[k], all of them in one pass over memory.
+    """`out[m] = sum over k of coefficients[m][k] * inputs[k]`, all of them in one pass over memory.
 
     coefficients: M rows of K numbers. inputs: K tensors of one shape, dtype (float32, float64, bfloat16, float16) and
     device. Returns M new contiguous tensors of that shape and dtype. Sums are in the dtype itself, those of a half

@@ -3,18 +3,13 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import torch
 import toy
+from browser import NEEDS_BROWSER, browse
 
 import fastdiff
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-NEEDS_BROWSER = pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +22,6 @@ def report(tmp_path_factory):
         data=data, out=folder,
     )  # fmt: skip
     return found, folder / "index.html"
-
-
-def browse(page, *options):
-    """(the document after its scripts have run, what the browser logged)."""
-    result = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
-         "--window-size=1250,2000", "--virtual-time-budget=8000", *options, "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout, result.stderr
 
 
 @NEEDS_BROWSER
