@@ -39,14 +39,14 @@ def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any)
     try:
         found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **axes, **options)
     except KeyboardInterrupt:
-        bar.stop()
+        _stop(bar)
         console.print(
             f"stopped; what is done is kept, and reported in [bold]{options['out']}[/bold] if there is any. "
             "The same command with --resume goes on"
         )
         raise
     finally:
-        bar.stop()
+        _stop(bar)
     _print(found)
     if found.picked is None and (options["budget"] is not None or options["target_rmse"] is not None):
         raise ValueError(found.reason)
@@ -64,10 +64,17 @@ def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any)
         )
 
 
+def _stop(bar: Progress) -> None:
+    if bar.live.is_started:  # else it would print an empty line
+        bar.stop()
+
+
 def _print(found: fastdiff.profiling.Profile) -> None:
     count = found.facts["samples"]
-    table = Table(title=f"the front: no other setting is better and no slower; {count} samples a setting")
-    for heading in ("setting", "a sample", "calls", "RMSE", "SSIM", f"Frechet (N={count}; not FID)", "KID"):
+    table = Table(
+        title=f"the front: no other setting is better and no slower\n{count} samples a setting, too few for FID"
+    )
+    for heading in ("setting", "a sample", "calls", "RMSE", "SSIM", "Frechet", "KID"):
         table.add_column(heading, justify="left" if heading == "setting" else "right")
     for row in found.front:
         numbers = [_number(value_of(row, name)) for name in ("calls", "rmse", "ssim", "frechet", "kid")]
