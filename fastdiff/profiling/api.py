@@ -86,8 +86,9 @@ def profile(
     raised again. Raises ValueError for arguments that no run could have, before anything is computed, and OSError if
     the folder cannot be written.
     """
-    from fastdiff.profiling.report import write
+    from fastdiff.profiling.report import require, write
 
+    require()
     expect(
         isinstance(reference_steps, int) and reference_steps >= 8 and reference_steps % 4 == 0,
         f"reference_steps must be a multiple of 4, at least 8, got {reference_steps!r}",
