@@ -45,11 +45,14 @@ inline void group_statistics(const GroupNorm& op, int64_t sample, int64_t group,
     const int64_t first = part * kNormPart, pixels = op.pixels - first < kNormPart ? op.pixels - first : kNormPart;
     const float* means = op.partial + (sample * parts + part) * 2 * op.channels + group * width;
     const float* squares = means + op.channels;
-    const Moments between = moments(means, width, means);  // of as many numbers in each channel
-    F within = F::broadcast(0);
-    each(width, [&](auto at) { within = within + at.load(squares); });
-    const double count = static_cast<double>(pixels);
-    total.add(count * static_cast<double>(width), between.mean, sum(within) + count * between.squares);
+    double sum = 0, within = 0, between = 0;  // double: a mean far from 0 leaves float32 few digits for the deviations
+    for (int64_t c = 0; c < width; ++c) {
+      sum += means[c];
+      within += squares[c];
+    }
+    const double center = sum / static_cast<double>(width), count = static_cast<double>(pixels);
+    for (int64_t c = 0; c < width; ++c) between += (means[c] - center) * (means[c] - center);
+    total.add(count * static_cast<double>(width), center, within + count * between);
   }
   *mean = static_cast<float>(total.mean);
   *inverse = inverse_deviation(static_cast<float>(total.squares / total.count), op.eps);
