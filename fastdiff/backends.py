@@ -27,7 +27,7 @@ def use(backend: str) -> Iterator[None]:
 
     backend: "reference" (plain PyTorch), "cpu" (C++), "triton" (Triton, on a GPU; with TRITON_INTERPRET=1 in Triton's
     interpreter, on the CPU) or "auto". With "cpu" and "triton", an input that the kernels cannot take is an error; with
-    "auto" it goes to the reference. Raises ValueError for other names, NotImplementedError for "triton" where no Triton
+    "auto" it goes to the reference; so do, with "triton", operators that have no Triton kernel. Raises ValueError for other names, NotImplementedError for "triton" where no Triton
     kernel can run.
     """
     if backend not in BACKENDS:
@@ -68,7 +68,7 @@ def pick(
     if backend == "auto" and not reason:
         return "reference" if slower else "cpu"
     why = "there is no Triton kernel for this" if triton is None else triton()
-    if backend == "triton" and why:
+    if backend == "triton" and why and triton is not None:
         raise NotImplementedError(f"the triton backend was asked for, but {gpu.unavailable() or why}")
     if not why:
         return "triton"

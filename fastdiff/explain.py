@@ -21,6 +21,7 @@ _ARGUMENTS: dict[str, Callable[[Callable[..., Tensor]], tuple[Any, ...]]] = {
     "ada_layer_norm": lambda make: (make(1, 2, 8), make(1, 1, 8), make(1, 1, 8)),
     "attention": lambda make: (make(1, 1, 2, 8), make(1, 1, 2, 8), make(1, 1, 2, 8)),
     "group_norm_silu": lambda make: (make(1, 2, 2, 2), 1),
+    "linear": lambda make: (make(2, 8), make(8, 8)),
     "linear_combine": lambda make: ([[1.0]], [make(2)]),
 }
 
@@ -85,14 +86,16 @@ def _implementation(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict
     """What runs, and the reason of each that does not."""
     module = importlib.import_module(f"fastdiff.ops.{op}")
     arguments = _ARGUMENTS[op](lambda *shape: torch.zeros(shape, dtype=dtype, device=device))
-    reasons = {"C++": module.supports(*arguments), "triton": module.supports_triton(*arguments)}
+    on_gpu = getattr(module, "supports_triton", lambda *_: "there is no Triton kernel for this")
+    reasons = {"C++": module.supports(*arguments), "triton": on_gpu(*arguments)}
     backend = backends.current()
     if backend == "reference":
         return "PyTorch", {"kernels": "the reference backend was chosen"}
     # Each is made for one kind of device.
     name = {"triton": "triton", "cpu": "C++"}.get(backend, "triton" if device == "cuda" else "C++")
     if reasons[name] is not None:
-        return "PyTorch" if backend == "auto" else "an error", {name: reasons[name]}
+        optional = backend == "auto" or (backend == "triton" and not hasattr(module, "supports_triton"))
+        return "PyTorch" if optional else "an error", {name: reasons[name]}
     return f"C++ ({core.isa()})" if name == "C++" else "Triton", {}
 
 

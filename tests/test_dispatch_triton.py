@@ -186,7 +186,8 @@ def test_explain(monkeypatch):
     (note,) = fastdiff.explain().notes
     assert note.startswith("attention: in PyTorch 2 times, as the C++ kernel takes")
     with fastdiff.use("reference"):
-        assert {c.runs for c in fastdiff.explain().choices if c.device == "cpu"} == {"PyTorch"}
+        found = fastdiff.explain().choices
+        assert {c.runs for c in found if c.device == "cpu" and (c.dtypes or "loop" in c.op)} == {"PyTorch"}
     with fastdiff.use("cpu"):
         found = fastdiff.explain().choices
         assert {c.runs for c in found if c.device == "cpu" and "float64" in c.dtypes} >= {"an error"}
