@@ -27,8 +27,8 @@ def use(backend: str) -> Iterator[None]:
 
     backend: "reference" (plain PyTorch), "cpu" (C++), "triton" (Triton, on a GPU; with TRITON_INTERPRET=1 in Triton's
     interpreter, on the CPU) or "auto". With "cpu" and "triton", an input that the kernels cannot take is an error; with
-    "auto" it goes to the reference; so do, with "triton", operators that have no Triton kernel. Raises ValueError for other names, NotImplementedError for "triton" where no Triton
-    kernel can run.
+    "auto" it goes to the reference. So do, with "triton", operators that have no Triton kernel. Raises ValueError for
+    other names, NotImplementedError for "triton" where no Triton kernel can run.
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
