@@ -20,7 +20,7 @@ PUBLIC = [
 ]
 
 
-LIBRARY_ON_GPU = {"linear"}  # where torch's own is as good as there is
+LIBRARY_ON_GPU = {"conv2d", "linear"}  # where torch's own is as good as there is
 
 
 @pytest.mark.parametrize("op", fastdiff.ops.OPS)

@@ -38,6 +38,9 @@ int64_t attention_units(const Attention& op);
 void attention(const Attention& op, int64_t begin, int64_t end);
 void linear_pack(const Linear& op, int64_t begin, int64_t end);
 void linear_multiply(const Linear& op, int64_t begin, int64_t end);
+void conv2d_weights(const float* filters, int64_t channels, int64_t panels, float* weights, int64_t begin, int64_t end);
+void conv2d_input(const Conv2d& op, int64_t begin, int64_t end);
+void conv2d_products(const Conv2d& op, int64_t begin, int64_t end);
 }  // namespace amx
 #endif
 
@@ -83,6 +86,7 @@ const Kernels& amx_table() {
     kernels.attention = amx::attention;
     kernels.linear_pack = amx::linear_pack;
     kernels.linear_multiply = amx::linear_multiply;
+    kernels.conv2d_tiled = {amx::conv2d_weights, amx::conv2d_input, amx::conv2d_products};
     return kernels;
   }();
   return table;

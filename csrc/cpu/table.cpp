@@ -21,6 +21,10 @@ void group_norm_backward_input(const GroupNormBackward& op, int64_t begin, int64
 void group_norm_backward_parameters(const GroupNormBackward& op, int64_t begin, int64_t end);
 int64_t attention_units(const Attention& op);
 void attention(const Attention& op, int64_t begin, int64_t end);
+int64_t conv2d_panel();
+void conv2d_weights(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin, int64_t end);
+void conv2d_input(const Conv2d& op, int64_t begin, int64_t end);
+void conv2d_products(const Conv2d& op, int64_t begin, int64_t end);
 
 #define FASTDIFF_STRING_(x) #x
 #define FASTDIFF_STRING(x) FASTDIFF_STRING_(x)
@@ -29,6 +33,7 @@ const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear
                        ada_layer_norm, ada_layer_norm_backward_rows, ada_layer_norm_backward_parameters,
                        group_norm_groups, group_norm_statistics, group_norm_output,
                        group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input,
-                       group_norm_backward_parameters, attention_units, attention, nullptr, nullptr};
+                       group_norm_backward_parameters, attention_units, attention, nullptr, nullptr,
+                       conv2d_panel, {conv2d_weights, conv2d_input, conv2d_products}, {}};
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -1,0 +1,115 @@
+// 3x3 convolution by Winograd's algorithm (see winograd.h), channels last: patches of the input are transformed, multiplied with
+// transformed weights at each of 36 points, and transformed back, with what follows a convolution in a network added on the way
+// out. Compiled once an instruction set (see simd.h).
+//
+// V, the transformed input of a block of tiles: [point][channels / 16][tiles][16]. U, the transformed weights:
+// [point][panel][channels][kPanel]. M, their products: [point][panel][tiles][kPanel].
+#include "fastdiff/conv2d_tiles.h"
+#include "fastdiff/kernels.h"
+#include "fastdiff/panels.h"
+
+namespace fastdiff::FASTDIFF_ISA {
+namespace {
+
+// V of the tiles [first, first + count) and the blocks of channels [begin, end). room: tiles that V has space for.
+FASTDIFF_NOINLINE void transform_input(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end, int64_t room, float* v) {
+  const int64_t stride = input_stride(op.channels, room);
+  transform_tiles(op, first, count, begin, end, [&](int point, int64_t tile, int64_t channel, F value) {
+    const int64_t inside = channel % kChannelBlock;
+    value.store(v + point * stride + (channel - inside) * room + tile * kChannelBlock + inside);
+  });
+}
+
+// U of the channels [first, first + count) of a panel, `stride` floats between points, from filters [channels][9][kPanel].
+FASTDIFF_NOINLINE void transform_filters(const float* filters, int64_t count, int64_t stride, float* u) {
+  for (int64_t c = 0; c < count; ++c)
+    for (int64_t part = 0; part < kPanel; part += kLanes) {
+      F g[9];
+      for (int i = 0; i < 9; ++i) g[i] = F::load(filters + (c * 9 + i) * kPanel + part);
+      transform_weight(g, [&](int point, F value) { value.store(u + point * stride + c * kPanel + part); });
+    }
+}
+
+// M of panels [begin, end) from V of `count` tiles.
+FASTDIFF_NOINLINE void multiply(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin, int64_t end, int64_t m_stride, float* m) {
+  const int64_t channels = round_up(op.channels, kChannelBlock), panels = (op.out_channels + kPanel - 1) / kPanel;
+  const int64_t v_stride = input_stride(op.channels, room), panel_size = channels * kPanel;
+  for (int64_t point = 0; point < kPoints; ++point)
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const float* u = op.weights + (point * panels + panel) * panel_size;
+      const float* next = panel + 1 < end ? u + panel_size : u + (panels - (end - begin) + 1) * panel_size;
+      multiply_panel(v + point * v_stride, room, count, u, channels, next, false,
+                     m + point * m_stride + (panel - begin) * room * kPanel);
+    }
+}
+
+// The same with weights that are transformed here, for few tiles: `u` has room for kFlyDepth channels of a panel.
+FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin, int64_t end,
+                         int64_t m_stride, float* u, float* m) {
+  const int64_t channels = round_up(op.channels, kChannelBlock), v_stride = input_stride(op.channels, room);
+  const int64_t u_stride = kFlyDepth * kPanel + 16;
+  for (int64_t panel = begin; panel < end; ++panel)
+    for (int64_t c = 0; c < channels; c += kFlyDepth) {
+      const int64_t depth = channels - c < kFlyDepth ? channels - c : kFlyDepth;
+      transform_filters(op.weights + (panel * channels + c) * 9 * kPanel, depth, u_stride, u);
+      for (int64_t point = 0; point < kPoints; ++point)
+        multiply_panel(v + point * v_stride + c * room, room, count, u + point * u_stride, depth, u + (point + 1) * u_stride, c > 0,
+                       m + point * m_stride + (panel - begin) * room * kPanel);
+    }
+}
+
+}  // namespace
+
+int64_t conv2d_panel() { return kPanel; }
+
+void conv2d_weights(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin, int64_t end) {
+  for (int64_t unit = begin; unit < end; ++unit) {  // a block of channels of a panel
+    const int64_t blocks = channels / kChannelBlock, panel = unit / blocks, c = unit % blocks * kChannelBlock;
+    transform_filters(filters + (panel * channels + c) * 9 * kPanel, kChannelBlock, panels * channels * kPanel,
+                      u + (panel * channels + c) * kPanel);
+  }
+}
+
+void conv2d_input(const Conv2d& op, int64_t begin, int64_t end) {
+  const int64_t tiles = op.batch * tiles_of(op.out_height) * tiles_of(op.out_width);
+  const int64_t blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
+  const int64_t size = kPoints * input_stride(op.channels, op.plan.block);
+  for (int64_t unit = begin; unit < end;) {
+    const int64_t part = unit / blocks, block = unit % blocks;
+    const int64_t stop = end - unit < blocks - block ? block + end - unit : blocks;
+    const int64_t first = part_begin(tiles, op.plan.tile_parts, part), last = part_begin(tiles, op.plan.tile_parts, part + 1);
+    transform_input(op, first, last - first, block, stop, op.plan.block, op.scratch + part * size);
+    unit += stop - block;
+  }
+}
+
+void conv2d_products(const Conv2d& op, int64_t begin, int64_t end) {
+  const ConvPlan& plan = op.plan;
+  const int64_t tiles = op.batch * tiles_of(op.out_height) * tiles_of(op.out_width);
+  const int64_t panels = (op.out_channels + kPanel - 1) / kPanel, blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
+  const int64_t v_size = kPoints * input_stride(op.channels, plan.block);
+  const int64_t m_stride = product_stride(kPanel, plan.group, plan.block), m_size = kPoints * m_stride;
+  const int64_t u_size = op.way == Way::on_the_fly ? kPoints * (kFlyDepth * kPanel + 16) : 0;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t part = unit / plan.panel_parts;
+    float* v = op.scratch + part * v_size;
+    float* m = op.scratch + plan.tile_parts * v_size + unit * (m_size + u_size);
+    const int64_t first = part_begin(tiles, plan.tile_parts, part), last = part_begin(tiles, plan.tile_parts, part + 1);
+    const int64_t left = part_begin(panels, plan.panel_parts, unit % plan.panel_parts);
+    const int64_t right = part_begin(panels, plan.panel_parts, unit % plan.panel_parts + 1);
+    const int64_t rounds = (last - first + plan.block - 1) / plan.block;
+    for (int64_t round = 0; round < rounds; ++round) {
+      const int64_t tile = first + part_begin(last - first, rounds, round);
+      const int64_t count = first + part_begin(last - first, rounds, round + 1) - tile;
+      if (!plan.shared) transform_input(op, tile, count, 0, blocks, plan.block, v);
+      for (int64_t panel = left; panel < right; panel += plan.group) {
+        const int64_t stop = panel + plan.group < right ? panel + plan.group : right;
+        op.way == Way::on_the_fly ? multiply_on_the_fly(op, v, plan.block, count, panel, stop, m_stride, m + m_size, m)
+                      : multiply(op, v, plan.block, count, panel, stop, m_stride, m);
+        transform_products(op, tile, count, panel, stop, plan.block, m_stride, m);
+      }
+    }
+  }
+}
+
+}  // namespace fastdiff::FASTDIFF_ISA

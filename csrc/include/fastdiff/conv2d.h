@@ -1,0 +1,74 @@
+// 3x3 convolutions by Winograd's algorithm: what the kernels are given, and how the work is divided. Raw pointers and sizes.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastdiff {
+
+// F(4x4, 3x3): an output tile of 4x4 pixels comes from 6x6 pixels, by 36 products of matrices [tiles, C] x [C, K].
+constexpr int64_t kOutTile = 4, kPatch = 6, kPoints = kPatch * kPatch;
+// Input channels are stored in blocks of this many, whatever the instruction set.
+constexpr int64_t kChannelBlock = 16;
+// Sums over more channels than this are made in parts, so that their rounding errors do not grow with the number of channels.
+constexpr int64_t kDepth = 64;
+// With weights transformed on the fly: the channels of a turn.
+constexpr int64_t kFlyDepth = 64;
+constexpr int kMaxConcatenated = 2;
+
+// Pixels of contiguous channels; strides in numbers.
+struct Image {
+  const float* data;
+  int64_t channels, batch, row, column;
+};
+
+// Who multiplies, and with what: vectors, with weights that were transformed ahead or that are transformed in passing; or AMX, with
+// weights transformed ahead and split into three bfloat16.
+enum class Way { ahead, on_the_fly, tiled };
+
+// How the work is divided. shared: all tiles are transformed first, then part (i, j) of tile_parts x panel_parts multiplies
+// tile part i with panel part j; otherwise each of tile_parts does all for its tiles, `block` of them at a time.
+struct ConvPlan {
+  bool shared;
+  int64_t tile_parts, panel_parts;
+  int64_t block;  // most tiles that are multiplied at once
+  int64_t group;  // most panels of output channels that are multiplied before their outputs are transformed
+};
+
+// out = scale * activation(conv(x) + bias + channel_bias + residual), stride 1. x: up to kMaxConcatenated images, whose
+// channels follow each other, each but the last with a multiple of kChannelBlock; nearest upsampling by 2^upsample comes first.
+// height and width are those after the upsampling. out is contiguous with channels last.
+struct Conv2d {
+  Image x[kMaxConcatenated];
+  int num_inputs;
+  int64_t batch, channels, height, width, upsample, padding;
+  int64_t out_channels, out_height, out_width;
+  const float* weights;  // as the way's kernel for weights writes them, or, on the fly, as it reads them
+  Way way;
+  const float *bias, *channel_bias;  // may be null; of each output channel, and also of each sample
+  int64_t channel_bias_row;
+  Image residual;  // data may be null
+  bool silu;
+  float scale;
+  float* out;
+  ConvPlan plan;
+  float* scratch;
+};
+
+static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static inline int64_t tiles_of(int64_t pixels) { return (pixels + kOutTile - 1) / kOutTile; }
+
+// Floats between the matrices of two points, with room against addresses that differ by a multiple of 4096 bytes.
+static inline int64_t input_stride(int64_t channels, int64_t tiles) { return round_up(channels, kChannelBlock) * tiles + 16; }
+static inline int64_t product_stride(int64_t panel, int64_t panels, int64_t tiles) { return panel * panels * tiles + 16; }
+
+// The same with AMX, input in bytes: whole tiles of 16 by 32 numbers in three parts.
+static inline int64_t tiled_input_stride(int64_t channels, int64_t tiles) {
+  return round_up(tiles, 16) / 16 * (round_up(channels, 32) / 32) * 3072 + 128;
+}
+
+// panel: the output channels that a kernel computes at once.
+ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int64_t panel, Way way, int64_t threads);
+// Floats of scratch that a plan needs.
+int64_t conv2d_scratch(const ConvPlan& plan, int64_t channels, int64_t panel, Way way);
+
+}  // namespace fastdiff

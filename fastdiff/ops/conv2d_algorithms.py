@@ -1,0 +1,146 @@
+"""Which algorithm a convolution takes: by rule, by measuring once, or within a budget of memory for weights."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from fastdiff.errors import expect
+from fastdiff.native import core
+
+# "winograd": weights are transformed once, to four times their size. "winograd-on-the-fly": in every call, from a copy.
+# "winograd-amx": transformed once and split in three bfloat16, to six times their size, for AMX.
+ALGORITHMS = ("winograd", "winograd-on-the-fly", "winograd-amx")
+# Bytes of what is kept of a weight, in units of the weight's own.
+MEMORY = {"winograd": 4.0, "winograd-on-the-fly": 1.0, "winograd-amx": 6.0}
+
+Plan = tuple[bool, int, int, int, int]
+
+
+class Problem(NamedTuple):
+    """What decides: the sizes of a convolution, how often x is enlarged, threads and instruction set."""
+
+    batch: int
+    channels: int
+    out_channels: int
+    out_height: int
+    out_width: int
+    upsample: int
+    threads: int
+    isa: str
+
+    @property
+    def tiles(self) -> int:
+        """Of 4x4 results, in all samples."""
+        return self.batch * -(-self.out_height // 4) * -(-self.out_width // 4)
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Those that the instruction set has."""
+        return ALGORITHMS if self.isa == "amx" else ALGORITHMS[:2]
+
+    def plan(self, algorithm: str) -> tuple[Plan, int]:
+        """How the work is divided, and the floats of scratch memory that this takes."""
+        return _plan(self.tiles, self.channels, self.out_channels, algorithm, self.threads, self.isa)
+
+    def seconds(self, algorithm: str) -> float:
+        """About how long it takes, fitted to two cores with AVX-512: products or, where that takes longer, reading weights;
+        on the fly products and the transform. AMX gains nothing over AVX-512 so far, and its weights are larger."""
+        products = 36 * self.tiles * self.channels * self.out_channels
+        weights = 36 * self.channels * self.out_channels
+        cores = self.threads / 2
+        multiplying = products / (_PRODUCTS_A_SECOND.get(self.isa, 1e10) * cores)
+        if algorithm == "winograd-on-the-fly":
+            return multiplying + weights / (1.1e10 * cores)
+        bytes_each = 4 if algorithm == "winograd" else 6
+        return max(multiplying, bytes_each * weights / 2e10) * (1.0 if algorithm == "winograd" else 1.05)
+
+
+_PRODUCTS_A_SECOND = {"amx": 1.25e11, "avx512": 1.25e11, "avx2": 4e10}  # on two cores
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(tiles: int, channels: int, out_channels: int, algorithm: str, threads: int, isa: str) -> tuple[Plan, int]:
+    return core.conv2d_plan(tiles, channels, out_channels, algorithm, threads)
+
+
+class Choice(NamedTuple):
+    """What was chosen for a problem. seconds: of each algorithm, measured or, by rule, estimated."""
+
+    algorithm: str
+    measured: bool
+    seconds: dict[str, float]
+
+
+_choices: dict[Problem, Choice] = {}
+
+
+def choose(problem: Problem, run: Callable[[str], object] | None = None) -> tuple[str, bool]:
+    """The algorithm for this, the same one every time; and whether it was measured just now.
+
+    run: computes the convolution with an algorithm. Where FASTDIFF_MEASURE is 1 all are measured the first time that a
+    problem is met; otherwise a rule decides.
+    """
+    found = _choices.get(problem)
+    if found is not None:
+        return found.algorithm, False
+    measured = run is not None and os.environ.get("FASTDIFF_MEASURE") == "1"
+    if run is not None and measured:
+        seconds = {algorithm: _fastest(run, algorithm) for algorithm in problem.algorithms}
+    else:
+        seconds = {algorithm: problem.seconds(algorithm) for algorithm in problem.algorithms}
+    found = _choices[problem] = Choice(min(seconds, key=lambda name: seconds[name]), measured, seconds)
+    return found.algorithm, measured
+
+
+def _fastest(run: Callable[[str], object], algorithm: str) -> float:
+    """Of three runs, after one that prepares the weights."""
+    run(algorithm)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        run(algorithm)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def choices() -> dict[Problem, Choice]:
+    """Everything that was chosen so far, for reports."""
+    return dict(_choices)
+
+
+def explain() -> str:
+    """The same as text, a line each."""
+    lines = []
+    for problem, choice in _choices.items():
+        times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in choice.seconds.items())
+        lines.append(
+            f"{problem.batch}x{problem.channels} to {problem.out_channels}x{problem.out_height}x{problem.out_width}, "
+            f"{problem.threads} threads, {problem.isa}: {choice.algorithm} "
+            f"({'measured' if choice.measured else 'estimated'}: {times})"
+        )
+    return "\n".join(lines)
+
+
+def within_budget(problems: Iterable[Problem], budget: float | None = None) -> list[str]:
+    """The algorithm for each convolution of a model, so that what is kept of the weights is at most `budget` times the
+    weights: transformed ahead go those that gain most time a byte.
+
+    budget: FASTDIFF_WEIGHT_BUDGET, or 2.5, if not given; at least 1, what the other algorithm needs. Raises ValueError.
+    """
+    if budget is None:
+        budget = float(os.environ.get("FASTDIFF_WEIGHT_BUDGET") or 2.5)
+    expect(budget >= 1, f"budget must be at least 1, the weights themselves, got {budget}")
+    problems = list(problems)
+    weights = [9 * problem.channels * problem.out_channels for problem in problems]
+    left = (budget - 1) * sum(weights)
+    chosen = ["winograd-on-the-fly"] * len(problems)
+    gain = [problem.seconds("winograd-on-the-fly") - problem.seconds("winograd") for problem in problems]
+    for i in sorted(range(len(problems)), key=lambda i: -gain[i] / weights[i]):
+        more = (MEMORY["winograd"] - 1) * weights[i]
+        if gain[i] > 0 and more <= left:
+            chosen[i], left = "winograd", left - more
+    return chosen

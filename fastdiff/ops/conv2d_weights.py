@@ -1,0 +1,124 @@
+"""What is kept of a convolution's weights: made once, and again when they change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastdiff.errors import expect
+from fastdiff.memory import empty
+from fastdiff.native import core
+
+
+def large_pages(size: int) -> Tensor:
+    """`size` floats without values, from the pool if they are many: transforms go to 36 places at once, and on pages of
+    4 KiB those are more than the processor keeps the addresses of."""
+    return empty((max(size, core.POOL_MINIMUM // 4) if size > 1 << 17 else size,), dtype=torch.float32)
+
+
+class Packed:
+    """The forms of one weight (K, C, 3, 3), made when they are first asked for."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Any, ...] | None = None
+        self._forms: dict[str, Tensor] = {}
+        self.made = 0
+
+    def update(self, weight: Tensor) -> None:
+        """Forget all forms if the weight has changed since, or the instruction set."""
+        of = (weight._version, weight.data_ptr(), tuple(weight.shape), weight.stride(), core.isa())
+        if of != self._of:
+            self._forms.clear()
+            self._of, self._weight = of, weight.detach()
+
+    def get(self, algorithm: str) -> Tensor:
+        """What an algorithm reads."""
+        found = self._forms.get(algorithm)
+        if found is None:
+            filters = _filters(self._weight)
+            found = filters if algorithm == "winograd-on-the-fly" else _transformed(filters, algorithm)
+            self._forms[algorithm] = found
+            self.made += 1
+        return found
+
+    def keep_only(self, algorithm: str) -> None:
+        """Forget what the other algorithms read."""
+        self._forms = {name: form for name, form in self._forms.items() if name == algorithm}
+
+    def nbytes(self) -> dict[str, int]:
+        """Of each form that there is."""
+        return {name: form.nbytes for name, form in self._forms.items()}
+
+
+_all = WeakTensorKeyDictionary()
+
+
+def packed(weight: Tensor) -> Packed:
+    """What is kept of this weight, up to date."""
+    if weight.is_inference():  # whose changes cannot be seen
+        found = Packed()
+        found._of, found._weight = (), weight
+        return found
+    kept = _all.get(weight)
+    if kept is None:
+        kept = _all[weight] = Packed()
+    kept.update(weight)
+    return kept
+
+
+def _filters(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) as [panels][channels][9][panel], with zeros where either dimension is padded."""
+    out_channels, channels = weight.shape[:2]
+    panel, block = core.conv2d_panel(), core.CONV2D_CHANNEL_BLOCK
+    panels, padded = -(-out_channels // panel), -(-channels // block) * block
+    filters = empty((panels, padded, 9, panel), dtype=torch.float32)
+    if panels * panel != out_channels or padded != channels:
+        filters.zero_()
+    whole = out_channels // panel * panel
+    flat = weight.detach().reshape(out_channels, channels, 9)
+    filters[: whole // panel, :channels].copy_(flat[:whole].reshape(-1, panel, channels, 9).permute(0, 2, 3, 1))
+    if whole < out_channels:
+        filters[-1, :channels, :, : out_channels - whole].copy_(flat[whole:].permute(1, 2, 0))
+    return filters
+
+
+def _transformed(filters: Tensor, algorithm: str) -> Tensor:
+    """[points][panels][channels][panel]; for AMX three bfloat16 instead of each float32, channels a multiple of 32."""
+    panels, channels, _, panel = filters.shape
+    if algorithm == "winograd-amx":
+        size = 36 * panels * -(-channels // 32) * 32 * panel * 3 // 2
+    else:
+        size = 36 * panels * channels * panel
+    made = empty((size,), dtype=torch.float32)
+    core.conv2d_weights(algorithm, filters.data_ptr(), channels, panels, made.data_ptr(), torch.get_num_threads())
+    return made
+
+
+class PackedConv2d:
+    """A convolution's weight and bias with what the kernels keep of them, to be given to conv2d instead of the weight.
+
+    weight: (K, C, kh, kw); bias: (K,) or None. Calling it is `conv2d(x, self, ...)`. The same memory is used by every
+    PackedConv2d and every call with this weight, and freed when the weight is.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        expect(weight.ndim == 4, f"weight must be (K, C, kh, kw), got {tuple(weight.shape)}")
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor, **options: Any) -> Tensor:
+        """conv2d(x, self, **options)."""
+        from fastdiff.ops.conv2d import conv2d
+
+        return conv2d(x, self, **options)
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory that is kept, beside the weight itself."""
+        return sum(packed(self.weight).nbytes().values())
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{name} {size >> 10} KiB" for name, size in packed(self.weight).nbytes().items())
+        return f"PackedConv2d({tuple(self.weight.shape)}, bias={self.bias is not None}, kept: {kept or 'nothing yet'})"

@@ -1,0 +1,299 @@
+"""conv2d against float64: every instruction set and algorithm, sizes that fill no tile, epilogues, changed weights."""
+
+import importlib
+import itertools
+
+import pytest
+import torch
+from conftest import assert_no_worse
+from torch import nn
+
+import fastdiff
+from fastdiff.native import core
+from fastdiff.ops.conv2d import _call, conv2d, faster_in_torch, reference, supports
+from fastdiff.ops.conv2d_algorithms import ALGORITHMS, MEMORY, Problem, choices, choose, explain, within_budget
+from fastdiff.ops.conv2d_weights import PackedConv2d, packed
+
+# (N, C, H, W), K: of U-Nets, and what fills no tile, panel or block of channels.
+CASES = [
+    ((2, 64, 16, 16), 64),
+    ((1, 320, 9, 7), 96),
+    ((3, 20, 5, 6), 4),
+    ((1, 4, 33, 12), 40),
+    ((1, 47, 1, 1), 33),
+    ((2, 130, 3, 18), 17),
+    ((1, 16, 48, 40), 3),
+    ((0, 8, 4, 4), 8),
+]
+EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request, isa):
+    """Every algorithm on every instruction set that has it."""
+    if request.param == "winograd-amx" and isa != "amx":
+        pytest.skip(f"{isa} has no matrix units")
+    return request.param
+
+
+def make(shape, out_channels, *, seed=0, like="random"):
+    """x, weight and bias; channels last, weights as networks are initialized."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator)
+    if like == "smooth":
+        x = x.cumsum(2).cumsum(3) / 8
+    elif like == "silu":
+        x = nn.functional.silu(2 * x)
+    elif like == "outliers":
+        x[:, ::7] *= 30
+    weight = torch.randn(out_channels, shape[1], 3, 3, generator=generator) / (9 * shape[1]) ** 0.5
+    bias = torch.randn(out_channels, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last), weight, bias
+
+
+def check(x, weight, *rest, algorithm=None, skip=None):
+    """At most twice torch's error, as x is stored; the floor is the rounding of the result and of its sums."""
+    arguments = (x, skip, weight, *rest)
+    assert supports(*arguments) is None
+    options = list(rest) + [None, 1, 1, None, None, None, 1, 1.0][len(rest) :]
+    ours = _call(x, skip, weight, *options, algorithm)
+    theirs = reference(*arguments)
+    oracle = reference(*(t.double() if isinstance(t, torch.Tensor) else t for t in arguments))
+    assert ours.dtype == x.dtype
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    size = float(oracle.abs().max()) if oracle.numel() else 0.0
+    reduction = torch.tensor(9.0 * weight.shape[1]).log2().item()
+    assert_no_worse(ours, theirs, oracle, floor=size * EPS * (1 + reduction))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("shape", "out_channels"), CASES)
+def test_shapes(algorithm, shape, out_channels, padding):
+    if min(shape[2:]) + 2 * padding < 3:
+        pytest.skip("fewer pixels than the kernel has")
+    x, weight, bias = make(shape, out_channels)
+    check(x, weight, bias, 1, padding, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("like", ["random", "smooth", "silu", "outliers"])
+@pytest.mark.parametrize("channels", [128, 640])
+def test_accuracy(algorithm, channels, like):
+    """Relative to the RMS of the result, at most twice torch's error in channels-last storage, with nothing added."""
+    x, weight, _ = make((1, channels, 16, 16), 64, like=like)
+    oracle = reference(x.double(), None, weight.double())
+    ours = _call(x, None, weight, None, 1, 1, None, None, None, 1, 1.0, algorithm)
+    assert_no_worse(ours, reference(x, None, weight), oracle)
+
+
+@pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=4)))
+@pytest.mark.parametrize("upsample", [1, 2])
+def test_epilogue(isa, present, upsample):
+    x, weight, bias = make((2, 20, 5, 7), 35)
+    residual, channel_bias = torch.randn(2, 35, 5 * upsample, 7 * upsample), torch.randn(2, 35)
+    bias, residual, channel_bias, activation = (
+        value if there else None for value, there in zip((bias, residual, channel_bias, "silu"), present)
+    )
+    check(x, weight, bias, 1, 1, residual, channel_bias, activation, upsample, 0.7 if present[0] else 1.0)
+
+
+def test_concatenated(algorithm):
+    x, skip = torch.randn(2, 48, 9, 8), torch.randn(2, 21, 9, 8)
+    weight = torch.randn(40, 69, 3, 3) / 25
+    check(x, weight, algorithm=algorithm, skip=skip)
+    with fastdiff.use("cpu"):
+        torch.testing.assert_close(conv2d((x, skip), weight), conv2d(torch.cat((x, skip), 1), weight))
+        three = conv2d((x, skip[:, :10], skip[:, 10:]), weight)  # joined before
+        torch.testing.assert_close(three, conv2d((x, skip), weight))
+        torch.testing.assert_close(conv2d((skip, x), weight), conv2d(torch.cat((skip, x), 1), weight))
+
+
+def test_views(isa):
+    x, weight, bias = make((4, 32, 12, 10), 32)
+    check(x[::2, :, 1:-1, ::2], weight, bias)
+    check(x[:, 8:24], weight[:, ::2], bias)
+    check(
+        x.contiguous(),
+        weight,
+        bias,
+        1,
+        1,
+        torch.randn(4, 32, 12, 10)[..., :].transpose(2, 3).contiguous().transpose(2, 3),
+    )
+    check(x, weight, torch.randn(64)[::2], 1, 1, None, torch.randn(4, 64)[:, ::2])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_the_number_of_threads_changes_nothing(algorithm, threads):
+    x, weight, bias = make((2, 96, 20, 24), 70)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, threads):
+            torch.set_num_threads(n)
+            results.append(_call(x, None, weight, bias, 1, 1, None, None, None, 1, 1.0, algorithm))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("algorithm_", ALGORITHMS)
+def test_the_plan_divides_the_work(algorithm_):
+    """Without running it: no part is empty, and the largest is not much larger than the mean."""
+    for threads in range(1, 65):
+        for tiles, channels, out_channels in [
+            (512, 320, 320),
+            (128, 640, 640),
+            (32, 1280, 1280),
+            (16384, 128, 128),
+            (1, 16, 3),
+        ]:
+            (shared, tile_parts, panel_parts, block, group), size = core.conv2d_plan(
+                tiles, channels, out_channels, algorithm_, threads
+            )
+            panels = -(-out_channels // core.conv2d_panel())
+            assert 1 <= tile_parts <= max(1, tiles)
+            assert 1 <= panel_parts <= panels
+            assert tile_parts * panel_parts <= threads
+            assert shared or panel_parts == 1
+            assert group >= 1
+            largest = -(-tiles // tile_parts) * -(-panels // panel_parts)
+            assert not shared or block >= -(-tiles // tile_parts)
+            assert size > 0
+            if algorithm_ != "winograd-on-the-fly" and tiles > 32:
+                assert largest <= 2 * max(1, tiles * panels / threads) + panels, (threads, tiles)
+
+
+def test_weights_are_packed_once_and_again_when_they_change(isa):
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    x = torch.randn(1, 64, 8, 8)
+    with torch.no_grad(), fastdiff.use("cpu"):
+        for _ in range(3):
+            torch.testing.assert_close(conv2d(x, layer.weight, layer.bias), layer(x), rtol=1e-4, atol=1e-5)
+        assert packed(layer.weight).made == 1
+        layer.weight.mul_(2)
+        torch.testing.assert_close(conv2d(x, layer.weight, layer.bias), layer(x), rtol=1e-4, atol=1e-5)
+        layer.weight.data = torch.randn(64, 64, 3, 3)
+        torch.testing.assert_close(conv2d(x, layer.weight, layer.bias), layer(x), rtol=1e-4, atol=1e-4)
+        assert packed(layer.weight).made == 3
+        with torch.inference_mode():
+            weight = layer.weight + 1
+            assert faster_in_torch(x, None, weight) is not None
+            torch.testing.assert_close(
+                conv2d(x, weight, layer.bias),
+                nn.functional.conv2d(x, weight, layer.bias, padding=1),
+                rtol=1e-4,
+                atol=1e-3,
+            )
+
+
+def test_packed_conv2d():
+    layer = nn.Conv2d(64, 64, 3, padding=1)
+    ours = PackedConv2d(layer.weight, layer.bias)
+    assert "nothing yet" in repr(ours)
+    x = torch.randn(1, 64, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), layer(x), rtol=1e-4, atol=1e-5)
+    assert ours.nbytes > 0
+    assert "winograd" in repr(ours)
+    with pytest.raises(ValueError, match="has its own"):
+        conv2d(x, ours, layer.bias)
+
+
+def test_the_choice_is_measured_once(monkeypatch):
+    monkeypatch.setenv("FASTDIFF_MEASURE", "1")
+    x, weight, _ = make((1, 72, 9, 5), 40)
+    with fastdiff.use("cpu"):
+        results = [conv2d(x, weight) for _ in range(2)]
+    assert torch.equal(*results)
+    problem = Problem(1, 72, 40, 9, 5, 1, torch.get_num_threads(), core.isa())
+    choice = choices()[problem]
+    assert choice.measured
+    assert set(choice.seconds) == set(problem.algorithms)
+    assert list(packed(weight).nbytes()) == [choice.algorithm]
+    assert choose(problem) == (choice.algorithm, False)
+    assert f"1x72 to 40x9x5, {problem.threads} threads" in explain()
+
+
+def test_budget():
+    problems = [Problem(2, c, c, s, s, 1, 2, core.isa()) for c, s in ((320, 64), (640, 32), (1280, 16), (1280, 8))]
+    weights = [9 * p.channels * p.out_channels for p in problems]
+    for budget in (1, 2.5, 6):
+        chosen = within_budget(problems, budget)
+        assert sum(MEMORY[a] * w for a, w in zip(chosen, weights)) <= budget * sum(weights)
+    assert set(within_budget(problems, 1)) == {"winograd-on-the-fly"}
+    assert len(within_budget(problems, 100)) == len(problems)
+    with pytest.raises(ValueError, match="budget"):
+        within_budget(problems, 0.5)
+
+
+def test_what_goes_to_torch():
+    x, weight, _ = make((1, 64, 8, 8), 64)
+    for x_, w, options, reason in [
+        (x, weight, {"stride": 2}, "stride"),
+        (x, weight[..., :1, :1], {"padding": 0}, "3x3"),
+        (x, weight, {"upsample": 3}, "3 times"),
+        (x.double(), weight.double(), {}, "float32"),
+    ]:
+        assert reason in supports(x_, None, w, **options)
+        torch.testing.assert_close(conv2d(x_, w, **options), reference(x_, None, w, **options))
+        with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match=reason):
+            conv2d(x_, w, **options)
+    assert "channels" in faster_in_torch(x[:, :4], None, weight[:, :4])
+    assert "gradient" in faster_in_torch(x, None, weight.requires_grad_())
+
+
+def test_gradients():
+    x, weight, bias = make((2, 16, 6, 5), 32)
+    tensors = [t.requires_grad_() for t in (x, weight, bias, torch.randn(2, 32, 6, 5), torch.randn(2, 32))]
+    x, weight, bias, residual, channel_bias = tensors
+    results = []
+    for backend in ("cpu", "reference"):
+        with fastdiff.use(backend):
+            y = conv2d(x, weight, bias, residual=residual, channel_bias=channel_bias, activation="silu")
+        results.append(torch.autograd.grad(y.square().sum(), tensors))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda x, w, *rest: reference(x, None, w, rest[0], 1, 1, *rest[1:], "silu"), wide)
+
+
+def test_registration():
+    x, weight, bias = make((1, 16, 6, 5), 32)
+    arguments = (x, None, weight, bias, 1, 1, None, torch.randn(1, 32), "silu", 2, 1.0, None)
+    torch.library.opcheck(torch.ops.fastdiff.conv2d.default, arguments)
+    compiled = torch.compile(lambda x: conv2d(x, weight, bias) + 1, backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), fastdiff.use("cpu"):
+        torch.testing.assert_close(compiled(x), conv2d(x, weight, bias) + 1)
+
+
+def test_errors():
+    x, weight, bias = make((2, 16, 6, 5), 32)
+    for message, arguments, options in [
+        ("x must be", (x[0], weight), {}),
+        ("weight is", (x, weight[:, :8]), {}),
+        ("bias is", (x, weight, bias[:3]), {}),
+        ("residual is", (x, weight), {"residual": x}),
+        ("channel_bias is", (x, weight), {"channel_bias": bias}),
+        ("fewer pixels", (x[:, :, :2], weight), {"padding": 0}),
+        ("unknown activation", (x, weight), {"activation": "tanh"}),
+        ("got none", ([], weight), {}),
+        ("second x", ([x, x[:1]], weight), {}),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            conv2d(*arguments, **options)
+    with pytest.raises(TypeError, match="weight"):
+        conv2d(x, weight.double())
+
+
+def test_poisoned_memory(algorithm, monkeypatch):
+    """Results and what is packed begin as NaN, scratch memory as whatever was there before."""
+    for name in ("conv2d", "conv2d_weights"):
+        module = importlib.import_module(f"fastdiff.ops.{name}")
+
+        def poisoned(*arguments, allocate=module.empty, **options):
+            return allocate(*arguments, **options).fill_(float("nan"))
+
+        monkeypatch.setattr(module, "empty", poisoned)
+    for shape, out_channels in CASES[:6]:
+        x, weight, bias = make(shape, out_channels)
+        check(x, weight, bias, algorithm=algorithm)
