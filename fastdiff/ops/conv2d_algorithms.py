@@ -47,7 +47,7 @@ class Problem(NamedTuple):
         return _plan(self.tiles, self.channels, self.out_channels, algorithm, self.threads, self.isa)
 
     def seconds(self, algorithm: str) -> float:
-        """About how long it takes, fitted to two cores with AVX-512: products or, where that takes longer, reading weights;
+        """About how long it takes, fitted to two cores with AVX-512: the longer of products and reading weights;
         on the fly products and the transform. AMX gains nothing over AVX-512 so far, and its weights are larger."""
         products = 36 * self.tiles * self.channels * self.out_channels
         weights = 36 * self.channels * self.out_channels
