@@ -170,6 +170,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0)] = None,
     font: Annotated[str | None, typer.Option(help="Path of NotoColorEmoji.ttf, if it is not in a usual place.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    export: Annotated[
+        bool, typer.Option("--export", help="Write weights, card and pictures of the last checkpoint; no training.")
+    ] = False,
 ) -> None:
     """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it.
 
@@ -178,7 +181,7 @@ def train(
     """
     from fastdiff.cli import train as command
 
-    command.run(recipe, out, steps, seed, font, device)
+    command.run(recipe, out, steps, seed, font, device, export)
 
 
 def main(arguments: list[str] | None = None) -> Any:

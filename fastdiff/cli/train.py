@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastdiff import pictures
 from fastdiff.cli.console import console
-from fastdiff.errors import unknown
+from fastdiff.errors import expect, unknown
 from fastdiff.files import replacing, writable_folder
 from fastdiff.models.autoencoder import AutoencoderKL
 from fastdiff.train.autoencoding import Autoencoding
@@ -26,7 +26,15 @@ from fastdiff.train.recipes import RECIPES, AutoencoderRecipe, LatentRecipe
 SAMPLE_EVERY = 2_000
 
 
-def run(name: str, out: str | None, steps: int | None, seed: int | None, font: str | None, device: str) -> None:
+def run(
+    name: str,
+    out: str | None,
+    steps: int | None,
+    seed: int | None,
+    font: str | None,
+    device: str,
+    only_export: bool = False,
+) -> None:
     """See `fastdiff train --help`."""
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
@@ -39,7 +47,13 @@ def run(name: str, out: str | None, steps: int | None, seed: int | None, font: s
     if isinstance(recipe, LatentRecipe):
         beside = folder.parent / recipe.autoencoder.name
         autoencoder, facts = trained_autoencoder(recipe.autoencoder, data, beside, device)
-    train(make_objective(recipe, data, autoencoder, device=device), folder, facts)
+    objective = make_objective(recipe, data, autoencoder, device=device)
+    if only_export:
+        training = Training(objective, folder)
+        expect(bool(training.log), f"there is nothing to export in {folder}: the run there has no log yet")
+        write_results(training, facts)
+    else:
+        train(objective, folder, facts)
 
 
 def trained_autoencoder(
@@ -97,11 +111,17 @@ def train(objective: Objective, folder: Path, autoencoder: Mapping[str, Any] | N
     except KeyboardInterrupt:
         console.print(f"stopped at step {training.step:,}; the same command goes on from there")
         raise
-    plot_losses(training, folder / f"{name}-loss.png")
-    save_pictures(training, folder / f"{name}.png")
-    export(training, folder / name, autoencoder=autoencoder)
-    console.print(f"done: [bold]{folder / name}[/bold]")
+    write_results(training, autoencoder)
     return training
+
+
+def write_results(training: Training, autoencoder: Mapping[str, Any] | None) -> None:
+    """Loss curve, pictures, weights and model card of a run in its folder."""
+    path = training.folder / training.recipe.name
+    plot_losses(training, path.with_name(f"{path.name}-loss.png"))
+    save_pictures(training, path.with_suffix(".png"))
+    export(training, path, autoencoder=autoencoder)
+    console.print(f"written: [bold]{path}[/bold] .safetensors, .json, .md, and pictures")
 
 
 def save_pictures(training: Training, path: Path) -> None:

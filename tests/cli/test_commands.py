@@ -17,6 +17,8 @@ from PIL import Image
 
 import fastdiff
 from fastdiff import pictures
+from fastdiff.cli.main import main
+from fastdiff.models import bundled
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
@@ -98,6 +100,45 @@ def test_sample(tmp_path):
     sheet = pictures.grid(expected, 4)
     # Batches of two and of five round differently inside the network, by less than one grey level.
     assert np.abs(pixels(out).astype(int) - sheet).max() <= 1
+
+
+def needs(*names):
+    return pytest.mark.skipif(
+        not set(names) <= set(bundled.names()), reason=f"the weights of {' or '.join(names)} are not in the package yet"
+    )
+
+
+@needs("emoji-ldm-64")
+def test_sample_a_prompt(tmp_path):
+    out = tmp_path / "apple.png"
+    result = fastdiff_command("sample", "--model", "emoji-ldm-64", "--prompt", "red apple", "--count", 2, "--steps", 8,
+                              "--guidance", 3, "--seed", 1, "--out", out, "--zoom", 1, "--json")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["prompt"], facts["class"]) == ("red apple", None)
+    sheet = pixels(out)
+    assert sheet.shape == (68, 134, 3)
+    for left in (2, 68):
+        middle = sheet[2:66, left : left + 64][16:48, 16:48].mean((0, 1))
+        assert middle[0] > middle[2] + 60  # red
+
+
+@needs("emoji-ldm-64", "emoji-dit-64")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "emoji-ldm-64", "--prompt", "red aple"], "unknown word 'aple'; did you mean 'maple' or 'apple'"),
+        (["--model", "emoji-ldm-64", "--class", "food"], "emoji-ldm-64 has no classes, give --prompt"),
+        (["--model", "emoji-dit-64", "--prompt", "red apple"], "emoji-dit-64 takes no prompts, give --class: smileys"),
+        (["--prompt", "red apple", "--class", "food"], "give --class or --prompt, not both"),
+    ],
+)
+def test_a_condition_that_the_model_does_not_take(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", *arguments, "--out", str(tmp_path / "grid.png")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(

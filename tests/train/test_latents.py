@@ -15,10 +15,10 @@ from fastdiff.models.ldm import LDMConfig
 from fastdiff.train.autoencoding import Autoencoding
 from fastdiff.train.emoji_data import EmojiData, find_font, load_emoji
 from fastdiff.train.export import describe, export
-from fastdiff.train.latents import without
+from fastdiff.train.latents import SHOWN_PROMPTS, without
 from fastdiff.train.loop import Training
 from fastdiff.train.objectives import make_objective
-from fastdiff.train.recipes import AutoencoderRecipe, ClassRecipe, PromptRecipe
+from fastdiff.train.recipes import RECIPES, AutoencoderRecipe, ClassRecipe, PromptRecipe
 
 COMMON = dict(size=16, steps=4, batch=4, warmup=2, ema_decay=0.5)
 AUTOENCODER = AutoencoderRecipe(
@@ -127,6 +127,11 @@ def test_the_command_trains_both_stages(tmp_path, data, monkeypatch):
         assert made >= {f"{name}{suffix}" for suffix in suffixes} | {"checkpoint.pt", "log.csv"}
         model = bundled.load_files(folder / f"{name}.json")
         assert model.info.card["autoencoder"]["steps"] == 4
+        (folder / f"{name}.json").unlink()
+        command.run(name, str(folder), None, None, None, "cpu", only_export=True)
+        assert bundled.load_files(folder / f"{name}.json").info.card["steps"] == 4
+    with pytest.raises(ValueError, match=r"nothing to export in .*empty"):
+        command.run("tiny-dit", str(tmp_path / "empty"), None, None, None, "cpu", only_export=True)
     assert Training(make_objective(AUTOENCODER, data), tmp_path / AUTOENCODER.name).step == 4
     weights = [bundled.load_files(tmp_path / name / f"{name}.json").autoencoder.state_dict() for name in recipes]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
@@ -143,15 +148,58 @@ def test_latents_need_an_autoencoder(data):
         make_objective(CLASSES, data)
 
 
-@pytest.mark.skipif("emoji-ldm-64" not in bundled.names(), reason="emoji-ldm-64 is not in this build")
-def test_the_bundled_autoencoder_keeps_held_out_emoji():
+# ---- the bundled models, where the font is there ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def emoji():
     try:
         find_font()
     except FileNotFoundError as error:
         pytest.skip(str(error))
-    data = load_emoji(64)
+    return load_emoji(64)
+
+
+def needs(name):
+    return pytest.mark.skipif(name not in bundled.names(), reason=f"the weights of {name} are not in the package yet")
+
+
+def nearest(model, data, candidates, samples):
+    """Which of the candidates each sample is nearest to, in the space of the latents."""
+    pixels = torch.from_numpy(data.images[candidates]).float().div(127.5).sub(1)
+    known = torch.cat([model.encode(part) for part in pixels.split(64)])
+    return [candidates[i] for i in torch.cdist(samples.flatten(1), known.flatten(1)).argmin(1).tolist()]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs(n)) for n in ("emoji-ldm-64", "emoji-dit-64")])
+def test_the_bundled_autoencoder_keeps_held_out_emoji(emoji, name):
+    model, objective = fastdiff.load(name), Autoencoding(RECIPES["emoji-autoencoder-64"], emoji)
+    psnr = objective.psnr(model.autoencoder)
+    assert psnr >= 26
+    assert model.info.card["autoencoder"]["psnr"] == pytest.approx(psnr, abs=0.05)
+    assert model.encode(objective.pixels(objective.images[::40])).std() == pytest.approx(1, abs=0.05)
+
+
+@needs("emoji-ldm-64")
+def test_a_prompt_draws_its_emoji(emoji):
+    """Of 24 prompts at least half must draw what is nearer to the emoji of that name than to 250 others."""
     model = fastdiff.load("emoji-ldm-64")
-    objective = Autoencoding(replace(AUTOENCODER, size=64), data)
-    assert objective.psnr(model.autoencoder) >= 26
-    assert model.info.card["autoencoder"]["psnr"] == pytest.approx(objective.psnr(model.autoencoder), abs=0.05)
-    assert model.encode(objective.pixels(objective.images[::20])).std() == pytest.approx(1, abs=0.05)
+    wanted = [[name.lower() for name in emoji.names].index(prompt) for prompt in SHOWN_PROMPTS]
+    candidates = sorted({*wanted, *range(0, len(emoji.names), 14)})
+    samples = fastdiff.sample(model, (24, *model.info.shape), steps=10, seed=0, guidance=3.0,
+                              cond=model.info.condition(SHOWN_PROMPTS, 24),
+                              uncond=model.info.condition(None, 24))  # fmt: skip
+    found = nearest(model, emoji, candidates, samples)
+    assert sum(a == b for a, b in zip(found, wanted)) >= 12
+
+
+@needs("emoji-dit-64")
+def test_a_class_draws_its_emoji(emoji):
+    """The nearest emoji is of the class asked for in at least 40% of 45 samples, and in a ninth by chance."""
+    model = fastdiff.load("emoji-dit-64")
+    names = [name for name in model.info.classes for _ in range(5)]
+    samples = fastdiff.sample(model, (45, *model.info.shape), steps=10, seed=0, guidance=2.0,
+                              cond=model.info.condition(names, 45),
+                              uncond=model.info.condition(None, 45))  # fmt: skip
+    found = nearest(model, emoji, list(range(0, len(emoji.names), 7)), samples)
+    assert sum(emoji.classes[emoji.labels[i]] == name for i, name in zip(found, names)) >= 18
