@@ -1,6 +1,8 @@
 """fastdiff: fast sampling from diffusion models, with proof that the answer is unchanged."""
 
 from fastdiff import caching, edm_table, grids, memory, models, ops, schedules, solvers
+from fastdiff.backend.optimize import optimize, restore
+from fastdiff.backend.verify import verify
 from fastdiff.backends import use
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
@@ -30,9 +32,12 @@ __all__ = [
     "memory",
     "models",
     "ops",
+    "optimize",
     "profile",
+    "restore",
     "sample",
     "schedules",
     "solvers",
     "use",
+    "verify",
 ]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff import backends, gpu
+from fastdiff.backend.explain import explain as explain_model
+from fastdiff.backend.explain import is_fast
 from fastdiff.engine import graph, steps
 from fastdiff.native import core
 from fastdiff.ops import OPS
@@ -55,14 +58,21 @@ class Explanation:
         return "\n".join([*map(str, self.choices), *self.notes, *self.model])
 
 
-def explain(model: Callable[..., Any] | None = None) -> Explanation:
+def explain(
+    model: Callable[..., Any] | None = None, inputs: tuple[Any, ...] | None = None, *, html: str | Path | None = None
+) -> Explanation:
     """Which implementation each operation takes on each kind of device, and why not another, under the backend in force
     (fastdiff.use, FASTDIFF_BACKEND); and for which calls until now no kernel was found. Print the result.
 
-    With a model, instead, how its sampling loop was run on a GPU: as a captured graph, or as launches and why.
+    With a model, instead: of one that went through `fastdiff.optimize`, what its passes matched and what not, and with
+    `inputs`, the arguments of one more call, where the time goes, also as a page in the file `html`; and how its
+    sampling loop was run on a GPU: as a captured graph, or as launches and why.
     """
     if model is not None:
-        return Explanation([], model=graph.explain(model))
+        lines = []
+        if isinstance(model, nn.Module) and is_fast(model):
+            lines = str(explain_model(model, inputs, html=html)).splitlines()
+        return Explanation([], model=[*lines, *graph.explain(model)])
     choices = [choice for device in ("cpu", "cuda") for op in OPS for choice in _choices(op, device)]
     choices += [_sampling_loop(device) for device in ("cpu", "cuda")]
     notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in backends.notes().items()]

@@ -159,6 +159,19 @@ def bench(
 
 
 @app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="A bundled model.")] = "emoji-unet-32",
+    batch: Annotated[int, typer.Option(help="Samples.", min=1)] = 2,
+    seed: Annotated[int, typer.Option(help="Of the input.", min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Compare a model through fastdiff.optimize with itself: its output and every node; exit status 1 if it differs."""
+    from fastdiff.cli import verify as command
+
+    command.run(model, batch, seed, json)
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train, e.g. emoji-unet-32.")],
     out: Annotated[

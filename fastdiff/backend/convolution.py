@@ -1,0 +1,54 @@
+"""A convolution of a graph, with its epilogue."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdiff import ops
+from fastdiff.backend.fused import channels_last
+from fastdiff.backend.packing import Watch
+
+_conv2d = getattr(ops, "conv2d", None)
+
+
+class Conv2d(nn.Module):
+    """activation(conv2d(x, weight, bias) + channel_bias + residual).
+
+    upsample: x is first made that many times as large, nearest neighbour.
+    """
+
+    def __init__(self, stride: int, padding: int, upsample: int, activation: str | None) -> None:
+        super().__init__()
+        self.stride, self.padding, self.upsample, self.activation = stride, padding, upsample, activation
+        self.channels_last = False  # the layout of feature maps, set by the pass "layout"
+        self._watch = Watch()
+
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, channel_bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        x = channels_last(x) if self.channels_last else x
+        if _conv2d is not None:
+            self._watch(weight)
+            return _conv2d(
+                x,
+                weight,
+                bias,
+                stride=self.stride,
+                padding=self.padding,
+                residual=residual,
+                channel_bias=channel_bias,
+                activation=self.activation,
+                upsample=self.upsample,
+            )
+        if self.upsample != 1:
+            x = F.interpolate(x, scale_factor=float(self.upsample), mode="nearest")
+        y = F.conv2d(x, weight, bias, self.stride, self.padding)
+        if channel_bias is not None:
+            y += channel_bias
+        if residual is not None:
+            y += residual
+        return F.silu(y, inplace=True) if self.activation == "silu" else y
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}, padding={self.padding}, upsample={self.upsample}, activation={self.activation}"

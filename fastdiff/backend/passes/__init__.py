@@ -1,0 +1,20 @@
+"""The passes over a captured graph, in the order in which they run. Each is a module with NAME and `apply(graph,
+notes)`, and each can be turned off by its name."""
+
+from fastdiff.backend.passes import (
+    ada_layer_norm,
+    attention,
+    constant_folding,
+    conv2d,
+    group_norm_silu,
+    invariants,
+    layout,
+    linear,
+)
+
+PASSES = {
+    module.NAME: module.apply
+    for module in (constant_folding, attention, group_norm_silu, ada_layer_norm, conv2d, linear, layout, invariants)
+}
+
+__all__ = ["PASSES"]

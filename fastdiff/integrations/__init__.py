@@ -1,0 +1,1 @@
+"""fastdiff inside other libraries; each is imported only by those who have it."""
