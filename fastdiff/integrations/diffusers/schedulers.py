@@ -30,7 +30,7 @@ _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _ENDS = {"dpmpp-2m", "dpmpp-3m", "unipc-2", "unipc-3"}  # spaced by one step more, see `training_steps`
 
 
-class SolverScheduler(SchedulerMixin, ConfigMixin):
+class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers mixes them so itself
     """A solver of the project as a scheduler of diffusers, for the variance-preserving process.
 
     solver: a name in fastdiff.solvers.SOLVERS whose steps call the model once. The others are diffusers' names and
