@@ -1,6 +1,7 @@
 """Classifiers, thresholds and the rescaling of guidance, against their formulas, in all three ways to run."""
 
 import gc
+import re
 import weakref
 
 import pytest
@@ -41,7 +42,7 @@ def gradient(x, t):
         dict(guidance=CFG(2.0, rescale=0.7)),
         dict(guidance=CFG(2.0, interval=(-2.0, 1.0), rescale=0.7), threshold=Threshold(0.8)),
     ],
-    ids=str,
+    ids=lambda options: re.sub(r" at 0x\w+", "", str(options)),  # names must be the same in every process
 )
 @pytest.mark.parametrize("prediction", ["eps", "v", "eps+variance"])
 @pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpmpp-2m", "heun", "stsp"])
