@@ -19,8 +19,9 @@ from fastdiff.native import core  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _outside_the_sources(tmp_path, monkeypatch):
-    """Commands that tests start must not find the sources either."""
+    """Commands that tests start must not find the sources either, nor run a pytest with the options of this one."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
 
 
 @pytest.fixture(params=core.supported_isas())

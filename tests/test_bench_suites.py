@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from fastdiff.cli import suites as command
 from fastdiff.schedules import VPLinear
 
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "bench"]
+
+ROOT = Path(__file__).parents[1]
 
 
 def bench(*arguments, **options):
@@ -82,8 +85,9 @@ def test_a_file_of_something_else_is_refused(tmp_path):
             records.load(tmp_path / "x.json")
 
 
-def test_the_operators_through_the_command(tmp_path):
+def test_the_operators_through_the_command(monkeypatch):
     pytest.importorskip("pytest_benchmark", reason="belongs to the bench extra")
+    monkeypatch.chdir(ROOT)  # where the benchmarks are
     found = suites.run("ops", only=["ada_layer_norm"], arguments=["-k", "2x16x64 and not gate"])
     (only,) = found
     assert only["name"] == "ada_layer_norm 2x16x64 float32"

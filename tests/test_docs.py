@@ -17,7 +17,9 @@ def site(tmp_path_factory):
     for package in ("mkdocs", "material", "mkdocstrings"):
         pytest.importorskip(package, reason="belongs to the docs extra")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
+    # Not as a module, which would put the sources first: they are not compiled.
+    mkdocs = str(Path(sys.executable).parent / "mkdocs")
+    command = [mkdocs, "build", "--strict", "--config-file", str(ROOT / "mkdocs.yml")]
     result = subprocess.run(
         [*command, "--site-dir", str(folder)], capture_output=True, text=True, check=False, cwd=ROOT,
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},

@@ -20,14 +20,11 @@ PUBLIC = [
 ]
 
 
-LIBRARY_ON_GPU = {"conv2d", "linear"}  # where torch's own is as good as there is
-
-
 @pytest.mark.parametrize("op", fastdiff.ops.OPS)
 def test_an_op_has_its_stem_everywhere(op):
     for path in (f"csrc/cpu/{op}.cpp", f"fastdiff/ops/{op}.py", f"tests/ops/test_{op}.py", f"benchmarks/bench_{op}.py"):
         assert (ROOT / path).is_file(), path
-    assert (ROOT / f"kernels/{op}.py").is_file() == (op not in LIBRARY_ON_GPU)
+    assert (ROOT / f"kernels/{op}.py").is_file() == (op in fastdiff.ops.TRITON_OPS)
     assert callable(getattr(fastdiff.ops, op))
 
 

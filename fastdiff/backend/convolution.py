@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff import ops
+from fastdiff import backends, ops
 from fastdiff.backend.fused import channels_last
 from fastdiff.backend.packing import Watch
 
-_conv2d = getattr(ops, "conv2d", None)
+conv2d: Any = importlib.import_module("fastdiff.ops.conv2d")  # the package has the function by this name
+
+
+def _kernel_takes(*arguments: Any) -> bool:
+    """Whether ops.conv2d would run its kernel; elsewhere the epilogue is better done in place here."""
+    if backends.current() == "reference":
+        return False
+    return conv2d.supports(*arguments) is None and conv2d.faster_in_torch(*arguments) is None
 
 
 class Conv2d(nn.Module):
@@ -28,9 +38,11 @@ class Conv2d(nn.Module):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, channel_bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
         x = channels_last(x) if self.channels_last else x
-        if _conv2d is not None:
+        if _kernel_takes(
+            x, None, weight, bias, self.stride, self.padding, residual, channel_bias, self.activation, self.upsample
+        ):
             self._watch(weight)
-            return _conv2d(
+            return ops.conv2d(
                 x,
                 weight,
                 bias,

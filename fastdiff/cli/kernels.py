@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fastdiff.cli.console import print_json, progress
 from fastdiff.errors import expect, unknown
-from fastdiff.ops import OPS
+from fastdiff.ops import TRITON_OPS
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -25,7 +25,7 @@ def run(
     targets: Sequence[str], ops: Sequence[str], everything: bool, out: str | None, as_json: bool, jobs: int
 ) -> None:
     """See `fastdiff kernels --help`."""
-    for name, known, kind in [(n, TARGETS, "target") for n in targets] + [(n, OPS, "op") for n in ops]:
+    for name, known, kind in [(n, TARGETS, "target") for n in targets] + [(n, TRITON_OPS, "op") for n in ops]:
         if name not in known:
             raise unknown(kind, name, known)
     require_triton()
@@ -33,7 +33,7 @@ def run(
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()  # said first if it cannot be written
-    rows = collect(targets or TARGETS, ops or OPS, everything, jobs)
+    rows = collect(targets or TARGETS, ops or TRITON_OPS, everything, jobs)
     if path:
         path.write_text(json.dumps({"kernels": rows}, indent=1) + "\n", encoding="utf-8")
     if as_json:

@@ -9,9 +9,12 @@ from fastdiff.ops.linear import linear
 from fastdiff.ops.linear_combine import linear_combine
 
 OPS = ("ada_layer_norm", "attention", "conv2d", "group_norm_silu", "linear", "linear_combine")
+# Those with kernels in Triton; for the others the libraries that torch calls are as good as there is.
+TRITON_OPS = ("ada_layer_norm", "attention", "group_norm_silu", "linear_combine")
 
 __all__ = [
     "OPS",
+    "TRITON_OPS",
     "PackedConv2d",
     "ada_layer_norm",
     "attention",

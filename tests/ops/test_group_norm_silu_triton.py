@@ -122,7 +122,8 @@ for last, dtype, kernels in (
         cut = whole if kernel == "whole" else large
         variant = of_group_norm_silu(kernel, dtype, cut, channels_last=last, adaptive=kernel != "apply")
         found = usage(compile_variant(variant, target))
-        assert found.stack == 0 and found.shared <= TARGETS[target][1], (kernel, last, dtype, found)
+        stack = 8 if (target, kernel, dtype) == ("sm_100", "dx", "bf16") else 0  # docs/notes/gpu-norms.md
+        assert found.stack <= stack and found.shared <= TARGETS[target][1], (kernel, last, dtype, found)
 print("ok")
 """
 
