@@ -21,7 +21,8 @@ from fastdiff.native import core  # noqa: E402
 def _outside_the_sources(tmp_path, monkeypatch):
     """Commands that tests start must not find the sources either, nor run a pytest with the options of this one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(params=core.supported_isas())

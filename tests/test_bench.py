@@ -121,7 +121,7 @@ def test_a_benchmark_runs():
         timeout=300,
     )
     assert found.returncode == 0, found.stdout + found.stderr
-    assert "2 cases" in found.stdout
+    assert "4 cases" in found.stdout
 
 
 GPU_CASES = """
