@@ -9,6 +9,11 @@
 #include "fastdiff/simd.h"
 #include "fastdiff/tiles.h"
 
+namespace fastdiff::avx512 {
+int64_t attention_units(const Attention& op);
+void attention(const Attention& op, int64_t begin, int64_t end);
+}  // namespace fastdiff::avx512
+
 namespace fastdiff::amx {
 namespace {
 
@@ -487,11 +492,17 @@ void run_masked(const Attention& op, int64_t begin, int64_t end) {
   op.mask_type == Mask::none ? run<T, false>(op, begin, end) : run<T, true>(op, begin, end);
 }
 
+// With few keys what is packed for the tiles is used too little to pay.
+bool in_tiles(const Attention& op) { return op.keys > 128; }
+
 }  // namespace
 
-int64_t attention_units(const Attention& op) { return op.batch * op.heads * Division(op).blocks; }
+int64_t attention_units(const Attention& op) {
+  return in_tiles(op) ? op.batch * op.heads * Division(op).blocks : avx512::attention_units(op);
+}
 
 void attention(const Attention& op, int64_t begin, int64_t end) {
+  if (!in_tiles(op)) return avx512::attention(op, begin, end);
   switch (op.type) {
     case Type::float32: return run_masked<float>(op, begin, end);
     case Type::bfloat16: return run_masked<bfloat16>(op, begin, end);
