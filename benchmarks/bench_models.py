@@ -227,6 +227,18 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def as_row(result: dict[str, Any]) -> dict[str, Any]:
+    """As `fastdiff bench` keeps it: the baseline is the fastest of the others."""
+    seconds = {
+        {"fastdiff": "ours"}.get(name, name): {key: engine[key] for key in ("median", "p20", "p80")}
+        for name, engine in result["engines"].items()
+        if "median" in engine
+    }
+    others = [name for name in seconds if name != "ours"]
+    best = min(others, key=lambda name: seconds[name]["median"])
+    return {"name": result["row"], "seconds": seconds, "baseline": best, "engines": result["engines"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="ddpm,vae,dit,sd")
@@ -255,7 +267,7 @@ def main() -> None:
         print(table(result), flush=True)
         results.append(result)
     if options.json:
-        Path(options.json).write_text(json.dumps(results, indent=1))
+        Path(options.json).write_text(json.dumps({"rows": [as_row(result) for result in results]}, indent=1))
 
 
 if __name__ == "__main__":

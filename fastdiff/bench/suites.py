@@ -51,9 +51,10 @@ def run(
         expect(script.is_file(), f"there is no {script}")
         options = ["--json", str(file)]
         if only:
-            options += [f"--{suite}", ",".join(only)]
+            options += ["--rows" if suite == "models" else f"--{suite}", ",".join(only)]
         if against and suite == "models":
-            options += ["--against", ",".join(against)]
+            peers = [peer for peer in against if peer != "eager"]  # which always runs
+            options += ["--peers", ",".join(peers) or "none"]
         _checked([sys.executable, str(script), *options])
         found = json.loads(file.read_text(encoding="utf-8"))
         return found["rows"] if "rows" in found else [solver_row(result) for result in found["results"]]

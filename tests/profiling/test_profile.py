@@ -207,8 +207,9 @@ def test_a_killed_sweep_leaves_whole_files_and_no_more(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     store = Store(folder)
-    units = list(folder.glob("work/*round*.npz"))
-    assert len(units) > 6
+    # What was being written when it was killed has a hidden name, and nobody reads it.
+    units = [path for path in folder.glob("work/*round*.npz") if not path.name.startswith(".")]
+    assert len(units) >= 6
     for path in units:
         slug, number = path.stem.rsplit("-round", 1)
         assert store.load(slug, int(number)).seconds > 0
