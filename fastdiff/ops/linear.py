@@ -92,13 +92,14 @@ def faster_in_torch(
     if wants_gradient((x, weight, bias, gate, residual)):
         return "the backward of the kernel goes through torch's own forward, which a gradient needs anyway"
     rows = x.shape[0] * x.shape[1]
-    if rows < _FEW_ROWS or min(weight.shape) < _NARROW:
-        return f"packing takes longer than it gains with fewer than {_FEW_ROWS} rows, or {_NARROW} inputs or outputs"
+    outputs, inputs = weight.shape
+    if rows < _FEW_ROWS or inputs < _FEW_INPUTS or outputs < _FEW_OUTPUTS:
+        few = f"{_FEW_ROWS} rows, {_FEW_INPUTS} inputs or {_FEW_OUTPUTS} outputs"
+        return f"packing takes longer than it gains with fewer than {few}"
     return None
 
 
-_FEW_ROWS = 96
-_NARROW = 64
+_FEW_ROWS, _FEW_INPUTS, _FEW_OUTPUTS = 96, 64, 512
 
 
 def _check(

@@ -145,7 +145,7 @@ def test_opcheck():
 
 
 def test_reasons(isa):
-    x, weight, bias = make((1, 128, 64, 64))
+    x, weight, bias = make((1, 128, 64, 512))
     half = (x.bfloat16(), weight.bfloat16(), bias.bfloat16())
     assert "float32" in supports(*half)
     assert torch.equal(linear(*half), reference(*half))
@@ -158,6 +158,7 @@ def test_reasons(isa):
     assert supports(x, weight, bias) is None
     assert faster_in_torch(x, weight, bias) is None
     assert "rows" in faster_in_torch(x[:, :8], weight, bias)
+    assert "outputs" in faster_in_torch(x, weight[:320], bias[:320])
     assert "gradient" in faster_in_torch(x, weight.requires_grad_(), bias)
 
 
