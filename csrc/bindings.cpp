@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -310,27 +311,26 @@ fastdiff::Image image_of(const ImageArgument& i) {
 fastdiff::Way way_of(const std::string& name) {
   if (name == "winograd") return fastdiff::Way::ahead;
   if (name == "winograd-on-the-fly") return fastdiff::Way::on_the_fly;
-  if (name == "winograd-amx") return fastdiff::Way::tiled;
+  if (name == "winograd-amx") return fastdiff::Way::in_stages;
   throw std::invalid_argument("no algorithm is " + name);
 }
-const fastdiff::Conv2dSteps& steps_of(fastdiff::Way way) {
-  const bool tiled = way == fastdiff::Way::tiled;
-  const fastdiff::Conv2dSteps& steps = tiled ? fastdiff::kernels().conv2d_tiled : fastdiff::kernels().conv2d;
-  if (!steps.products) throw std::invalid_argument(std::string(fastdiff::kernels().isa) + " has no tiles");
-  return steps;
-}
 
-// (shared, tile parts, panel parts, block, group), and the floats of scratch.
-using ConvPlanArgument = std::tuple<bool, int64_t, int64_t, int64_t, int64_t>;
-std::tuple<ConvPlanArgument, int64_t> conv2d_plan(int64_t tiles, int64_t channels, int64_t out_channels,
-                                                  const std::string& algorithm, int64_t threads) {
+// How the work is divided, by name, and the floats of scratch.
+std::tuple<std::map<std::string, int64_t>, int64_t> conv2d_plan(int64_t tiles, int64_t channels, int64_t out_channels,
+                                                                const std::string& algorithm, int64_t threads) {
   const fastdiff::Way way = way_of(algorithm);
+  if (way == fastdiff::Way::in_stages) {
+    const fastdiff::StagePlan p = fastdiff::plan_stages(tiles, channels, out_channels, threads);
+    return {{{"tiles", p.tiles}, {"columns", p.columns}, {"row_parts", p.row_parts}, {"column_parts", p.column_parts}},
+            (fastdiff::stages_scratch(p, channels) + 3) / 4};
+  }
   const int64_t panel = fastdiff::kernels().conv2d_panel();
   const fastdiff::ConvPlan p = fastdiff::plan_conv2d(tiles, channels, out_channels, panel, way, threads);
-  return {{p.shared, p.tile_parts, p.panel_parts, p.block, p.group}, fastdiff::conv2d_scratch(p, channels, panel, way)};
+  return {{{"shared", p.shared}, {"tile_parts", p.tile_parts}, {"panel_parts", p.panel_parts}, {"block", p.block}, {"group", p.group}},
+          fastdiff::conv2d_scratch(p, channels, panel, way)};
 }
 
-void conv2d_weights(const std::string& algorithm, uintptr_t filters, int64_t channels, int64_t panels, uintptr_t u, int num_threads) {
+void conv2d_weights(uintptr_t filters, int64_t channels, int64_t panels, uintptr_t u, int num_threads) {
   struct Job {
     const float* filters;
     int64_t channels, panels;
@@ -338,21 +338,21 @@ void conv2d_weights(const std::string& algorithm, uintptr_t filters, int64_t cha
     fastdiff::Conv2dWeights kernel;
   };
   Job job = {reinterpret_cast<const float*>(filters), channels, panels, reinterpret_cast<float*>(u),
-             steps_of(way_of(algorithm)).weights};
+             fastdiff::kernels().conv2d.weights};
   const auto body = [](void* context, int64_t begin, int64_t end) {
     const Job* job = static_cast<const Job*>(context);
     job->kernel(job->filters, job->channels, job->panels, job->u, begin, end);
   };
   const py::gil_scoped_release released;
-  const int64_t block = way_of(algorithm) == fastdiff::Way::tiled ? 32 : fastdiff::kChannelBlock;
-  fastdiff::parallel_for(panels * ((channels + block - 1) / block), num_threads, body, &job);
+  fastdiff::parallel_for(panels * (channels / fastdiff::kChannelBlock), num_threads, body, &job);
 }
 
-// sizes: batch, height, width (after upsampling), log2 of the upsampling, padding, output channels, height, width.
-void conv2d(const std::vector<ImageArgument>& x, const std::array<int64_t, 8>& sizes, uintptr_t weights,
-            const std::string& algorithm, uintptr_t bias, uintptr_t channel_bias, int64_t channel_bias_row,
-            const ImageArgument& residual, bool silu, float scale,
-            uintptr_t out, const ConvPlanArgument& plan, uintptr_t scratch, int num_threads) {
+// sizes: batch, height, width (after upsampling), log2 of the upsampling, padding, output channels, height, width. weights: address, and
+// strides of an output channel, an input channel and a tap, where they are read as they are. scratch: of the floats that conv2d_plan says.
+void conv2d(const std::vector<ImageArgument>& x, const std::array<int64_t, 8>& sizes,
+            const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& weights, const std::string& algorithm, uintptr_t bias,
+            uintptr_t channel_bias, int64_t channel_bias_row, const ImageArgument& residual, bool silu, float scale, uintptr_t out,
+            uintptr_t scratch, int num_threads) {
   struct Job {
     fastdiff::Conv2d op;
     fastdiff::Conv2dKernel kernel;
@@ -367,16 +367,26 @@ void conv2d(const std::vector<ImageArgument>& x, const std::array<int64_t, 8>& s
   }
   op.batch = sizes[0], op.height = sizes[1], op.width = sizes[2], op.upsample = sizes[3], op.padding = sizes[4];
   op.out_channels = sizes[5], op.out_height = sizes[6], op.out_width = sizes[7];
-  op.weights = address(weights), op.way = way_of(algorithm);
+  op.weights = address(std::get<0>(weights)), op.way = way_of(algorithm);
+  op.weight_out = std::get<1>(weights), op.weight_in = std::get<2>(weights), op.weight_tap = std::get<3>(weights);
   op.bias = address(bias), op.channel_bias = address(channel_bias), op.channel_bias_row = channel_bias_row;
   op.residual = image_of(residual), op.silu = silu, op.scale = scale, op.out = reinterpret_cast<float*>(out);
-  op.plan = {std::get<0>(plan), std::get<1>(plan), std::get<2>(plan), std::get<3>(plan), std::get<4>(plan)};
   op.scratch = reinterpret_cast<float*>(scratch);
+  const fastdiff::Kernels& kernels = fastdiff::kernels();
+  const int64_t tiles = op.batch * fastdiff::tiles_of(op.out_height) * fastdiff::tiles_of(op.out_width);
+  if (op.way == fastdiff::Way::in_stages) {
+    if (!kernels.conv2d_stages.products) throw std::invalid_argument(std::string(kernels.isa) + " has no matrix units");
+    const fastdiff::StagePlan plan = fastdiff::plan_stages(tiles, op.channels, op.out_channels, num_threads);
+    const py::gil_scoped_release released;
+    fastdiff::conv2d_in_stages(op, plan, kernels.conv2d_stages, op.scratch, num_threads);
+    return;
+  }
+  op.plan = fastdiff::plan_conv2d(tiles, op.channels, op.out_channels, kernels.conv2d_panel(), op.way, num_threads);
   const auto body = [](void* context, int64_t begin, int64_t end) {
     const Job* job = static_cast<const Job*>(context);
     job->kernel(job->op, begin, end);
   };
-  const fastdiff::Conv2dSteps& steps = steps_of(op.way);
+  const fastdiff::Conv2dSteps& steps = kernels.conv2d;
   const py::gil_scoped_release released;
   if (op.plan.shared) {
     job.kernel = steps.input;
@@ -436,15 +446,14 @@ PYBIND11_MODULE(_core, module) {
   module.def("linear", linear, py::arg("out"), py::arg("packed"), py::arg("x"), py::arg("weight"), py::arg("weight_row"), py::arg("bias"),
              py::arg("gate"), py::arg("residual"), py::arg("activation"), py::arg("sizes"), py::arg("num_threads"));
   module.def("linear_packed_bytes", fastdiff::linear_packed_bytes, py::arg("rows"), py::arg("inputs"));
-  module.def("conv2d_tiled", [] { return fastdiff::kernels().conv2d_tiled.products != nullptr; });
   module.def("conv2d_panel", [] { return fastdiff::kernels().conv2d_panel(); });
   module.def("conv2d_plan", conv2d_plan, py::arg("tiles"), py::arg("channels"), py::arg("out_channels"), py::arg("algorithm"),
              py::arg("threads"));
-  module.def("conv2d_weights", conv2d_weights, py::arg("algorithm"), py::arg("filters"), py::arg("channels"), py::arg("panels"), py::arg("u"),
+  module.def("conv2d_weights", conv2d_weights, py::arg("filters"), py::arg("channels"), py::arg("panels"), py::arg("u"),
              py::arg("num_threads"));
   module.def("conv2d", conv2d, py::arg("x"), py::arg("sizes"), py::arg("weights"), py::arg("algorithm"), py::arg("bias"),
              py::arg("channel_bias"), py::arg("channel_bias_row"), py::arg("residual"), py::arg("silu"), py::arg("scale"),
-             py::arg("out"), py::arg("plan"), py::arg("scratch"), py::arg("num_threads"));
+             py::arg("out"), py::arg("scratch"), py::arg("num_threads"));
   module.attr("CONV2D_MAX_INPUTS") = fastdiff::kMaxConcatenated;
   module.attr("CONV2D_CHANNEL_BLOCK") = fastdiff::kChannelBlock;
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {

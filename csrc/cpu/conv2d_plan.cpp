@@ -10,7 +10,6 @@ int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr int64_t kFewTiles = 64;      // of a thread: with fewer, its weights are read too often for what is done with them
 constexpr int64_t kFewChannels = 512;  // of input and output: then all of a block stays near, and half as many tiles will do
-constexpr int64_t kTiledBlock = 256, kTiledRows = 16;
 constexpr int64_t kManyChannels = 256;  // of input: weights are then read less often, and the block leaves the second cache
 
 }  // namespace
@@ -22,9 +21,8 @@ ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int6
   const bool few_channels = way == Way::ahead && channels + out_channels <= kFewChannels;
   if (!on_the_fly && tiles > (few_channels ? kFewTiles / 2 : kFewTiles) * threads) {
     const int64_t of_part = divide_up(tiles, threads);
-    const int64_t wanted = way == Way::tiled ? kTiledBlock : channels < kManyChannels ? 28 : 42;
-    int64_t block = divide_up(of_part, divide_up(of_part, wanted));
-    if (way == Way::tiled) block = round_up(block, kTiledRows);
+    const int64_t wanted = channels < kManyChannels ? 28 : 42;
+    const int64_t block = divide_up(of_part, divide_up(of_part, wanted));
     return {false, threads, 1, block, panels};
   }
   // Parts of tiles by parts of panels: as many as there are threads, so that the largest has the least to do; a panel costs about
@@ -34,7 +32,7 @@ ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int6
   int64_t least = -1;
   for (int64_t panel_parts = 1; panel_parts <= at_most(threads, panels); ++panel_parts) {
     const int64_t tile_parts = on_the_fly ? 1 : at_least(1, at_most(threads / panel_parts, tiles));
-    const int64_t rows = divide_up(tiles, tile_parts), block = way == Way::tiled ? round_up(rows, kTiledRows) : rows;
+    const int64_t block = divide_up(tiles, tile_parts);
     const int64_t group = divide_up(panels, panel_parts);
     const int64_t cost = group * (block + kLoad);
     if (least < 0 || cost < least) {
@@ -46,8 +44,7 @@ ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int6
 }
 
 int64_t conv2d_scratch(const ConvPlan& plan, int64_t channels, int64_t panel, Way way) {
-  const int64_t near = way == Way::tiled ? tiled_input_stride(channels, plan.block) / 4 : input_stride(channels, plan.block);
-  const int64_t v = plan.tile_parts * kPoints * near;
+  const int64_t v = plan.tile_parts * kPoints * input_stride(channels, plan.block);
   const int64_t m = kPoints * product_stride(panel, plan.group, plan.block);
   const int64_t u = way == Way::on_the_fly ? kPoints * (kFlyDepth * panel + 16) : 0;
   return v + plan.tile_parts * plan.panel_parts * (m + u);

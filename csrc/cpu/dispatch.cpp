@@ -38,9 +38,10 @@ int64_t attention_units(const Attention& op);
 void attention(const Attention& op, int64_t begin, int64_t end);
 void linear_pack(const Linear& op, int64_t begin, int64_t end);
 void linear_multiply(const Linear& op, int64_t begin, int64_t end);
-void conv2d_weights(const float* filters, int64_t channels, int64_t panels, float* weights, int64_t begin, int64_t end);
-void conv2d_input(const Conv2d& op, int64_t begin, int64_t end);
-void conv2d_products(const Conv2d& op, int64_t begin, int64_t end);
+void conv2d_stage_weights(const ConvStage& stage, int64_t begin, int64_t end);
+void conv2d_stage_input(const ConvStage& stage, int64_t begin, int64_t end);
+void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end);
+void conv2d_stage_output(const ConvStage& stage, int64_t begin, int64_t end);
 }  // namespace amx
 #endif
 
@@ -86,7 +87,8 @@ const Kernels& amx_table() {
     kernels.attention = amx::attention;
     kernels.linear_pack = amx::linear_pack;
     kernels.linear_multiply = amx::linear_multiply;
-    kernels.conv2d_tiled = {amx::conv2d_weights, amx::conv2d_input, amx::conv2d_products};
+    kernels.conv2d_stages = {amx::conv2d_stage_weights, amx::conv2d_stage_input, amx::conv2d_stage_products,
+                             amx::conv2d_stage_output};
     return kernels;
   }();
   return table;

@@ -106,7 +106,7 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
       for (int64_t r = 0; r < row_blocks; ++r)
         for (int64_t block = first; block < last; ++block) {
           const uint8_t* left = static_cast<const uint8_t*>(op.packed) + 2 * r * stride + step * kStepBytes;
-          multiply(left, stride, panel + 2 * (block - first) * tile, tile, count, sums);
+          multiply(left, stride, panel + 2 * (block - first) * tile, tile, count, sums, [] {});
           put(op, sums, r * kBlock, block * kBlock, chunk == 0, chunk + 1 == chunks);
         }
     }

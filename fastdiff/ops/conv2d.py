@@ -16,7 +16,7 @@ from fastdiff.errors import expect, unknown
 from fastdiff.memory import empty
 from fastdiff.native import core
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
-from fastdiff.ops.conv2d_weights import PackedConv2d, large_pages, packed
+from fastdiff.ops.conv2d_weights import PackedConv2d, as_they_are, large_pages, packed
 from fastdiff.ops.registration import check_tensor, register, through_reference
 
 _ACTIVATIONS = ("silu",)
@@ -221,12 +221,15 @@ def _kernel(
     forms = packed(weight)
 
     def run(algorithm: str) -> None:
-        plan, scratch_size = problem.plan(algorithm)
-        scratch = large_pages(scratch_size)
+        scratch = large_pages(problem.scratch(algorithm))
+        if algorithm == "winograd-amx":
+            _kept, read = as_they_are(weight)
+        else:
+            read = (forms.get(algorithm).data_ptr(), 0, 0, 0)
         core.conv2d(
             [_image(image) for image in images],
             (batch, upsample * x.shape[2], upsample * x.shape[3], upsample - 1, padding, out_channels, height, width),
-            forms.get(algorithm).data_ptr(),
+            read,
             algorithm,
             0 if bias is None else bias.data_ptr(),
             0 if channel_bias is None else channel_bias.data_ptr(),
@@ -235,7 +238,6 @@ def _kernel(
             activation == "silu",
             scale,
             out.data_ptr(),
-            plan,
             scratch.data_ptr(),
             problem.threads,
         )

@@ -12,12 +12,10 @@ from fastdiff.errors import expect
 from fastdiff.native import core
 
 # "winograd": weights are transformed once, to four times their size. "winograd-on-the-fly": in every call, from a copy.
-# "winograd-amx": transformed once and split in three bfloat16, to six times their size, for AMX.
+# "winograd-amx": in every call, from the weight itself, for AMX.
 ALGORITHMS = ("winograd", "winograd-on-the-fly", "winograd-amx")
 # Bytes of what is kept of a weight, in units of the weight's own.
-MEMORY = {"winograd": 4.0, "winograd-on-the-fly": 1.0, "winograd-amx": 6.0}
-
-Plan = tuple[bool, int, int, int, int]
+MEMORY = {"winograd": 4.0, "winograd-on-the-fly": 1.0, "winograd-amx": 0.0}
 
 
 class Problem(NamedTuple):
@@ -42,29 +40,32 @@ class Problem(NamedTuple):
         """Those that the instruction set has."""
         return ALGORITHMS if self.isa == "amx" else ALGORITHMS[:2]
 
-    def plan(self, algorithm: str) -> tuple[Plan, int]:
-        """How the work is divided, and the floats of scratch memory that this takes."""
-        return _plan(self.tiles, self.channels, self.out_channels, algorithm, self.threads, self.isa)
+    def scratch(self, algorithm: str) -> int:
+        """The floats of scratch memory that it takes."""
+        return _scratch(self.tiles, self.channels, self.out_channels, algorithm, self.threads, self.isa)
 
     def seconds(self, algorithm: str) -> float:
-        """About how long it takes, fitted to two cores with AVX-512: the longer of products and reading weights;
-        on the fly products and the transform. AMX gains nothing over AVX-512 so far, and its weights are larger."""
+        """About how long it takes, fitted to two cores with AVX-512 and AMX: the longer of products and reading weights;
+        on the fly products and the transform; in stages the sum of their products and of what they write."""
         products = 36 * self.tiles * self.channels * self.out_channels
         weights = 36 * self.channels * self.out_channels
         cores = self.threads / 2
         multiplying = products / (_PRODUCTS_A_SECOND.get(self.isa, 1e10) * cores)
         if algorithm == "winograd-on-the-fly":
             return multiplying + weights / (1.1e10 * cores)
-        bytes_each = 4 if algorithm == "winograd" else 6
-        return max(multiplying, bytes_each * weights / 2e10) * (1.0 if algorithm == "winograd" else 1.05)
+        if algorithm == "winograd-amx":
+            rows = -(-self.tiles // 32) * 32
+            written = 6 * weights + 4 * 36 * self.tiles * (self.channels + self.out_channels)
+            return (36 * rows * self.channels * self.out_channels / 2.7e11 + written / 2e10) / cores
+        return max(multiplying, 4 * weights / 2e10)
 
 
 _PRODUCTS_A_SECOND = {"amx": 1.25e11, "avx512": 1.25e11, "avx2": 4e10}  # on two cores
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(tiles: int, channels: int, out_channels: int, algorithm: str, threads: int, isa: str) -> tuple[Plan, int]:
-    return core.conv2d_plan(tiles, channels, out_channels, algorithm, threads)
+def _scratch(tiles: int, channels: int, out_channels: int, algorithm: str, threads: int, isa: str) -> int:
+    return core.conv2d_plan(tiles, channels, out_channels, algorithm, threads)[1]
 
 
 class Choice(NamedTuple):

@@ -39,7 +39,7 @@ class Packed:
         found = self._forms.get(algorithm)
         if found is None:
             filters = _filters(self._weight)
-            found = filters if algorithm == "winograd-on-the-fly" else _transformed(filters, algorithm)
+            found = filters if algorithm == "winograd-on-the-fly" else _transformed(filters)
             self._forms[algorithm] = found
             self.made += 1
         return found
@@ -85,16 +85,22 @@ def _filters(weight: Tensor) -> Tensor:
     return filters
 
 
-def _transformed(filters: Tensor, algorithm: str) -> Tensor:
-    """[points][panels][channels][panel]; for AMX three bfloat16 instead of each float32, channels a multiple of 32."""
+def _transformed(filters: Tensor) -> Tensor:
+    """[points][panels][channels][panel]."""
     panels, channels, _, panel = filters.shape
-    if algorithm == "winograd-amx":
-        size = 36 * panels * -(-channels // 32) * 32 * panel * 3 // 2
-    else:
-        size = 36 * panels * channels * panel
-    made = empty((size,), dtype=torch.float32)
-    core.conv2d_weights(algorithm, filters.data_ptr(), channels, panels, made.data_ptr(), torch.get_num_threads())
+    made = empty((36 * panels * channels * panel,), dtype=torch.float32)
+    core.conv2d_weights(filters.data_ptr(), channels, panels, made.data_ptr(), torch.get_num_threads())
     return made
+
+
+def as_they_are(weight: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """A weight (K, C, 3, 3) for kernels that read it where it is: the weight, a copy where its strides are unusual, and
+    (address, strides of an output channel, an input channel and a tap)."""
+    out, into, down, tap = weight.stride()
+    if down != 3 * tap or not ((tap == 1 and into == 9) or into == 1):
+        weight = weight.contiguous()
+        out, into, down, tap = weight.stride()
+    return weight, (weight.data_ptr(), out, into, tap)
 
 
 class PackedConv2d:

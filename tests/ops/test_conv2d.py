@@ -136,31 +136,36 @@ def test_the_number_of_threads_changes_nothing(algorithm, threads):
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("tiles", [1, 32, 128, 512, 16384])
+@pytest.mark.parametrize(("channels", "out_channels"), [(16, 3), (128, 128), (320, 320), (640, 640), (2560, 1280)])
 @pytest.mark.parametrize("algorithm_", ALGORITHMS)
-def test_the_plan_divides_the_work(algorithm_):
-    """Without running it: no part is empty, and the largest is not much larger than the mean."""
+def test_the_plan_divides_the_work(algorithm_, channels, out_channels, tiles):
+    """Without running it, for 1 to 64 threads: no part is empty, and the largest is not much larger than the mean."""
     for threads in range(1, 65):
-        for tiles, channels, out_channels in [
-            (512, 320, 320),
-            (128, 640, 640),
-            (32, 1280, 1280),
-            (16384, 128, 128),
-            (1, 16, 3),
-        ]:
-            (shared, tile_parts, panel_parts, block, group), size = core.conv2d_plan(
-                tiles, channels, out_channels, algorithm_, threads
-            )
-            panels = -(-out_channels // core.conv2d_panel())
-            assert 1 <= tile_parts <= max(1, tiles)
-            assert 1 <= panel_parts <= panels
-            assert tile_parts * panel_parts <= threads
-            assert shared or panel_parts == 1
-            assert group >= 1
-            largest = -(-tiles // tile_parts) * -(-panels // panel_parts)
-            assert not shared or block >= -(-tiles // tile_parts)
-            assert size > 0
-            if algorithm_ != "winograd-on-the-fly" and tiles > 32:
-                assert largest <= 2 * max(1, tiles * panels / threads) + panels, (threads, tiles)
+        plan, size = core.conv2d_plan(tiles, channels, out_channels, algorithm_, threads)
+        assert size > 0
+        if algorithm_ == "winograd-amx":
+            rows, panels = -(-plan["tiles"] // 32), -(-plan["columns"] // 32)
+            assert 1 <= plan["tiles"] <= tiles
+            assert 1 <= plan["columns"] <= out_channels
+            assert plan["row_parts"] <= rows
+            assert plan["column_parts"] <= panels
+            units = 36 * plan["row_parts"] * plan["column_parts"]  # of the products
+            unit = -(-rows // plan["row_parts"]) * -(-panels // plan["column_parts"])
+            largest, mean = -(-units // threads) * unit, 36 * rows * panels / threads
+            assert units < threads or largest <= 1.5 * mean + unit, (threads, plan)
+            continue
+        panels = -(-out_channels // core.conv2d_panel())
+        tile_parts, panel_parts = plan["tile_parts"], plan["panel_parts"]
+        assert 1 <= tile_parts <= max(1, tiles)
+        assert 1 <= panel_parts <= panels
+        assert tile_parts * panel_parts <= threads
+        assert plan["shared"] or panel_parts == 1
+        assert plan["group"] >= 1
+        largest = -(-tiles // tile_parts) * -(-panels // panel_parts)
+        assert not plan["shared"] or plan["block"] >= -(-tiles // tile_parts)
+        if algorithm_ == "winograd" and tiles > 32:
+            assert largest <= 2 * max(1, tiles * panels / threads) + panels, (threads, tiles)
 
 
 def test_weights_are_packed_once_and_again_when_they_change(isa):

@@ -43,6 +43,9 @@ class TileRegisters {
 #define FASTDIFF_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile :::)
 #define FASTDIFF_TILE_MULTIPLY(to, left, right) asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #to :::)
 
+// Asks for a line that will be written, and that another core may have. (All processors with AMX have the instruction.)
+inline void prefetch_to_write(const void* p) { asm volatile("prefetchw (%0)" ::"r"(p)); }
+
 // Sixteen floats as sums of bfloat16: each part is a float whose lower half is 0.
 struct Parts {
   __m512i part[3];
@@ -116,9 +119,11 @@ inline void load_sums(const float* sums) {
 }
 
 // sums[32][32] = of 32 rows of the left factor and 32 columns of the right one, over `steps` of 32 numbers: the second tile of each is
-// left_stride and right_stride bytes after the first, and in both the three parts of a step follow each other.
-inline void multiply(const uint8_t* left, int64_t left_stride, const uint8_t* right, int64_t right_stride, int64_t steps,
-                     float* sums) {
+// left_stride and right_stride bytes after the first, and in both the three parts of a step follow each other. meanwhile: as above, six
+// times a step.
+template <class Meanwhile>
+inline void multiply(const uint8_t* left, int64_t left_stride, const uint8_t* right, int64_t right_stride, int64_t steps, float* sums,
+                     Meanwhile&& meanwhile) {
   zero_sums();
   for (; steps > 0; --steps, left += 3 * kTileBytes, right += 3 * kTileBytes)
     add_products<3, 3>(
@@ -130,7 +135,7 @@ inline void multiply(const uint8_t* left, int64_t left_stride, const uint8_t* ri
           FASTDIFF_TILE_LOAD(6, right + part * kTileBytes, 64);
           FASTDIFF_TILE_LOAD(7, right + right_stride + part * kTileBytes, 64);
         },
-        [] {});
+        meanwhile);
   store_sums(sums);
 }
 

@@ -21,9 +21,9 @@ struct Image {
   int64_t channels, batch, row, column;
 };
 
-// Who multiplies, and with what: vectors, with weights that were transformed ahead or that are transformed in passing; or AMX, with
-// weights transformed ahead and split into three bfloat16.
-enum class Way { ahead, on_the_fly, tiled };
+// Who multiplies, and with what: vectors, with weights that were transformed ahead or that are transformed in passing; or AMX, in stages of
+// which the first transforms the weights: see conv2d_stages.h.
+enum class Way { ahead, on_the_fly, in_stages };
 
 // How the work is divided. shared: all tiles are transformed first, then part (i, j) of tile_parts x panel_parts multiplies
 // tile part i with panel part j; otherwise each of tile_parts does all for its tiles, `block` of them at a time.
@@ -42,7 +42,8 @@ struct Conv2d {
   int num_inputs;
   int64_t batch, channels, height, width, upsample, padding;
   int64_t out_channels, out_height, out_width;
-  const float* weights;  // as the way's kernel for weights writes them, or, on the fly, as it reads them
+  const float* weights;  // as the way's kernel for weights writes them, or, on the fly, as it reads them, or, in stages, as they are
+  int64_t weight_out, weight_in, weight_tap;  // in stages: strides of an output channel, an input channel and one of the nine taps
   Way way;
   const float *bias, *channel_bias;  // may be null; of each output channel, and also of each sample
   int64_t channel_bias_row;
@@ -50,7 +51,7 @@ struct Conv2d {
   bool silu;
   float scale;
   float* out;
-  ConvPlan plan;
+  ConvPlan plan;  // not in stages
   float* scratch;
 };
 
@@ -61,14 +62,9 @@ static inline int64_t tiles_of(int64_t pixels) { return (pixels + kOutTile - 1) 
 static inline int64_t input_stride(int64_t channels, int64_t tiles) { return round_up(channels, kChannelBlock) * tiles + 16; }
 static inline int64_t product_stride(int64_t panel, int64_t panels, int64_t tiles) { return panel * panels * tiles + 16; }
 
-// The same with AMX, input in bytes: whole tiles of 16 by 32 numbers in three parts.
-static inline int64_t tiled_input_stride(int64_t channels, int64_t tiles) {
-  return round_up(tiles, 16) / 16 * (round_up(channels, 32) / 32) * 3072 + 128;
-}
-
 // panel: the output channels that a kernel computes at once.
 ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int64_t panel, Way way, int64_t threads);
-// Floats of scratch that a plan needs.
+// Floats of scratch that the plan needs.
 int64_t conv2d_scratch(const ConvPlan& plan, int64_t channels, int64_t panel, Way way);
 
 }  // namespace fastdiff

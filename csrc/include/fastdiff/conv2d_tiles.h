@@ -96,27 +96,6 @@ void write_tile(const Conv2d& op, const Tile& tile, int64_t channel, const F* y)
     }
 }
 
-// The outputs of tiles [first, first + count) and panels [begin, end) from their products, which have room for `room` tiles.
-FASTDIFF_NOINLINE void transform_products(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end, int64_t room, int64_t stride,
-                        const float* m) {
-  for (int64_t t = 0; t < count; ++t) {
-    const Tile tile = tile_at(op, first + t);
-    for (int64_t panel = begin; panel < end; ++panel)
-      for (int64_t part = 0; part < kPanel && panel * kPanel + part < op.out_channels; part += kLanes) {
-        const float* from = m + ((panel - begin) * room + t) * kPanel + part;
-        F y[kOutTile * kOutTile];
-        transform_output(
-            [&](int point) {
-              prefetch_line(from + point * stride + 2 * kPanel);  // of the tile after the next one
-              return F::load(from + point * stride);
-            },
-            y);
-        const int64_t channel = panel * kPanel + part;
-        op.silu ? write_tile<true>(op, tile, channel, y) : write_tile<false>(op, tile, channel, y);
-      }
-  }
-}
-
 inline int64_t part_begin(int64_t count, int64_t parts, int64_t part) { return count * part / parts; }
 
 }  // namespace

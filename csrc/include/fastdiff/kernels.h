@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "fastdiff/conv2d.h"
+#include "fastdiff/conv2d_stages.h"
 
 namespace fastdiff {
 
@@ -142,8 +143,7 @@ static inline int64_t linear_packed_bytes(int64_t rows, int64_t inputs) {
 using LinearKernel = void (*)(const Linear& op, int64_t begin, int64_t end);
 
 // A convolution in up to three steps: the weights, filters [panels][channels][9][panel] with the channels padded to a multiple of
-// kChannelBlock, are transformed once, units are blocks of channels of each panel (of 16, or of 32 with AMX); the input, where the
-// plan shares it, units are blocks of channels of each part of tiles; and the products and outputs, units are the plan's parts.
+// kChannelBlock, are transformed once, units are blocks of channels of each panel; the input, where the plan shares it, units are blocks of channels of each part of tiles; and the products and outputs, units are the plan's parts.
 using Conv2dWeights = void (*)(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin, int64_t end);
 using Conv2dKernel = void (*)(const Conv2d& op, int64_t begin, int64_t end);
 struct Conv2dSteps {
@@ -165,7 +165,8 @@ struct Kernels {
   AttentionKernel attention;
   LinearKernel linear_pack, linear_multiply;  // null where a library is as fast
   int64_t (*conv2d_panel)();  // the output channels of a panel
-  Conv2dSteps conv2d, conv2d_tiled;  // with vectors, with AMX; null where there is none
+  Conv2dSteps conv2d;         // with vectors
+  ConvStages conv2d_stages;   // with AMX, null where there is none
 };
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones

@@ -1,0 +1,59 @@
+// A 3x3 convolution by Winograd's algorithm in stages, each of them done by all threads before the next begins: for AMX, whose products
+// are so fast that what is read for them counts. Raw pointers and sizes.
+#pragma once
+
+#include "fastdiff/conv2d.h"
+
+namespace fastdiff {
+
+// What a stage works on: `tiles` tiles of the image from `tile` on, and `columns` output channels from `column` on, a multiple of
+// kStagePanel.
+// U, the transformed weights: [point][columns / 16][channels / 32][3 parts] of AMX tiles, 32 channels by 16 columns.
+// V, the transformed input: [point][tiles][channels]. M, the products: [point][tiles / 32][columns / 32][32][32].
+struct ConvStage {
+  const Conv2d* op;
+  int64_t tile, tiles, column, columns;
+  uint8_t* u;
+  float *v, *m;
+  int64_t row_parts, column_parts;  // of the products of a point
+};
+
+constexpr int64_t kStagePanel = 32;  // rows and columns that are multiplied at once
+constexpr int64_t kStageDepth = 32;  // channels of a step
+
+// Between the matrices of two points, with room against addresses that differ by a multiple of 4096 bytes: bytes of U, floats of V and M.
+static inline int64_t stage_u_stride(int64_t channels, int64_t columns) {
+  return round_up(columns, kStagePanel) / 16 * (round_up(channels, kStageDepth) / kStageDepth) * 3072 + 128;
+}
+static inline int64_t stage_v_stride(int64_t channels, int64_t tiles) { return round_up(channels, kChannelBlock) * tiles + 32; }
+static inline int64_t stage_m_stride(int64_t tiles, int64_t columns) {
+  return round_up(tiles, kStagePanel) * round_up(columns, kStagePanel) + 32;
+}
+
+// How a convolution is divided into stages.
+struct StagePlan {
+  int64_t tiles, columns;           // most of a stage
+  int64_t row_parts, column_parts;  // of the products of a point
+};
+StagePlan plan_stages(int64_t tiles, int64_t channels, int64_t out_channels, int64_t threads);
+// Bytes of scratch that the plan needs.
+int64_t stages_scratch(const StagePlan& plan, int64_t channels);
+
+// The stages: [begin, end) of so many units.
+using ConvStageKernel = void (*)(const ConvStage& stage, int64_t begin, int64_t end);
+struct ConvStages {
+  ConvStageKernel weights, input, products, output;
+};
+static inline int64_t stage_weights_units(const ConvStage& s) {
+  return round_up(s.columns, kStagePanel) / 16 * (round_up(s.op->channels, kStageDepth) / kStageDepth);
+}
+static inline int64_t stage_input_units(const ConvStage& s) { return s.tiles; }
+static inline int64_t stage_products_units(const ConvStage& s) { return kPoints * s.row_parts * s.column_parts; }
+static inline int64_t stage_output_units(const ConvStage& s) {
+  return round_up(s.tiles, kStagePanel) / kStagePanel * (round_up(s.columns, kStagePanel) / kStagePanel);
+}
+
+// All stages of a convolution, on at most so many threads.
+void conv2d_in_stages(const Conv2d& op, const StagePlan& plan, const ConvStages& stages, void* scratch, int num_threads);
+
+}  // namespace fastdiff
