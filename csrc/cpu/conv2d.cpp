@@ -52,9 +52,11 @@ FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int
     for (int64_t c = 0; c < channels; c += kFlyDepth) {
       const int64_t depth = channels - c < kFlyDepth ? channels - c : kFlyDepth;
       transform_filters(op.weights + (panel * channels + c) * 9 * kPanel, depth, u_stride, u);
+      // Meanwhile the next filters are asked for, as they come from memory; what is transformed lies in the second cache.
+      const float* next = op.weights + (panel * channels + c + depth) * 9 * kPanel;
       for (int64_t point = 0; point < kPoints; ++point)
-        multiply_panel(v + point * v_stride + c * room, room, count, u + point * u_stride, depth, u + (point + 1) * u_stride, c > 0,
-                       m + point * m_stride + (panel - begin) * room * kPanel);
+        multiply_panel(v + point * v_stride + c * room, room, count, u + point * u_stride, depth, next + point * depth * 9 * kPanel / kPoints,
+                       c > 0, m + point * m_stride + (panel - begin) * room * kPanel);
     }
 }
 

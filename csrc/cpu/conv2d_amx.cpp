@@ -43,10 +43,10 @@ void gather_filters(const Conv2d& op, int64_t column, int64_t channel, F* filter
 
 // What will be read soon and lies in the third cache: `lines` lines are asked for at every turn.
 struct Ahead {
-  const uint8_t* data;
+  const float* data;
   int64_t lines;
   FASTDIFF_INLINE void ask() {
-    for (const uint8_t* end = data + lines * 64; data < end; data += 64)
+    for (const float* end = data + lines * kLanes; data < end; data += kLanes)
       _mm_prefetch(reinterpret_cast<const char*>(data), _MM_HINT_T1);
   }
 };
@@ -54,12 +54,13 @@ struct Ahead {
 // V of rows [first, first + rows), in parts, as left factors.
 FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t first, int64_t rows, uint8_t* to) {
   const int64_t channels = round_up(stage.op->channels, kChannelBlock), steps = steps_of(channels);
-  const float* from = stage.v + point * stage_v_stride(channels, stage.tiles);
+  const float* from = stage.v + point * stage.v_stride;
   const __m512i upper_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19,
                                                 17, 15, 13, 11, 9, 7, 5, 3, 1);
   for (int64_t r = 0; r < round_up(rows, kStagePanel); ++r) {
     uint8_t* line = to + r / kSide * steps * kStep + r % kSide * 64;
-    const float* x = first + r < stage.tiles ? from + (first + r) * channels : nullptr;
+    const int64_t tile = first + r;
+    const float* x = tile < stage.tiles ? from + tile / kStagePanel * stage.v_block + tile % kStagePanel * channels : nullptr;
     for (int64_t c = 0; c < channels; c += kStageDepth, line += kStep) {
       const Parts left = split<kParts>((x ? F::load(x + c) : F::broadcast(0)).v);
       const Parts right = split<kParts>((x && c + kLanes < channels ? F::load(x + c + kLanes) : F::broadcast(0)).v);
@@ -67,6 +68,15 @@ FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t 
         _mm512_store_si512(line + i * kTileBytes, _mm512_permutex2var_epi16(left.part[i], upper_halves, right.part[i]));
     }
   }
+}
+
+// U of 16 columns and `steps` steps of channels, in parts, as right factors.
+FASTDIFF_NOINLINE void pack_columns(const float* u, int64_t steps, uint8_t* to) {
+  for (; steps > 0; --steps, to += kStep)
+    for (int64_t pair = 0; pair < kSide; ++pair, u += 2 * kSide) {
+      const Parts even = split<kParts>(F::load(u).v), odd = split<kParts>(F::load(u + kSide).v);
+      for (int i = 0; i < kParts; ++i) _mm512_store_si512(to + i * kTileBytes + pair * 64, pair_lanes(even.part[i], odd.part[i]));
+    }
 }
 
 }  // namespace
@@ -77,29 +87,21 @@ void conv2d_stage_weights(const ConvStage& stage, int64_t begin, int64_t end) {
   alignas(64) F filters[kStageDepth * kTaps];
   for (int64_t unit = begin; unit < end; ++unit) {
     gather_filters(op, stage.column + unit / steps * kSide, unit % steps * kStageDepth, filters);
-    uint8_t* to = stage.u + unit * kStep;
-    for (int64_t pair = 0; pair < kSide; ++pair, to += 64) {
-      F transformed[2][kPoints];
-      for (int64_t i = 0; i < 2; ++i)
-        transform_weight(filters + (2 * pair + i) * kTaps, [&](int point, F value) { transformed[i][point] = value; });
-      for (int64_t point = 0; point < kPoints; ++point) {
-        const Parts even = split<kParts>(transformed[0][point].v), odd = split<kParts>(transformed[1][point].v);
-        for (int i = 0; i < kParts; ++i) {
-          uint8_t* line = to + point * stride + i * kTileBytes;
-          prefetch_to_write(line + 64);
-          _mm512_store_si512(line, pair_lanes(even.part[i], odd.part[i]));
-        }
-      }
-    }
+    float* to = stage.u + unit * kStageDepth * kSide;
+    for (int64_t channel = 0; channel < kStageDepth; ++channel, to += kSide)
+      transform_weight(filters + channel * kTaps, [&](int point, F value) {
+        prefetch_to_write(to + point * stride + 2 * kSide);
+        value.store(to + point * stride);
+      });
   }
 }
 
 void conv2d_stage_input(const ConvStage& stage, int64_t begin, int64_t end) {
-  const int64_t channels = round_up(stage.op->channels, kChannelBlock), stride = stage_v_stride(channels, stage.tiles);
-  float* v = stage.v + begin * channels;
+  const int64_t channels = round_up(stage.op->channels, kChannelBlock);
   transform_tiles(*stage.op, stage.tile + begin, end - begin, 0, channels / kChannelBlock,
                   [&](int point, int64_t tile, int64_t channel, F value) {
-                    float* to = v + point * stride + tile * channels + channel;
+                    tile += begin;
+                    float* to = stage.v + point * stage.v_stride + tile / kStagePanel * stage.v_block + tile % kStagePanel * channels + channel;
                     prefetch_to_write(to + kLanes);
                     value.store(to);
                   });
@@ -110,7 +112,8 @@ void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end) {
   const int64_t steps = steps_of(stage.op->channels);
   const int64_t panels = round_up(stage.columns, kStagePanel) / kStagePanel, blocks = round_up(stage.tiles, kStagePanel) / kStagePanel;
   const int64_t most = (blocks + stage.row_parts - 1) / stage.row_parts, side = steps * kStep;
-  uint8_t* rows = static_cast<uint8_t*>(scratch(most * 2 * side));
+  uint8_t* columns = static_cast<uint8_t*>(scratch((1 + most) * 2 * side));
+  uint8_t* rows = columns + 2 * side;
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t part = unit / stage.column_parts, point = part / stage.row_parts;
@@ -118,16 +121,17 @@ void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end) {
     const int64_t last = part_begin(blocks, stage.row_parts, part % stage.row_parts + 1);
     if (packed != part) pack_rows(stage, point, first * kStagePanel, (last - first) * kStagePanel, rows);
     packed = part;
-    const uint8_t* u = stage.u + point * stage_u_stride(stage.op->channels, stage.columns);
-    float* m = stage.m + point * stage_m_stride(stage.tiles, stage.columns);
+    const float* u = stage.u + point * stage_u_stride(stage.op->channels, stage.columns);
+    float* m = stage.m + point * stage.m_stride;
     const int64_t left = part_begin(panels, stage.column_parts, unit % stage.column_parts);
     const int64_t right = part_begin(panels, stage.column_parts, unit % stage.column_parts + 1);
     for (int64_t panel = left; panel < right; ++panel) {
-      const uint8_t* columns = u + panel * 2 * side;
+      const int64_t size = steps * kStageDepth * kStagePanel;
+      pack_columns(u + panel * size, 2 * steps, columns);
       // The next panel is asked for by equal parts, six times a step.
-      Ahead next = {columns + 2 * side, (2 * side / 64 - 1) / ((last - first) * steps * 6) + 1};
+      Ahead next = {u + (panel + 1) * size, (size / kLanes - 1) / ((last - first) * steps * 6) + 1};
       for (int64_t block = first; block < last; ++block) {
-        float* sums = m + (block * panels + panel) * kStagePanel * kStagePanel;
+        float* sums = m + block * stage.m_block + panel * kStagePanel * kStagePanel;
         const float *written = sums, *end = sums + kStagePanel * kStagePanel;
         multiply(rows + (block - first) * 2 * side, side, columns, side, steps, sums, [&] {
           next.ask();
@@ -140,18 +144,20 @@ void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end) {
 
 void conv2d_stage_output(const ConvStage& stage, int64_t begin, int64_t end) {
   const Conv2d& op = *stage.op;
-  const int64_t panels = round_up(stage.columns, kStagePanel) / kStagePanel, stride = stage_m_stride(stage.tiles, stage.columns);
+  const int64_t panels = round_up(stage.columns, kStagePanel) / kStagePanel;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t first = unit / panels * kStagePanel, channel = stage.column + unit % panels * kStagePanel;
+    const int64_t block = unit / panels, panel = unit % panels, first = block * kStagePanel;
+    const int64_t channel = stage.column + panel * kStagePanel;
+    const float* m = stage.m + block * stage.m_block + panel * kStagePanel * kStagePanel;
     for (int64_t t = 0; t < kStagePanel && first + t < stage.tiles; ++t) {
       const Tile tile = tile_at(op, stage.tile + first + t);
       for (int64_t part = 0; part < kStagePanel && channel + part < op.out_channels; part += kLanes) {
-        const float* from = stage.m + (unit * kStagePanel + t) * kStagePanel + part;
+        const float* from = m + t * kStagePanel + part;
         F y[kOutTile * kOutTile];
         transform_output(
             [&](int point) {
-              prefetch_line(from + point * stride + 2 * kStagePanel);  // of the tile after the next one
-              return F::load(from + point * stride);
+              prefetch_line(from + point * stage.m_stride + 2 * kStagePanel);  // of the tile after the next one
+              return F::load(from + point * stage.m_stride);
             },
             y);
         op.silu ? write_tile<true>(op, tile, channel + part, y) : write_tile<false>(op, tile, channel + part, y);

@@ -55,8 +55,8 @@ class Problem(NamedTuple):
             return multiplying + weights / (1.1e10 * cores)
         if algorithm == "winograd-amx":
             rows = -(-self.tiles // 32) * 32
-            written = 6 * weights + 4 * 36 * self.tiles * (self.channels + self.out_channels)
-            return (36 * rows * self.channels * self.out_channels / 2.7e11 + written / 2e10) / cores
+            images = 36 * self.tiles * (self.channels + self.out_channels)
+            return (weights * (rows / 2.8e11 + 2.5e-10) + images * 2e-10) / cores
         return max(multiplying, 4 * weights / 2e10)
 
 

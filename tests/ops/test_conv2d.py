@@ -107,6 +107,18 @@ def test_concatenated(algorithm):
         torch.testing.assert_close(conv2d((skip, x), weight), conv2d(torch.cat((skip, x), 1), weight))
 
 
+def test_weights_are_read_as_they_are_stored(algorithm):
+    x, weight, bias = make((2, 50, 9, 8), 35)
+    for stored in (
+        weight.contiguous(memory_format=torch.channels_last),
+        weight.transpose(0, 1).contiguous().transpose(0, 1),
+        weight.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat((weight, weight), 1)[:, 50:],
+    ):
+        assert stored.stride() != weight.stride()
+        check(x, stored, bias, algorithm=algorithm)
+
+
 def test_views(isa):
     x, weight, bias = make((4, 32, 12, 10), 32)
     check(x[::2, :, 1:-1, ::2], weight, bias)

@@ -8,32 +8,31 @@ namespace fastdiff {
 
 // What a stage works on: `tiles` tiles of the image from `tile` on, and `columns` output channels from `column` on, a multiple of
 // kStagePanel.
-// U, the transformed weights: [point][columns / 16][channels / 32][3 parts] of AMX tiles, 32 channels by 16 columns.
-// V, the transformed input: [point][tiles][channels]. M, the products: [point][tiles / 32][columns / 32][32][32].
+// U, the transformed weights: [point][columns / 16][channels][16].
+// V, the transformed input: [point][tiles / 32][32][channels]. M, the products: [point][tiles / 32][columns / 32][32][32]. m is v where
+// V is not needed again: each block of 32 tiles then has room for the larger of the two, and M is written where V was read.
 struct ConvStage {
   const Conv2d* op;
   int64_t tile, tiles, column, columns;
-  uint8_t* u;
-  float *v, *m;
+  float *u, *v, *m;
+  int64_t v_block, m_block;         // floats between blocks of 32 tiles
+  int64_t v_stride, m_stride;       // and between points
   int64_t row_parts, column_parts;  // of the products of a point
 };
 
 constexpr int64_t kStagePanel = 32;  // rows and columns that are multiplied at once
 constexpr int64_t kStageDepth = 32;  // channels of a step
 
-// Between the matrices of two points, with room against addresses that differ by a multiple of 4096 bytes: bytes of U, floats of V and M.
+// Floats between the matrices of two points of U, with room against addresses that differ by a multiple of 4096 bytes.
 static inline int64_t stage_u_stride(int64_t channels, int64_t columns) {
-  return round_up(columns, kStagePanel) / 16 * (round_up(channels, kStageDepth) / kStageDepth) * 3072 + 128;
-}
-static inline int64_t stage_v_stride(int64_t channels, int64_t tiles) { return round_up(channels, kChannelBlock) * tiles + 32; }
-static inline int64_t stage_m_stride(int64_t tiles, int64_t columns) {
-  return round_up(tiles, kStagePanel) * round_up(columns, kStagePanel) + 32;
+  return round_up(columns, kStagePanel) * round_up(channels, kStageDepth) + 32;
 }
 
 // How a convolution is divided into stages.
 struct StagePlan {
   int64_t tiles, columns;           // most of a stage
   int64_t row_parts, column_parts;  // of the products of a point
+  bool in_place;                    // M where V was
 };
 StagePlan plan_stages(int64_t tiles, int64_t channels, int64_t out_channels, int64_t threads);
 // Bytes of scratch that the plan needs.
