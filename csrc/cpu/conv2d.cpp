@@ -48,16 +48,22 @@ FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int
                          int64_t m_stride, float* u, float* m) {
   const int64_t channels = round_up(op.channels, kChannelBlock), v_stride = input_stride(op.channels, room);
   const int64_t u_stride = kFlyDepth * kPanel + 16;
-  for (int64_t panel = begin; panel < end; ++panel)
-    for (int64_t c = 0; c < channels; c += kFlyDepth) {
-      const int64_t depth = channels - c < kFlyDepth ? channels - c : kFlyDepth;
-      transform_filters(op.weights + (panel * channels + c) * 9 * kPanel, depth, u_stride, u);
-      // Meanwhile the next filters are asked for, as they come from memory; what is transformed lies in the second cache.
-      const float* next = op.weights + (panel * channels + c + depth) * 9 * kPanel;
-      for (int64_t point = 0; point < kPoints; ++point)
-        multiply_panel(v + point * v_stride + c * room, room, count, u + point * u_stride, depth, next + point * depth * 9 * kPanel / kPoints,
-                       c > 0, m + point * m_stride + (panel - begin) * room * kPanel);
+  // Channels outside, so that what is read of V stays near for all panels.
+  for (int64_t c = 0; c < channels; c += kFlyDepth) {
+    const int64_t depth = channels - c < kFlyDepth ? channels - c : kFlyDepth;
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const float* filters = op.weights + (panel * channels + c) * 9 * kPanel;
+      transform_filters(filters, depth, u_stride, u);
+      // The next filters come from memory, and are asked for meanwhile: with each point its part of them.
+      const float* next = filters + (panel + 1 < end ? channels : (begin - panel) * channels + depth) * 9 * kPanel;
+      for (int64_t point = 0; point < kPoints; ++point) {
+        for (int64_t i = point * depth * 9 / kPoints; i < (point + 1) * depth * 9 / kPoints; ++i)
+          for (int64_t j = 0; j < kPanel; j += 64 / sizeof(float)) prefetch_far(next + i * kPanel + j);
+        multiply_panel(v + point * v_stride + c * room, room, count, u + point * u_stride, depth, u + (point + 1) * u_stride, c > 0,
+                       m + point * m_stride + (panel - begin) * room * kPanel);
+      }
     }
+  }
 }
 
 // The outputs of tiles [first, first + count) and panels [begin, end) from their products, which have room for `room` tiles.

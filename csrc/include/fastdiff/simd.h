@@ -420,6 +420,16 @@ inline void prefetch_line(const void* p) {
   (void)p;
 #endif
 }
+// The same for what is not needed at once: as far as the second cache.
+inline void prefetch_far(const void* p) {
+#if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_AVX2)
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+#elif defined(__GNUC__)
+  __builtin_prefetch(p, 0, 2);
+#else
+  (void)p;
+#endif
+}
 // The lines of `vectors` vectors at p.
 template <int vectors, class T>
 inline void prefetch(const T* p) {
