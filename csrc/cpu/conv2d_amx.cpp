@@ -41,16 +41,6 @@ void gather_filters(const Conv2d& op, int64_t column, int64_t channel, F* filter
     }
 }
 
-// What will be read soon and lies in the third cache: `lines` lines are asked for at every turn.
-struct Ahead {
-  const float* data;
-  int64_t lines;
-  FASTDIFF_INLINE void ask() {
-    for (const float* end = data + lines * kLanes; data < end; data += kLanes)
-      _mm_prefetch(reinterpret_cast<const char*>(data), _MM_HINT_T1);
-  }
-};
-
 // V of rows [first, first + rows), in parts, as left factors.
 FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t first, int64_t rows, uint8_t* to) {
   const int64_t channels = round_up(stage.op->channels, kChannelBlock), steps = steps_of(channels);
@@ -70,14 +60,22 @@ FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t 
   }
 }
 
-// U of 16 columns and `steps` steps of channels, in parts, as right factors.
-FASTDIFF_NOINLINE void pack_columns(const float* u, int64_t steps, uint8_t* to) {
-  for (; steps > 0; --steps, to += kStep)
-    for (int64_t pair = 0; pair < kSide; ++pair, u += 2 * kSide) {
+// U of a panel of columns in parts, as right factors, a few pairs of channels at a time: the vectors work while the matrix unit does.
+struct ColumnPacker {
+  const float* u;
+  uint8_t* to;
+  int64_t left;  // pairs of channels of 16 columns, of which 16 make a step
+  FASTDIFF_INLINE void pack(int64_t pairs) {
+    for (; pairs > 0 && left > 0; --pairs, u += 2 * kSide) {
       const Parts even = split<kParts>(F::load(u).v), odd = split<kParts>(F::load(u + kSide).v);
-      for (int i = 0; i < kParts; ++i) _mm512_store_si512(to + i * kTileBytes + pair * 64, pair_lanes(even.part[i], odd.part[i]));
+      for (int i = 0; i < kParts; ++i) _mm512_store_si512(to + i * kTileBytes, pair_lanes(even.part[i], odd.part[i]));
+      prefetch_line(u + kAhead);
+      prefetch_line(u + kAhead + kSide);
+      to += --left % kSide ? 64 : kStep - (kSide - 1) * 64;
     }
-}
+  }
+  static constexpr int64_t kAhead = 32 * 2 * kSide;  // floats: U comes from the third cache
+};
 
 }  // namespace
 
@@ -112,8 +110,8 @@ void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end) {
   const int64_t steps = steps_of(stage.op->channels);
   const int64_t panels = round_up(stage.columns, kStagePanel) / kStagePanel, blocks = round_up(stage.tiles, kStagePanel) / kStagePanel;
   const int64_t most = (blocks + stage.row_parts - 1) / stage.row_parts, side = steps * kStep;
-  uint8_t* columns = static_cast<uint8_t*>(scratch((1 + most) * 2 * side));
-  uint8_t* rows = columns + 2 * side;
+  uint8_t* columns = static_cast<uint8_t*>(scratch((2 + most) * 2 * side));  // two panels, in turn
+  uint8_t* rows = columns + 4 * side;
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t part = unit / stage.column_parts, point = part / stage.row_parts;
@@ -125,16 +123,18 @@ void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end) {
     float* m = stage.m + point * stage.m_stride;
     const int64_t left = part_begin(panels, stage.column_parts, unit % stage.column_parts);
     const int64_t right = part_begin(panels, stage.column_parts, unit % stage.column_parts + 1);
+    const int64_t size = steps * kStageDepth * kStagePanel, pairs = steps * kStagePanel;  // of a panel
+    const int64_t turn = (pairs - 1) / ((last - first) * steps * 6) + 1;  // `multiply` has six turns a step
+    ColumnPacker packer = {u + left * size, columns + left % 2 * 2 * side, pairs};
+    packer.pack(pairs);
     for (int64_t panel = left; panel < right; ++panel) {
-      const int64_t size = steps * kStageDepth * kStagePanel;
-      pack_columns(u + panel * size, 2 * steps, columns);
-      // The next panel is asked for by equal parts, six times a step.
-      Ahead next = {u + (panel + 1) * size, (size / kLanes - 1) / ((last - first) * steps * 6) + 1};
+      const uint8_t* now = columns + panel % 2 * 2 * side;
+      packer = {u + (panel + 1) * size, columns + (panel + 1) % 2 * 2 * side, panel + 1 < right ? pairs : 0};
       for (int64_t block = first; block < last; ++block) {
         float* sums = m + block * stage.m_block + panel * kStagePanel * kStagePanel;
         const float *written = sums, *end = sums + kStagePanel * kStagePanel;
-        multiply(rows + (block - first) * 2 * side, side, columns, side, steps, sums, [&] {
-          next.ask();
+        multiply(rows + (block - first) * 2 * side, side, now, side, steps, sums, [&] {
+          packer.pack(turn);
           for (int i = 0; i < 4 && written < end; ++i, written += kLanes) prefetch_to_write(written);
         });
       }
