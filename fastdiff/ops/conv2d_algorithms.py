@@ -45,7 +45,7 @@ class Problem(NamedTuple):
         return _scratch(self.tiles, self.channels, self.out_channels, algorithm, self.threads, self.isa)
 
     def seconds(self, algorithm: str) -> float:
-        """About how long it takes, fitted to two cores with AVX-512 and AMX: the longer of products and reading weights;
+        """About how long it takes, fitted to two cores with AVX-512, AMX: the longer of products and reading weights;
         on the fly products and the transform; in stages the sum of their products and of what they write."""
         products = 36 * self.tiles * self.channels * self.out_channels
         weights = 36 * self.channels * self.out_channels
