@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
 from fastdiff.models import bundled
+from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.prediction import Prediction, get_prediction
 from fastdiff.profiling.features import entry_point
 from fastdiff.sampling import resolve
@@ -115,10 +116,12 @@ def _called(function: Any, name: str, code: str) -> Subject:
 def _bundled(name: str) -> Subject:
     model = bundled.load(name)
     info = model.info
+    prompts = EMOJI_PROMPTS if isinstance(info, bundled.PromptInfo) else ()
     shares = class_shares(len(info.classes)) if info.classes else []
 
     def conditions(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        chosen = [info.classes[spread(i, shares)] for i in range(first, first + count)]
+        numbers = range(first, first + count)
+        chosen = [prompts[i % len(prompts)] if prompts else info.classes[spread(i, shares)] for i in numbers]
         return info.condition(chosen, count), info.condition(None, count)
 
     return Subject(
@@ -127,9 +130,9 @@ def _bundled(name: str) -> Subject:
         shape=info.shape,
         schedule=info.schedule,
         prediction=get_prediction(info.prediction),
-        conditions=conditions if info.classes else None,
+        conditions=conditions if info.classes or prompts else None,
         decode=getattr(model, "decode", None),
-        guidance=2.0 if info.classes else 1.0,
+        guidance=3.0 if prompts else 2.0 if info.classes else 1.0,
         features="emoji",
         about={"parameters": info.card.get("parameters"), "classes": list(info.classes), "data": info.card.get("data")},
     )

@@ -13,8 +13,9 @@ import torch
 
 from fastdiff.files import replacing
 from fastdiff.models.bundled import save_files
+from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.train.emoji_data import HELD_OUT_EVERY
-from fastdiff.train.latents import SHOWN_PROMPTS, PromptObjective
+from fastdiff.train.latents import PromptObjective
 from fastdiff.train.loop import Training
 from fastdiff.train.recipes import AutoencoderRecipe, ClassRecipe, Diffusion, LatentRecipe, PromptRecipe, Recipe
 
@@ -90,7 +91,7 @@ def model_card(about: Mapping[str, Any]) -> str:
     facts: dict[str, Any] = {"about": about, "training": about["training"], "held_out_every": HELD_OUT_EVERY}
     if "kind" in about:
         unet = about["network"]["unet"]
-        facts["prompts"] = SHOWN_PROMPTS
+        facts["prompts"] = EMOJI_PROMPTS
         facts["channels"] = [unet["model_channels"] * mult for mult in unet.get("channel_mult", ())]  # a DiT has none
         return environment.get_template("card_latent.md.j2").render(facts)
     resolutions = [about["shape"][-1] >> level for level in range(len(about["network"]["channels"]))]

@@ -11,18 +11,13 @@ from torch import Tensor, nn
 import fastdiff
 from fastdiff.models.autoencoder import AutoencoderKL
 from fastdiff.models.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
+from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.text import PADDING, TextConfig, Tokenizer
 from fastdiff.train.diffusion import SAMPLES_A_CLASS, VALIDATION_DRAWS, Denoising
 from fastdiff.train.emoji_data import EmojiData
 from fastdiff.train.objective import Objective
 from fastdiff.train.recipes import ClassRecipe, LatentRecipe, PromptRecipe
-
-SHOWN_PROMPTS = (
-    "red apple", "grinning face", "dog face", "pizza", "rocket", "red heart", "sunflower", "flag japan",
-    "cat face", "banana", "automobile", "house", "soccer ball", "crown", "octopus", "ghost",
-    "snowman", "blue heart", "green book", "hot beverage", "strawberry", "umbrella", "bicycle", "key",
-)  # fmt: skip
 
 
 class LatentObjective(Objective):
@@ -114,9 +109,9 @@ class PromptObjective(LatentObjective):
         return self._loss(network, z.repeat(VALIDATION_DRAWS, 1, 1, 1), tokens.repeat(VALIDATION_DRAWS, 1), generator)
 
     def pictures(self, network: nn.Module) -> tuple[Tensor, int]:
-        """One sample of each of SHOWN_PROMPTS."""
+        """One sample of each of EMOJI_PROMPTS."""
         assert isinstance(network, PromptLatentDiffusion)
-        known = [p for p in SHOWN_PROMPTS if set(p.split()) <= set(self.tokenizer.words)] or [""]
+        known = [p for p in EMOJI_PROMPTS if set(p.split()) <= set(self.tokenizer.words)] or [""]
         cond, uncond = (self._condition(network, prompts) for prompts in (known, [""] * len(known)))
         return self.sample(network, cond, uncond, guidance=3.0), 8
 

@@ -11,11 +11,12 @@ from fastdiff.cli import train as command
 from fastdiff.models import bundled
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from fastdiff.models.dit import DiTConfig
+from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.train.autoencoding import Autoencoding
 from fastdiff.train.emoji_data import EmojiData, find_font, load_emoji
 from fastdiff.train.export import describe, export
-from fastdiff.train.latents import SHOWN_PROMPTS, without
+from fastdiff.train.latents import without
 from fastdiff.train.loop import Training
 from fastdiff.train.objectives import make_objective
 from fastdiff.train.recipes import RECIPES, AutoencoderRecipe, ClassRecipe, PromptRecipe
@@ -184,10 +185,10 @@ def test_the_bundled_autoencoder_keeps_held_out_emoji(emoji, name):
 def test_a_prompt_draws_its_emoji(emoji):
     """Of 24 prompts at least half must draw what is nearer to the emoji of that name than to 250 others."""
     model = fastdiff.load("emoji-ldm-64")
-    wanted = [[name.lower() for name in emoji.names].index(prompt) for prompt in SHOWN_PROMPTS]
+    wanted = [[name.lower() for name in emoji.names].index(prompt) for prompt in EMOJI_PROMPTS]
     candidates = sorted({*wanted, *range(0, len(emoji.names), 14)})
     samples = fastdiff.sample(model, (24, *model.info.shape), steps=10, seed=0, guidance=3.0,
-                              cond=model.info.condition(SHOWN_PROMPTS, 24),
+                              cond=model.info.condition(EMOJI_PROMPTS, 24),
                               uncond=model.info.condition(None, 24))  # fmt: skip
     found = nearest(model, emoji, candidates, samples)
     assert sum(a == b for a, b in zip(found, wanted)) >= 12
