@@ -18,6 +18,8 @@ from fastdiff.profiling.features import entry_point
 from fastdiff.sampling import resolve
 from fastdiff.schedules import Schedule
 
+# What the model cards' pictures are drawn with.
+_GUIDANCE = {"emoji-unet-32": 2.0, "emoji-ldm-64": 3.0, "emoji-dit-64": 4.0}
 GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, however many there are
 # (number of the first sample, how many) -> (cond, uncond); uncond is None where there is no guidance to be had.
 Conditions = Callable[[int, int], "tuple[dict[str, Any], dict[str, Any] | None]"]
@@ -132,7 +134,7 @@ def _bundled(name: str) -> Subject:
         prediction=get_prediction(info.prediction),
         conditions=conditions if info.classes or prompts else None,
         decode=getattr(model, "decode", None),
-        guidance=3.0 if prompts else 2.0 if info.classes else 1.0,
+        guidance=_GUIDANCE.get(name, 1.0),
         features="emoji",
         about={"parameters": info.card.get("parameters"), "classes": list(info.classes), "data": info.card.get("data")},
     )

@@ -162,7 +162,7 @@ class ClassObjective(LatentObjective):
         assert isinstance(network, ClassLatentDiffusion)
         count = len(self.data.classes)
         labels = torch.arange(count).repeat_interleave(SAMPLES_A_CLASS).to(self.device)
-        return self.sample(network, {"y": labels}, {"y": torch.full_like(labels, count)}, 2.0), SAMPLES_A_CLASS
+        return self.sample(network, {"y": labels}, {"y": torch.full_like(labels, count)}, 4.0), SAMPLES_A_CLASS
 
 
 def without(tokens: Tensor, left_out: Tensor) -> Tensor:
