@@ -4,6 +4,7 @@
 // instruction set (see simd.h).
 #include "fastdiff/kernels.h"
 #include "fastdiff/scores.h"
+#include "fastdiff/scratch.h"
 #include "fastdiff/simd.h"
 #include "fastdiff/tiles.h"
 
@@ -85,7 +86,7 @@ FASTDIFF_NOINLINE void exponentials(float* scores, int64_t keys, const F* refere
 
 // Rows of as many floats as a block has queries.
 struct Workspace {
-  float *q, *out, *scores, *bias, *turned;
+  float *q, *out, *scores, *bias;
 };
 
 // Without a mask the scores are in units of log 2, and those of all blocks but the first come as differences from the largest of
@@ -94,9 +95,9 @@ struct Workspace {
 // largest is looked for in every block.
 constexpr float kMargin = 1.1e9f;  // 2^30
 
-// The queries [query, query + C * kLanes) of a head, as far as they exist. next: where the next block of queries begins.
+// The queries [query, query + C * kLanes) of a head, as far as they exist. next: the queries of the next block.
 template <int C, class T>
-void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T* next, const Floats& k, const Floats& v,
+void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhead* next, const Floats& k, const Floats& v,
                const Workspace& space) {
   constexpr int64_t kQueries = C * kLanes;
   const bool masked = op.mask_type != Mask::none;
@@ -109,7 +110,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T
              [&](int64_t i, int64_t c, int64_t n) { return load_up_to(q + i * op.q.row + c, n) * scale; });
 
   T* out = const_cast<T*>(head_of<T>(op.out, b, h)) + query * op.out.row;
-  ask_for(out, op.out.row, count, op.value_channels);
+  RowsAhead results = ahead_of<T>(op.out, b, h, query, count, op.value_channels);
 
   F reference[C], total[C];
   for (int c = 0; c < C; ++c) reference[c] = F::broadcast(kLowest), total[c] = zero;
@@ -120,7 +121,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T
     const int64_t first = first_key(block), keys = first_key(block + 1) - first;
     tiles.runs(tiles.count * block / blocks, tiles.count * (block + 1) / blocks, [&](int64_t key, int64_t rows, int64_t n) {
       kProducts<C>.of_rows[rows](n, k.data + key * k.row, k.row, space.q, op.channels, start,
-                                 space.scores + (key - first) * kQueries);
+                                 space.scores + (key - first) * kQueries, &results);
     });
     if (!masked) return;
     load_bias<C, T>(op, b, h, query, count, first, keys, space.bias);
@@ -151,10 +152,9 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T
       for (int c = 0; c < C; ++c) decay[c] = exp2((before[c] - reference[c]) * unit);
     }
     for (int c = 0; c < C; ++c) total[c] = fma(total[c], decay[c], sums[c]);
-    if (block + 1 == blocks) ask_for(next, op.q.row, kQueries, op.channels);
     columns.runs(0, columns.count, [&](int64_t column, int64_t rows, int64_t n) {
       kProducts<C>.of_columns[rows](n, v.data + first * v.row + column, v.row, space.scores, keys, block ? decay : nullptr,
-                                    space.out + column * kQueries);
+                                    space.out + column * kQueries, next);
     });
   }
 
@@ -169,7 +169,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T
   }
   for (int64_t i = 0; i < kQueries; ++i) inverse[i] = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
   for (int c = 0; c < C; ++c) factor[c] = F::load(inverse + c * kLanes);
-  turn_out<C>(space.out, op.value_channels, count, factor, space.turned, out, op.out.row);
+  turn_out<C>(space.out, op.value_channels, count, factor, out, op.out.row);
   const int64_t row = (b * op.heads + h) * op.queries + query;
   if (op.lse)
     for (int64_t i = 0; i < count; ++i)
@@ -180,7 +180,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, const T
     F sums[C];
     scores(block, false);
     weights(keys, sums);
-    turn_out<C>(space.scores, keys, count, factor, space.turned, static_cast<T*>(op.maps) + row * op.keys + first, op.keys);
+    turn_out<C>(space.scores, keys, count, factor, static_cast<T*>(op.maps) + row * op.keys + first, op.keys);
   }
 }
 
@@ -207,20 +207,17 @@ template <class T>
 void run(const Attention& op, int64_t begin, int64_t end) {
   constexpr int64_t kMost = 3 * kLanes;  // queries of a block
   const int64_t blocks = blocks_of(op.queries);
-  const int64_t widest = (op.value_channels > kKeys ? op.value_channels : kKeys) + kLanes;
-  const int64_t rows = op.channels + op.value_channels + 2 * kKeys + widest;
+  const int64_t rows = op.channels + op.value_channels + 2 * kKeys;
   const int64_t k_size = op.keys * op.channels, v_size = op.keys * op.value_channels;
   int64_t heads = op.heads;
   while (heads > 1 && (op.heads % heads != 0 || heads * (k_size + v_size) > kNear)) --heads;
-  float* memory = new float[rows * kMost + kLanes + (kCopies<T> ? heads * (k_size + v_size) : 0)];
-  float* aligned = memory + (-(reinterpret_cast<uintptr_t>(memory) / sizeof(float)) & (kLanes - 1));
+  float* memory = static_cast<float*>(scratch((rows * kMost + (kCopies<T> ? heads * (k_size + v_size) : 0)) * 4));
   Workspace space;
-  space.q = aligned;
+  space.q = memory;
   space.out = space.q + op.channels * kMost;
   space.scores = space.out + op.value_channels * kMost;
   space.bias = space.scores + kKeys * kMost;
-  space.turned = space.bias + kKeys * kMost;
-  float* copies = space.turned + widest * kMost;
+  float* copies = space.bias + kKeys * kMost;
   int64_t loaded = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t group = unit / (blocks * heads), inside = unit % (blocks * heads);
@@ -235,16 +232,15 @@ void run(const Attention& op, int64_t begin, int64_t end) {
     const Floats k = floats(head_of<T>(op.k, b, h), op.k.row, copies + (h - first) * k_size, op.channels);
     const Floats v = floats(head_of<T>(op.v, b, h), op.v.row, copies + heads * k_size + (h - first) * v_size, op.value_channels);
     const int64_t start = block_start(op.queries, inside / heads), next = block_start(op.queries, inside / heads + 1);
-    const int64_t stop = next < op.queries ? next : op.queries;
     const bool last = h + 1 == first + heads;
-    const T* after = head_of<T>(op.q, b, last ? first : h + 1) + (last ? next : start) * op.q.row;
+    const int64_t then = last ? next : start, there = op.queries - then < kMost ? op.queries - then : kMost;
+    RowsAhead ahead = ahead_of<T>(op.q, b, last ? first : h + 1, then, there, op.channels);
     if (next - start == 48) {
-      for (int64_t query = start; query < stop; query += 3 * kLanes) run_block<3, T>(op, b, h, query, after, k, v, space);
+      for (int64_t query = start; query < next && query < op.queries; query += 3 * kLanes) run_block<3, T>(op, b, h, query, &ahead, k, v, space);
     } else {
-      for (int64_t query = start; query < stop; query += 2 * kLanes) run_block<2, T>(op, b, h, query, after, k, v, space);
+      for (int64_t query = start; query < next && query < op.queries; query += 2 * kLanes) run_block<2, T>(op, b, h, query, &ahead, k, v, space);
     }
   }
-  delete[] memory;
 }
 
 }  // namespace

@@ -39,27 +39,34 @@ struct Count<bfloat16> {
   static constexpr int numbers = 1, weights = 2;
 };
 
-// Queries come as rows [q0 | q1 | q2] of their parts, with no gap between them but one that makes the channels even. Keys too, where the
-// channels fill whole tiles; else three times, as [k0 | k0 | k0], [k1 | k1] and [k2], of which pass i, of depth(i) tiles, is multiplied with
-// the first N - i parts of the queries: no tile is filled up but the last of a pass.
+// Of the N parts of two numbers those products matter that these numbers of parts have, in the order of the slots below.
+template <int N>
+constexpr int kSlots = N * (N + 1) / 2;
+
+// Channels come 32 at a time, a tile for each part. What is left, an even number, comes with a slot for each product of two parts, side by
+// side: keys as [k0 | k0 | k0 | k1 | k1 | k2], queries as [q0 | q1 | q2 | q0 | q1 | q0]. No tile is filled up but the last.
 template <int N>
 struct Depth {
-  int64_t channels;  // even
-  bool whole;
-  explicit Depth(int64_t c) : channels((c + 1) / 2 * 2), whole(c % kDepth == 0) {}
-  int64_t operator()(int pass) const { return tiles_of((N - pass) * channels, kDepth); }
-  int64_t all() const {  // of a key
-    int64_t sum = 0;
-    for (int pass = 0; pass < (whole ? 1 : N); ++pass) sum += (*this)(pass);
-    return sum;
+  int64_t whole, rest, shared;  // tiles of 32 channels, channels that are left, their tiles
+  explicit Depth(int64_t channels) : whole(channels / kDepth), rest((channels % kDepth + 1) / 2 * 2), shared(tiles_of(kSlots<N> * rest, kDepth)) {
+    if (shared == kSlots<N>) ++whole, rest = shared = 0;
   }
-  int64_t products() const { return whole ? channels / kDepth * N * (N + 1) / 2 : all(); }
+  int64_t tiles() const { return N * whole + shared; }
+  int64_t products() const { return kSlots<N> * whole + shared; }
+  // Where part p of channel c is in a row, and where those of the slots of `part`, of keys or of queries, are.
+  int64_t column(int64_t c, int p) const { return (c / kDepth * N + p) * kDepth + c % kDepth; }
+  template <class Put>
+  void each_slot(int64_t c, bool of_keys, const Put& put) const {
+    int64_t at = whole * N * kDepth + c - whole * kDepth;
+    for (int k = 0; k < N; ++k)
+      for (int q = 0; q < N - k; ++q, at += rest) put(at, of_keys ? k : q);
+  }
 };
 
 struct Workspace {
   uint8_t *keys, *values;  // tiles of the heads of a group
   uint8_t *q, *weights;    // tiles
-  float *out, *partial, *scores, *bias, *turned;
+  float *out, *partial, *scores, *bias;
   uint16_t* rows;
 };
 
@@ -70,21 +77,20 @@ void store_part(uint16_t* to, __m256i numbers, int64_t n) {
 template <int N, class T>
 FASTDIFF_NOINLINE void pack_keys(const T* k, int64_t row, int64_t keys, int64_t channels, uint16_t* parts, uint8_t* to) {
   const Depth<N> depth(channels);
-  const int64_t width = depth.all() * kDepth;
-  for (int64_t i = 0; i < width; i += kDepth) _mm512_storeu_si512(parts + i, _mm512_setzero_si512());
+  for (int64_t i = 0; i < depth.tiles() * kDepth; i += kDepth) _mm512_storeu_si512(parts + i, _mm512_setzero_si512());
   for (int64_t key = 0; key < tiles_of(keys, kSide) * kSide; ++key) {
-    uint8_t* tile = to + key / kSide * depth.all() * kTileBytes + key % kSide * 64;
+    uint8_t* tile = to + key / kSide * depth.tiles() * kTileBytes + key % kSide * 64;
     if (key + 8 < keys) ask_for(k + (key + 8) * row, row, 1, channels);
     for (int64_t c = 0; key < keys && c < channels; c += kSide) {
       const int64_t n = channels - c < kSide ? channels - c : kSide;
       const Parts split_k = split<N, true>(load_up_to(k + key * row + c, n).v);
-      uint16_t* start = parts + c;
-      for (int part = 0; depth.whole && part < N; ++part)
-        store_part(start + part * channels, narrow(split_k.part[part]), n);
-      for (int pass = 0; !depth.whole && pass < N; start += depth(pass) * kDepth, ++pass)
-        for (int copy = 0; copy < N - pass; ++copy) store_part(start + copy * depth.channels, narrow(split_k.part[pass]), n);
+      if (c < depth.whole * kDepth) {
+        for (int p = 0; p < N; ++p) store_part(parts + depth.column(c, p), narrow(split_k.part[p]), n);
+      } else {
+        depth.each_slot(c, true, [&](int64_t at, int p) { store_part(parts + at, narrow(split_k.part[p]), n); });
+      }
     }
-    for (int64_t t = 0; t < depth.all(); ++t)
+    for (int64_t t = 0; t < depth.tiles(); ++t)
       _mm512_store_si512(tile + t * kTileBytes, key < keys ? _mm512_loadu_si512(parts + t * kDepth) : _mm512_setzero_si512());
   }
 }
@@ -125,58 +131,108 @@ FASTDIFF_NOINLINE void pack_queries(const T* q, int64_t row, int64_t count, int6
       transpose(rows);
       for (int64_t i = 0; i < n; i += 2) {
         const Parts even = split<N, true>(rows[i].v), odd = split<N, true>(rows[i + 1].v);
-        for (int p = 0; p < N; ++p)
-          _mm512_store_si512(pair((p * depth.channels + c + i) / 2), pair_lanes(even.part[p], odd.part[p]));
+        __m512i pairs[N];
+        for (int p = 0; p < N; ++p) pairs[p] = pair_lanes(even.part[p], odd.part[p]);
+        if (c < depth.whole * kDepth) {
+          for (int p = 0; p < N; ++p) _mm512_store_si512(pair(depth.column(c + i, p) / 2), pairs[p]);
+        } else {
+          depth.each_slot(c + i, false, [&](int64_t at, int p) { _mm512_store_si512(pair(at / 2), pairs[p]); });
+        }
       }
     }
-    for (int64_t i = N * depth.channels / 2; i < depth(0) * kSide; ++i) _mm512_store_si512(pair(i), _mm512_setzero_si512());
+    for (int64_t c = (channels + 1) / 2 * 2; c < depth.whole * kDepth; c += 2)
+      for (int p = 0; p < N; ++p) _mm512_store_si512(pair(depth.column(c, p) / 2), _mm512_setzero_si512());
+    for (int64_t i = kSlots<N> * depth.rest; i < depth.shared * kDepth; i += 2)
+      _mm512_store_si512(pair((depth.whole * N * kDepth + i) / 2), _mm512_setzero_si512());
   }
 }
 
-// What the vector units do while the matrix unit multiplies: nothing.
-struct Nothing {
-  void some(int64_t) {}
+// What the vector units do while the matrix unit multiplies, for about 64 cycles a time: lines are asked for.
+struct Asking {
+  RowsAhead lines;
+  FASTDIFF_INLINE void some(int64_t = 0) {
+    FASTDIFF_UNROLL_16
+    for (int i = 0; i < 3; ++i) lines.ask();
+  }
 };
 
-// scores[key][query] of 32 keys, or 16, and 32 queries. background.some(n) is called for each product of two parts of a tile.
+// out (+)= the sums in registers 0 and 1, of one tile of rows by two of columns, and those in 2 and 3, of the same.
+inline void store_sums_of_one(float* out, bool fresh) {
+  constexpr int64_t row = kColumns * sizeof(float);
+  alignas(64) float sums[2][kSide * kColumns];
+  FASTDIFF_TILE_STORE(0, sums[0], row);
+  FASTDIFF_TILE_STORE(1, sums[0] + kSide, row);
+  FASTDIFF_TILE_STORE(2, sums[1], row);
+  FASTDIFF_TILE_STORE(3, sums[1] + kSide, row);
+  for (int64_t i = 0; i < kSide * kColumns; i += kLanes) {
+    const F sum = F::load(sums[0] + i) + F::load(sums[1] + i);
+    (fresh ? sum : sum + F::load(out + i)).store(out + i);
+  }
+}
+
+// scores[key][query] of 32 keys and 32 queries. background.some(n) is called for each product of two parts of a tile.
+template <int N, class Background>
+FASTDIFF_INLINE void multiply_queries_of_two(const uint8_t* keys, const uint8_t* q, const Depth<N>& depth, float* scores,
+                                             Background& background, int64_t n) {
+  const uint8_t* lower = keys + depth.tiles() * kTileBytes;
+  zero_sums();
+  for (int64_t t = 0; t < depth.whole * N; t += N)
+    add_products<N, N>(
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(4, keys + (t + part) * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(5, lower + (t + part) * kTileBytes, 64);
+        },
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(6, q + 2 * (t + part) * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(7, q + (2 * (t + part) + 1) * kTileBytes, 64);
+        },
+        [&] { background.some(n); });
+  for (int64_t t = depth.whole * N; t < depth.tiles(); ++t) {
+    FASTDIFF_TILE_LOAD(4, keys + t * kTileBytes, 64);
+    FASTDIFF_TILE_LOAD(6, q + 2 * t * kTileBytes, 64);
+    FASTDIFF_TILE_MULTIPLY(0, 4, 6);
+    FASTDIFF_TILE_LOAD(7, q + (2 * t + 1) * kTileBytes, 64);
+    FASTDIFF_TILE_MULTIPLY(1, 4, 7);
+    FASTDIFF_TILE_LOAD(5, lower + t * kTileBytes, 64);
+    FASTDIFF_TILE_MULTIPLY(2, 5, 6);
+    FASTDIFF_TILE_MULTIPLY(3, 5, 7);
+    background.some(n);
+  }
+  store_sums(scores);
+}
+// The same of 16 keys. Products go to two pairs of sums by turns: an instruction waits for the one before it on its sum.
+template <int N, class Background>
+FASTDIFF_INLINE void multiply_queries_of_one(const uint8_t* keys, const uint8_t* q, const Depth<N>& depth, float* scores,
+                                             Background& background, int64_t n) {
+  zero_sums();
+  int64_t product = 0;
+  const auto add = [&](int64_t of_keys, int64_t of_queries) __attribute__((always_inline)) {
+    if (product++ % 2) {
+      FASTDIFF_TILE_LOAD(4, keys + of_keys * kTileBytes, 64);
+      FASTDIFF_TILE_LOAD(6, q + 2 * of_queries * kTileBytes, 64);
+      FASTDIFF_TILE_MULTIPLY(0, 4, 6);
+      FASTDIFF_TILE_LOAD(7, q + (2 * of_queries + 1) * kTileBytes, 64);
+      FASTDIFF_TILE_MULTIPLY(1, 4, 7);
+    } else {
+      FASTDIFF_TILE_LOAD(5, keys + of_keys * kTileBytes, 64);
+      FASTDIFF_TILE_LOAD(6, q + 2 * of_queries * kTileBytes, 64);
+      FASTDIFF_TILE_MULTIPLY(2, 5, 6);
+      FASTDIFF_TILE_LOAD(7, q + (2 * of_queries + 1) * kTileBytes, 64);
+      FASTDIFF_TILE_MULTIPLY(3, 5, 7);
+    }
+    background.some(n);
+  };
+  for (int64_t t = 0; t < depth.whole * N; t += N)
+    for (int k = N - 1; k >= 0; --k)
+      for (int i = 0; i < N - k; ++i) add(t + k, t + i);
+  for (int64_t t = depth.whole * N; t < depth.tiles(); ++t) add(t, t);
+  store_sums_of_one(scores, true);
+}
 template <int N, class Background>
 FASTDIFF_INLINE void multiply_queries(const uint8_t* keys, bool both, const uint8_t* q, const Depth<N>& depth, float* scores,
                                       Background& background, int64_t n) {
-  const uint8_t* lower = both ? keys + depth.all() * kTileBytes : keys;
-  zero_sums();
-  if (depth.whole) {
-    const int64_t tiles = depth.channels / kDepth;
-    for (int64_t t = 0; t < tiles; ++t)
-      add_products<N, N>(
-          [&](int part) {
-            FASTDIFF_TILE_LOAD(4, keys + (part * tiles + t) * kTileBytes, 64);
-            FASTDIFF_TILE_LOAD(5, lower + (part * tiles + t) * kTileBytes, 64);
-          },
-          [&](int part) {
-            FASTDIFF_TILE_LOAD(6, q + 2 * (part * tiles + t) * kTileBytes, 64);
-            FASTDIFF_TILE_LOAD(7, q + (2 * (part * tiles + t) + 1) * kTileBytes, 64);
-          },
-          [&] { background.some(n); });
-  } else {
-    for (int pass = 0; pass < N; ++pass)
-      for (int64_t t = 0; t < depth(pass); ++t, keys += kTileBytes, lower += kTileBytes) {
-        FASTDIFF_TILE_LOAD(4, keys, 64);
-        FASTDIFF_TILE_LOAD(6, q + 2 * t * kTileBytes, 64);
-        FASTDIFF_TILE_LOAD(7, q + (2 * t + 1) * kTileBytes, 64);
-        FASTDIFF_TILE_MULTIPLY(0, 4, 6);
-        FASTDIFF_TILE_MULTIPLY(1, 4, 7);
-        if (both) {
-          FASTDIFF_TILE_LOAD(5, lower, 64);
-          FASTDIFF_TILE_MULTIPLY(2, 5, 6);
-          FASTDIFF_TILE_MULTIPLY(3, 5, 7);
-        }
-        background.some(n);
-      }
-  }
-  if (both) return store_sums(scores);
-  constexpr int64_t row = kColumns * sizeof(float);
-  FASTDIFF_TILE_STORE(0, scores, row);
-  FASTDIFF_TILE_STORE(1, scores + kSide, row);
+  both ? multiply_queries_of_two<N>(keys, q, depth, scores, background, n)
+       : multiply_queries_of_one<N>(keys, q, depth, scores, background, n);
 }
 
 // partial[channel][query] += of two tiles of channels and 32 queries, over `steps` of 32 keys; or = where it is fresh.
@@ -184,7 +240,8 @@ FASTDIFF_INLINE void multiply_queries(const uint8_t* keys, bool both, const uint
 #define FASTDIFF_WEIGHTS(part, side) (weights + ((s * W + (part)) * 2 + (side)) * kTileBytes)
 template <int N, int W>
 FASTDIFF_NOINLINE void multiply_values_of_two(const uint8_t* values, int64_t stride, const uint8_t* weights, int64_t steps,
-                                              bool fresh, float* partial) {
+                                              bool fresh, float* partial, Asking* ahead) {
+  Asking asking = *ahead;
   fresh ? zero_sums() : load_sums(partial);
   for (int64_t s = 0; s < steps; ++s)
     add_products<N, W>(
@@ -196,14 +253,16 @@ FASTDIFF_NOINLINE void multiply_values_of_two(const uint8_t* values, int64_t str
           FASTDIFF_TILE_LOAD(6, FASTDIFF_WEIGHTS(part, 0), 64);
           FASTDIFF_TILE_LOAD(7, FASTDIFF_WEIGHTS(part, 1), 64);
         },
-        [] {});
+        [&] { asking.some(); });
   store_sums(partial);
+  *ahead = asking;
 }
 // The same of one tile of channels. Steps go to two pairs of sums by turns: an instruction waits for the one before it on its sum.
 template <int N, int W>
 FASTDIFF_NOINLINE void multiply_values_of_one(const uint8_t* values, const uint8_t* weights, int64_t steps, bool fresh,
-                                              float* partial) {
-  constexpr int64_t row = kColumns * sizeof(float), stride = 0;
+                                              float* partial, Asking* ahead) {
+  Asking asking = *ahead;
+  constexpr int64_t stride = 0;
   zero_sums();
   for (int64_t s = 0; s < steps; ++s)
     for (int w = W - 1; w >= 0; --w)
@@ -221,16 +280,10 @@ FASTDIFF_NOINLINE void multiply_values_of_one(const uint8_t* values, const uint8
           FASTDIFF_TILE_MULTIPLY(2, 5, 6);
           FASTDIFF_TILE_MULTIPLY(3, 5, 7);
         }
+        asking.some();
       }
-  alignas(64) float sums[2][kSide * kColumns];
-  FASTDIFF_TILE_STORE(0, sums[0], row);
-  FASTDIFF_TILE_STORE(1, sums[0] + kSide, row);
-  FASTDIFF_TILE_STORE(2, sums[1], row);
-  FASTDIFF_TILE_STORE(3, sums[1] + kSide, row);
-  for (int64_t i = 0; i < kSide * kColumns; i += kLanes) {
-    const F sum = F::load(sums[0] + i) + F::load(sums[1] + i);
-    (fresh ? sum : sum + F::load(partial + i)).store(partial + i);
-  }
+  *ahead = asking;
+  store_sums_of_one(partial, fresh);
 }
 #undef FASTDIFF_VALUES
 #undef FASTDIFF_WEIGHTS
@@ -254,8 +307,10 @@ struct Weigher {
   uint8_t* weights;
   int64_t next, end, keys;  // the next key; where those stop whose scores are there; where all stop
   F factor, from[2], sums[2];
+  Asking* asking;
 
-  Weigher(const float* s, uint8_t* w, int64_t k, F f, const F* reference) : scores(s), weights(w), next(0), end(0), keys(k), factor(f) {
+  Weigher(const float* s, uint8_t* w, int64_t k, F f, const F* reference, Asking* a)
+      : scores(s), weights(w), next(0), end(0), keys(k), factor(f), asking(a) {
     for (int c = 0; c < 2; ++c) {
       from[c] = masked ? reference[c] : F::broadcast(0) - reference[c];
       sums[c] = F::broadcast(0);
@@ -271,6 +326,7 @@ struct Weigher {
     for (int p = 0; p < W; ++p) _mm512_store_si512(to + p * 2 * kTileBytes, pair_lanes(a.part[p], b.part[p]));
   }
   FASTDIFF_INLINE void some(int64_t pairs) {
+    asking->some();
     for (; pairs > 0 && next + 2 <= end; --pairs, next += 2) {
       FASTDIFF_UNROLL_2
       for (int c = 0; c < 2; ++c) {
@@ -321,13 +377,12 @@ constexpr float kMargin = 1.1e9f;  // 2^30
 // Of a block of keys; with a mask, times the scale and with the mask added.
 template <class T, bool masked>
 void all_scores(const Attention& op, int64_t b, int64_t h, int64_t key, int64_t count, const uint8_t* keys, const Workspace& space,
-                const Column& column) {
+                const Column& column, Asking* results) {
   constexpr int N = Count<T>::numbers;
   const Depth<N> depth(op.channels);
-  Nothing nothing;
   for (int64_t j = 0; j < count; j += kColumns)
-    multiply_queries<N>(keys + (key + j) / kSide * depth.all() * kTileBytes, count - j > kSide, column.q, depth,
-                        space.scores + j * kColumns, nothing, 0);
+    multiply_queries<N>(keys + (key + j) / kSide * depth.tiles() * kTileBytes, count - j > kSide, column.q, depth,
+                        space.scores + j * kColumns, *results, 0);
   if (!masked) return;
   load_bias<2, T>(op, b, h, column.query, column.count, key, count, space.bias);
   for (int64_t i = 0; i < count * kColumns; i += kLanes)
@@ -336,24 +391,23 @@ void all_scores(const Attention& op, int64_t b, int64_t h, int64_t key, int64_t 
 
 template <class T, bool masked>
 void run_block(const Attention& op, int64_t b, int64_t h, int64_t key, const uint8_t* keys, const uint8_t* values,
-               const Workspace& space, Column& column) {
+               const Workspace& space, Column& column, Asking* results, Asking* queries) {
   constexpr int N = Count<T>::numbers, W = Count<T>::weights;
   const Depth<N> depth(op.channels);
   const int64_t count = op.keys - key < kKeys ? op.keys - key : kKeys;
   const F factor = F::broadcast(masked ? op.scale : op.scale * kLog2E);
-  const auto tiles_at = [&](int64_t j) { return keys + (key + j) / kSide * depth.all() * kTileBytes; };
+  const auto tiles_at = [&](int64_t j) { return keys + (key + j) / kSide * depth.tiles() * kTileBytes; };
   const auto weigh_again = [&](F* sums) {
-    Weigher<masked, W> weigher(space.scores, space.weights, count, factor, column.reference);
+    Weigher<masked, W> weigher(space.scores, space.weights, count, factor, column.reference, results);
     weigher.rest();
     sums[0] = weigher.sums[0], sums[1] = weigher.sums[1];
   };
   F sums[2];
   bool larger = masked;
   if (!masked) {  // the reference comes from the first 32 keys, and the weights of 32 keys are computed while the next are multiplied
-    Nothing nothing;
-    multiply_queries<N>(tiles_at(0), count > kSide, column.q, depth, space.scores, nothing, 0);
+    multiply_queries<N>(tiles_at(0), count > kSide, column.q, depth, space.scores, *results, 0);
     if (key == 0) add_maxima<masked>(space.scores, count < kColumns ? count : kColumns, factor, column.reference);
-    Weigher<masked, W> weigher(space.scores, space.weights, count, factor, column.reference);
+    Weigher<masked, W> weigher(space.scores, space.weights, count, factor, column.reference, results);
     const int64_t pairs = tiles_of(kColumns / 2, depth.products());
     for (int64_t j = kColumns; j < count; j += kColumns) {
       weigher.end = j;
@@ -363,7 +417,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t key, const uin
     sums[0] = weigher.sums[0], sums[1] = weigher.sums[1];
     larger = max(sums[0]) > kMargin || max(sums[1]) > kMargin;
   } else {
-    all_scores<T, masked>(op, b, h, key, count, keys, space, column);
+    all_scores<T, masked>(op, b, h, key, count, keys, space, column, results);
   }
   if (larger) {
     F decay[2];
@@ -383,21 +437,22 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t key, const uin
   values += key / kDepth * N * kTileBytes;
   int64_t c = 0;
   for (; c + kSide < op.value_channels; c += 2 * kSide, values += 2 * stride)
-    multiply_values_of_two<N, W>(values, stride, space.weights, steps, fresh, column.partial + c * kColumns);
-  if (c < op.value_channels) multiply_values_of_one<N, W>(values, space.weights, steps, fresh, column.partial + c * kColumns);
+    multiply_values_of_two<N, W>(values, stride, space.weights, steps, fresh, column.partial + c * kColumns, queries);
+  if (c < op.value_channels) multiply_values_of_one<N, W>(values, space.weights, steps, fresh, column.partial + c * kColumns, queries);
   column.pending += count;
   if (column.pending >= kChunk && key + count < op.keys) add_partial(column, op.value_channels, nullptr);
 }
 
 template <class T, bool masked>
-FASTDIFF_NOINLINE void finish(const Attention& op, int64_t b, int64_t h, const uint8_t* keys, const Workspace& space, Column& column) {
+FASTDIFF_NOINLINE void finish(const Attention& op, int64_t b, int64_t h, const uint8_t* keys, const Workspace& space, Column& column,
+                              Asking* results) {
   if (column.summed || !column.pending) add_partial(column, op.value_channels, nullptr);
   float total[kColumns], top[kColumns], inverse[kColumns];
   for (int c = 0; c < 2; ++c) column.total[c].store(total + c * kLanes), column.reference[c].store(top + c * kLanes);
   for (int64_t i = 0; i < kColumns; ++i) inverse[i] = total[i] == 0 ? 0.0f : 1.0f / total[i];
   const F factor[2] = {F::load(inverse), F::load(inverse + kLanes)};
   T* out = const_cast<T*>(head_of<T>(op.out, b, h)) + column.query * op.out.row;
-  turn_out<2>(column.summed ? column.out : column.partial, op.value_channels, column.count, factor, space.turned, out, op.out.row);
+  turn_out<2>(column.summed ? column.out : column.partial, op.value_channels, column.count, factor, out, op.out.row);
   const int64_t row = (b * op.heads + h) * op.queries + column.query;
   if (op.lse)
     for (int64_t i = 0; i < column.count; ++i)
@@ -405,11 +460,11 @@ FASTDIFF_NOINLINE void finish(const Attention& op, int64_t b, int64_t h, const u
   if (!op.maps) return;
   for (int64_t key = 0; key < op.keys; key += kKeys) {  // the scores once more, now that the denominators are known
     const int64_t count = op.keys - key < kKeys ? op.keys - key : kKeys;
-    all_scores<T, masked>(op, b, h, key, count, keys, space, column);
-    const Weigher<masked, 1> weigher(space.scores, nullptr, count, F::broadcast(op.scale * kLog2E), column.reference);
+    all_scores<T, masked>(op, b, h, key, count, keys, space, column, results);
+    const Weigher<masked, 1> weigher(space.scores, nullptr, count, F::broadcast(op.scale * kLog2E), column.reference, results);
     for (int64_t j = 0; j < count; ++j)
       for (int c = 0; c < 2; ++c) weigher.weight(j, c).store(space.scores + (2 * j + c) * kLanes);
-    turn_out<2>(space.scores, count, column.count, factor, space.turned, static_cast<T*>(op.maps) + row * op.keys + key, op.keys);
+    turn_out<2>(space.scores, count, column.count, factor, static_cast<T*>(op.maps) + row * op.keys + key, op.keys);
   }
 }
 
@@ -432,58 +487,62 @@ void run(const Attention& op, int64_t begin, int64_t end) {
   const TileRegisters registers;
   const Division division(op);
   const Depth<N> depth(op.channels);
-  const int64_t key_bytes = tiles_of(op.keys, kSide) * depth.all() * kTileBytes;
+  const int64_t key_bytes = tiles_of(op.keys, kSide) * depth.tiles() * kTileBytes;
   const int64_t value_tiles = tiles_of(op.value_channels, kSide);
   const int64_t value_bytes = value_tiles * tiles_of(op.keys, kDepth) * N * kTileBytes;
-  const int64_t q_bytes = depth(0) * 2 * kTileBytes, out_size = value_tiles * kSide * kColumns;
+  const int64_t q_bytes = depth.tiles() * 2 * kTileBytes, out_size = value_tiles * kSide * kColumns;
   const int64_t columns = division.queries / kColumns;
-  const int64_t row_bytes = depth.all() * 64;
+  const int64_t row_bytes = depth.tiles() * 64;
 
   const int64_t sizes[] = {division.heads * key_bytes, division.heads * value_bytes, columns * q_bytes,
                            kKeys / kDepth * W * 2 * kTileBytes, columns * out_size * 4, columns * out_size * 4,
-                           kKeys * kColumns * 4, masked ? kKeys * kColumns * 4 : 0,
-                           (out_size > kKeys * kColumns ? out_size : kKeys * kColumns) * 4, row_bytes};
+                           kKeys * kColumns * 4, masked ? kKeys * kColumns * 4 : 0, row_bytes};
   int64_t bytes = 0;
   for (const int64_t size : sizes) bytes += size;
   uint8_t* memory = static_cast<uint8_t*>(scratch(bytes));
-  uint8_t* parts[10];
-  for (int i = 0; i < 10; ++i) parts[i] = memory, memory += sizes[i];
+  uint8_t* parts[9];
+  for (int i = 0; i < 9; ++i) parts[i] = memory, memory += sizes[i];
   Workspace space = {parts[0], parts[1], parts[2], parts[3], reinterpret_cast<float*>(parts[4]), reinterpret_cast<float*>(parts[5]),
-                     reinterpret_cast<float*>(parts[6]), reinterpret_cast<float*>(parts[7]), reinterpret_cast<float*>(parts[8]),
-                     reinterpret_cast<uint16_t*>(parts[9])};
+                     reinterpret_cast<float*>(parts[6]), reinterpret_cast<float*>(parts[7]), reinterpret_cast<uint16_t*>(parts[8])};
 
+  struct Place {
+    int64_t group, slot, b, h, query, count;
+  };
+  const auto place = [&](int64_t unit) {
+    const int64_t inside = unit % (division.blocks * division.heads), query = inside / division.heads * division.queries;
+    const int64_t group = unit / (division.blocks * division.heads), slot = inside % division.heads;
+    const int64_t head = group * division.heads + slot, left = op.queries - query;
+    return Place{group, slot, head / op.heads, head % op.heads, query, left < division.queries ? left : division.queries};
+  };
   int64_t loaded = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit / (division.blocks * division.heads), inside = unit % (division.blocks * division.heads);
-    const int64_t b = group * division.heads / op.heads, start = group * division.heads % op.heads;
-    const int64_t slot = inside % division.heads, h = start + slot, query = inside / division.heads * division.queries;
-    if (group != loaded)
+    const Place here = place(unit), next = place(unit + 1 < end ? unit + 1 : unit);
+    if (here.group != loaded)
       for (int64_t i = 0; i < division.heads; ++i) {
-        pack_keys<N>(head_of<T>(op.k, b, start + i), op.k.row, op.keys, op.channels, space.rows, space.keys + i * key_bytes);
-        pack_values<N>(head_of<T>(op.v, b, start + i), op.v.row, op.keys, op.value_channels, space.values + i * value_bytes);
+        const int64_t h = here.h - here.slot + i;
+        pack_keys<N>(head_of<T>(op.k, here.b, h), op.k.row, op.keys, op.channels, space.rows, space.keys + i * key_bytes);
+        pack_values<N>(head_of<T>(op.v, here.b, h), op.v.row, op.keys, op.value_channels, space.values + i * value_bytes);
       }
-    loaded = group;
+    loaded = here.group;
+    Asking results = {ahead_of<T>(op.out, here.b, here.h, here.query, here.count, op.value_channels)};
+    Asking queries = {ahead_of<T>(op.q, next.b, next.h, next.query, next.count, op.channels)};
     Column column[kMostQueries / kColumns];
     int64_t used = 0;
-    for (; used < columns && query + used * kColumns < op.queries; ++used) {
+    for (; used * kColumns < here.count; ++used) {
       Column& c = column[used];
       for (int i = 0; i < 2; ++i) c.reference[i] = F::broadcast(kLowest), c.total[i] = F::broadcast(0);
       c.q = space.q + used * q_bytes;
       c.out = space.out + used * out_size, c.partial = space.partial + used * out_size;
-      c.query = query + used * kColumns;
+      c.query = here.query + used * kColumns;
       c.count = op.queries - c.query < kColumns ? op.queries - c.query : kColumns;
       c.pending = 0, c.summed = false;
-      const bool last = used + 1 == columns || c.query + kColumns >= op.queries;
-      const int64_t next_h = !last ? h : slot + 1 < division.heads ? h + 1 : start;
-      const int64_t next = !last || slot + 1 == division.heads ? c.query + kColumns : query;
-      ask_for(head_of<T>(op.q, b, next_h) + next * op.q.row, op.q.row, kColumns, op.channels);
-      pack_queries<N>(head_of<T>(op.q, b, h) + c.query * op.q.row, op.q.row, c.count, op.channels, c.q);
-      ask_for(head_of<T>(op.out, b, h) + c.query * op.out.row, op.out.row, c.count, op.value_channels);
+      pack_queries<N>(head_of<T>(op.q, here.b, here.h) + c.query * op.q.row, op.q.row, c.count, op.channels, c.q);
     }
-    const uint8_t *keys = space.keys + slot * key_bytes, *values = space.values + slot * value_bytes;
+    const uint8_t *keys = space.keys + here.slot * key_bytes, *values = space.values + here.slot * value_bytes;
     for (int64_t key = 0; key < op.keys; key += kKeys)
-      for (int64_t i = 0; i < used; ++i) run_block<T, masked>(op, b, h, key, keys, values, space, column[i]);
-    for (int64_t i = 0; i < used; ++i) finish<T, masked>(op, b, h, keys, space, column[i]);
+      for (int64_t i = 0; i < used; ++i)
+        run_block<T, masked>(op, here.b, here.h, key, keys, values, space, column[i], &results, &queries);
+    for (int64_t i = 0; i < used; ++i) finish<T, masked>(op, here.b, here.h, keys, space, column[i], &results);
   }
 }
 

@@ -24,6 +24,12 @@ void ask_for(const T* data, int64_t row, int64_t rows, int64_t size) {
     for (int64_t c = 0; c < size + kLine - 1; c += kLine) prefetch_line(data + i * row + c);
 }
 
+template <class T>
+RowsAhead ahead_of(const Heads& heads, int64_t b, int64_t h, int64_t row, int64_t rows, int64_t size) {
+  constexpr int64_t kBytes = static_cast<int64_t>(sizeof(T));
+  return RowsAhead(head_of<T>(heads, b, h) + row * heads.row, heads.row * kBytes, rows, size * kBytes);
+}
+
 // What is added to the scores of keys [first, first + keys) of the queries of a block: bias[key][lane].
 template <int C, class T>
 void load_bias(const Attention& op, int64_t b, int64_t h, int64_t query, int64_t count, int64_t first, int64_t keys,

@@ -83,26 +83,25 @@ inline void turn_in(int64_t size, int64_t count, float* to, const Load& load_row
     }
 }
 
-// row(lane)[c] = factor[lane] * from[c * kLanes * C + lane] for c in [0, size) and the first `count` lanes. By way of `turned`,
-// so that a row, which may have a page of its own, is written at once.
+// row(lane)[c] = factor[lane] * from[c * kLanes * C + lane] for c in [0, size) and the first `count` lanes.
 template <int C, class T>
-inline void turn_out(const float* from, int64_t size, int64_t count, const F* factor, float* turned, T* to, int64_t row) {
-  const int64_t width = (size + kLanes - 1) / kLanes * kLanes;
+inline void turn_out(const float* from, int64_t size, int64_t count, const F* factor, T* to, int64_t row) {
   F rows[kLanes];
   for (int64_t part = 0; part < count; part += kLanes)
     for (int64_t c = 0; c < size; c += kLanes) {
-      const int64_t n = size - c < kLanes ? size - c : kLanes;
+      const int64_t n = size - c < kLanes ? size - c : kLanes, left = count - part < kLanes ? count - part : kLanes;
       const float* p = from + c * C * kLanes + part;
+      T* start = to + part * row + c;
       for (int64_t i = 0; i < n; ++i) rows[i] = F::load(p + i * C * kLanes) * factor[part / kLanes];
       for (int64_t i = n; i < kLanes; ++i) rows[i] = F::broadcast(0);
       transpose(rows);
-      for (int64_t i = 0; i < kLanes; ++i) rows[i].store(turned + (part + i) * width + c);
+      if (n == kLanes && left == kLanes) {
+        FASTDIFF_UNROLL_16
+        for (int64_t i = 0; i < kLanes; ++i) store(start + i * row, rows[i]);
+      } else {
+        for (int64_t i = 0; i < left; ++i) n == kLanes ? store(start + i * row, rows[i]) : store_some(start + i * row, rows[i], n);
+      }
     }
-  const int64_t whole = size / kLanes * kLanes;
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t c = 0; c < whole; c += kLanes) store(to + i * row + c, F::load(turned + i * width + c));
-    if (whole < size) store_some(to + i * row + whole, F::load(turned + i * width + whole), size - whole);
-  }
 }
 
 // ---- products --------------------------------------------------------------------------------------------------------
@@ -118,10 +117,36 @@ template <int C>
 constexpr int kRows = C == 2 ? 6 : 4;
 #endif
 
+// Rows that will be read or written before long, in bytes. Their lines are asked for one after the other while products are computed:
+// all at once they would wait for each other, and the processor for them.
+class RowsAhead {
+ public:
+  RowsAhead() = default;
+  RowsAhead(const void* data, int64_t row, int64_t rows, int64_t size)
+      : line_(rows > 0 ? line_of(data) : nullptr), last_(rows > 0 ? static_cast<const char*>(data) + size - 1 : nullptr), row_(row),
+        size_(size), rows_(rows) {}
+  FASTDIFF_INLINE void ask() {
+    if (line_ <= last_) {
+      prefetch_line(line_);
+      line_ += 64;
+    } else if (rows_ > 1) {
+      --rows_;
+      last_ += row_;
+      line_ = line_of(last_ - size_ + 1);
+    }
+  }
+
+ private:
+  static const char* line_of(const void* p) { return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) & ~uintptr_t{63}); }
+  const char *line_ = nullptr, *last_ = nullptr;
+  int64_t row_ = 0, size_ = 0, rows_ = 0;
+};
+
 // out[r][column] = start[column] + sum over i of a[r][i] * b[i][column], where a has rows of `row` numbers.
 template <int R, int C>
 FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* start,
-                                       float* out) {
+                                       float* out, RowsAhead* ahead) {
+  RowsAhead lines = *ahead;
   for (; tiles > 0; --tiles, a += R * row, out += R * C * kLanes) {
     F sums[R][C];
     FASTDIFF_UNROLL_16
@@ -129,6 +154,7 @@ FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t ro
       for (int c = 0; c < C; ++c) sums[r][c] = start[c];
     FASTDIFF_UNROLL_2
     for (int64_t i = 0; i < size; ++i) {
+      lines.ask();
       F columns[C];
       FASTDIFF_UNROLL_16
       for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
@@ -143,13 +169,15 @@ FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t ro
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) sums[r][c].store(out + (r * C + c) * kLanes);
   }
+  *ahead = lines;
 }
 
 // out[r][column] = factor[column] * out[r][column] + sum over i of a[i][r] * b[i][column]; the sum alone where factor is null. The
 // sum begins at 0, so that the error of many calls grows with their number and with the length of one, not with the product of both.
 template <int R, int C>
 FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size,
-                                          const F* factor, float* out) {
+                                          const F* factor, float* out, RowsAhead* ahead) {
+  RowsAhead lines = *ahead;
   for (; tiles > 0; --tiles, a += R, out += R * C * kLanes) {
     F sums[R][C];
     FASTDIFF_UNROLL_16
@@ -159,6 +187,7 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
     for (int64_t i = 0; i < size; ++i) {
       prefetch_line(a + (i + 6) * row);
       prefetch_line(a + (i + 6) * row + R - 1);
+      lines.ask();
       F columns[C];
       FASTDIFF_UNROLL_16
       for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
@@ -176,9 +205,11 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
         (factor ? fma(F::load(to), factor[c], sums[r][c]) : sums[r][c]).store(to);
       }
   }
+  *ahead = lines;
 }
 
-using Product = void (*)(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* columns, float* out);
+using Product = void (*)(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* columns, float* out,
+                         RowsAhead* ahead);
 template <int C>
 struct Products {
   Product of_rows[kRows<C> + 1] = {}, of_columns[kRows<C> + 1] = {};  // by the number of rows of the result
