@@ -99,10 +99,24 @@ bool streams(fastdiff::Type type, int64_t size) {
   return size * (type == fastdiff::Type::float32 ? 4 : 2) >= int64_t{96} << 20;
 }
 
+// A tuple of so many whole numbers. pybind11's own conversion takes ten times as long, longer than a small kernel.
+template <size_t size>
+std::array<int64_t, size> numbers(const py::tuple& t) {
+  if (t.size() != size) throw py::type_error("expected a tuple of " + std::to_string(size));
+  std::array<int64_t, size> result;
+  for (size_t i = 0; i < size; ++i) {
+    result[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(t.ptr(), static_cast<Py_ssize_t>(i)));
+    if (result[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+  }
+  return result;
+}
+const void* address_of(int64_t number) { return reinterpret_cast<const void*>(static_cast<uintptr_t>(number)); }
+
 // (address or 0, stride of a batch, stride of a row)
-using RowsArgument = std::tuple<uintptr_t, int64_t, int64_t>;
+using RowsArgument = py::tuple;
 fastdiff::Rows rows_of(const RowsArgument& r) {
-  return {reinterpret_cast<const void*>(std::get<0>(r)), std::get<1>(r), std::get<2>(r)};
+  const auto [data, batch, row] = numbers<3>(r);
+  return {address_of(data), batch, row};
 }
 
 // A kernel over its units, on threads.
@@ -236,9 +250,10 @@ py::object pool_tensor(const std::vector<int64_t>& shape, const std::vector<int6
 }
 
 // (address or 0, strides of a batch, a head and a row)
-using HeadsArgument = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+using HeadsArgument = py::tuple;
 fastdiff::Heads heads_of(const HeadsArgument& h) {
-  return {reinterpret_cast<const void*>(std::get<0>(h)), std::get<1>(h), std::get<2>(h), std::get<3>(h)};
+  const auto [data, batch, head, row] = numbers<4>(h);
+  return {address_of(data), batch, head, row};
 }
 
 fastdiff::Mask mask_of(const std::string& name) {

@@ -35,14 +35,15 @@ _INTERFERING = ~_mask("BackendSelect", "ADInplaceOrView")
 
 def is_trivial(tensors: Sequence[Tensor | None]) -> bool:
     """Whether torch's dispatcher would only call the CPU kernel: nobody traces, transforms or observes the call, the
-    tensors are ordinary ones, and no gradient is wanted."""
-    if _included_keys().raw_repr() & _INTERFERING or _has_torch_function(tensors) or _profiler_enabled():
-        return False  # as in is_watched
+    tensors are ordinary ones, and no gradient is wanted, backward or forward."""
+    if forward_ad._current_level >= 0:
+        return False
     grad = _is_grad_enabled()
     for tensor in tensors:
-        if tensor is not None and (_keys_of(tensor).raw_repr() & _UNUSUAL or (grad and tensor.requires_grad)):
+        if tensor is not None and ((grad and tensor.requires_grad) or _keys_of(tensor).raw_repr() & _UNUSUAL):
             return False
-    return True
+    # as in is_watched
+    return not (_included_keys().raw_repr() & _INTERFERING or _has_torch_function(tensors) or _profiler_enabled())
 
 
 def only_wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
@@ -55,7 +56,11 @@ def only_wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
 
 def wants_gradient(values: Sequence[object]) -> bool:
     """Whether a gradient is wanted for one of the tensors among these."""
-    return _is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+    if _is_grad_enabled():
+        for value in values:  # any() with a generator takes twice as long
+            if value is not None and isinstance(value, Tensor) and value.requires_grad:
+                return True
+    return False
 
 
 def is_watched(tensors: Sequence[Tensor | None] = ()) -> bool:

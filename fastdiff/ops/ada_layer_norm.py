@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,15 @@ from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.memory import empty_like
 from fastdiff.native import core
 from fastdiff.ops import on_triton
-from fastdiff.ops.registration import TYPES, check_tensor, empty_gradients, register, through_reference
+from fastdiff.ops.registration import (
+    TYPES,
+    check_tensor,
+    empty_gradients,
+    is_direct,
+    is_left_to_torch,
+    register,
+    through_reference,
+)
 
 
 def ada_layer_norm(
@@ -35,7 +45,12 @@ def ada_layer_norm(
     """
     arguments = (x, scale, shift, weight, bias, eps, gate, residual)
     _check(*arguments)
-    slower, on_gpu = faster_in_torch(*arguments), lambda: supports_triton(*arguments)
+    if is_direct(x, (x, scale, shift, weight, bias, gate, residual)):
+        return _kernel(*arguments)
+    slower = faster_in_torch(*arguments)
+    if is_left_to_torch(x, slower):
+        return reference(*arguments)
+    on_gpu = functools.partial(supports_triton, *arguments)
     if pick(supports(*arguments), slower, triton=on_gpu, op="ada_layer_norm") == "reference":
         return reference(*arguments)
     return _call(*arguments)

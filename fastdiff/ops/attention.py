@@ -14,7 +14,7 @@ from fastdiff.dispatch import transformed
 from fastdiff.memory import empty
 from fastdiff.native import core
 from fastdiff.ops import on_triton
-from fastdiff.ops.registration import TYPES, check_tensor, register
+from fastdiff.ops.registration import TYPES, check_tensor, is_direct, register
 
 
 @overload
@@ -60,8 +60,14 @@ def attention(
     """
     _check(q, k, v, mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    slower, on_gpu = faster_in_torch(q, k, v), lambda: supports_triton(q, k, v, mask)
-    if pick(supports(q, k, v, mask), slower, triton=on_gpu, op="attention") == "reference":
+    slower = faster_in_torch(q, k, v)
+    if slower is None and is_direct(q, (q, k, v, mask)):
+        out, _, maps = _kernel(q, k, v, mask, scale, return_maps, False)
+        return (out, maps) if return_maps else out
+    if (
+        pick(supports(q, k, v, mask), slower, triton=lambda: supports_triton(q, k, v, mask), op="attention")
+        == "reference"
+    ):
         return reference(q, k, v, mask, scale, return_maps)
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     out, _, maps = _call(q, k, v, mask, scale, return_maps, differentiable)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +15,15 @@ from fastdiff.errors import unknown
 from fastdiff.memory import empty_like
 from fastdiff.native import core
 from fastdiff.ops import on_triton
-from fastdiff.ops.registration import TYPES, check_tensor, empty_gradients, register, through_reference
+from fastdiff.ops.registration import (
+    TYPES,
+    check_tensor,
+    empty_gradients,
+    is_direct,
+    is_left_to_torch,
+    register,
+    through_reference,
+)
 
 _ACTIVATIONS = ("silu", "none")
 
@@ -41,7 +51,12 @@ def group_norm_silu(
     activation = activation or "none"
     arguments = (x, num_groups, weight, bias, eps, scale, shift, activation)
     _check(*arguments)
-    slower, on_gpu = faster_in_torch(*arguments), lambda: supports_triton(*arguments)
+    if is_direct(x, (x, weight, bias, scale, shift)):
+        return _kernel(*arguments)
+    slower = faster_in_torch(*arguments)
+    if is_left_to_torch(x, slower):
+        return reference(*arguments)
+    on_gpu = functools.partial(supports_triton, *arguments)
     if pick(supports(*arguments), slower, triton=on_gpu, op="group_norm_silu") == "reference":
         return reference(*arguments)
     return _call(*arguments)

@@ -18,11 +18,29 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "f
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 
 
+def is_direct(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call with these tensors, x among them, needs the compiled kernel and nothing else: they are ordinary
+    ones on the CPU, of a type that kernels take, and no gradient is wanted."""
+    return (
+        not torch.compiler.is_compiling()
+        and backends.current() in ("auto", "cpu")
+        and x.dtype in TYPES
+        and dispatch.is_trivial(tensors)
+    )
+
+
+def is_left_to_torch(x: Tensor, slower: str | None) -> bool:
+    """Whether torch computes what an operator is given: its kernel would take x, on the CPU, but is slower."""
+    return slower is not None and x.is_cpu and backends.current() == "auto"
+
+
 def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> None:
     """Whether a tensor that goes with x has one of `shapes`, and x's device and dtype.
 
     Raises ValueError or TypeError that names the tensor, what was given and what was expected.
     """
+    if tensor.shape in shapes and tensor.dtype is x.dtype and tensor.is_cpu and x.is_cpu:
+        return  # as nearly always, and quickly
     if tensor.shape not in shapes:
         wanted = " or ".join(map(str, dict.fromkeys(map(tuple, shapes))))
         raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {wanted} for x of {tuple(x.shape)}")

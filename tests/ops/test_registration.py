@@ -11,6 +11,7 @@ import fastdiff
 from fastdiff.dispatch import is_trivial
 from fastdiff.ops import ada_layer_norm, linear_combine
 from fastdiff.ops.ada_layer_norm import reference
+from fastdiff.ops.registration import is_direct
 
 
 class Subclass(torch.Tensor):
@@ -41,6 +42,17 @@ def test_ordinary_tensors_need_no_dispatch(tensors):
         assert ada_layer_norm(x, parameter, shift).is_inference()
     with torch.autocast("cpu"):
         assert is_trivial((x, scale))
+
+
+@pytest.mark.parametrize(("backend", "direct"), [("auto", True), ("cpu", True), ("reference", False)])
+def test_the_short_way_is_taken_where_the_kernel_would_run(tensors, backend, direct):
+    x, *rest = tensors
+    with fastdiff.use(backend):
+        assert is_direct(x, (x, *rest, None)) == direct
+        assert not is_direct(x.double(), [t.double() for t in tensors])
+        assert not is_direct(x, (x, rest[0].requires_grad_()))
+        with torch.no_grad():
+            assert is_direct(x, (x, rest[0])) == direct
 
 
 def test_fake_tensors(tensors):
