@@ -112,10 +112,10 @@ def faster_in_torch(
     None."""
     if not wants_gradient((x, scale, shift, weight, bias, gate, residual)):
         return None
-    if not _same_for_rows(scale, shift, gate):
-        return "a gradient is wanted, and scale, shift or gate differ from row to row, for which it has no kernel"
     if x.numel() < _FEW:
         return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
+    if not _same_for_rows(scale, shift, gate):
+        return "a gradient is wanted, and scale, shift or gate differ from row to row, for which it has no kernel"
     return None
 
 
