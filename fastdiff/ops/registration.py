@@ -23,9 +23,9 @@ def is_direct(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
     ones on the CPU, of a type that kernels take, and no gradient is wanted."""
     return (
         not torch.compiler.is_compiling()
-        and backends.current() in ("auto", "cpu")
+        and dispatch.is_trivial(tensors)  # at once where a gradient is wanted
         and x.dtype in TYPES
-        and dispatch.is_trivial(tensors)
+        and backends.current() in ("auto", "cpu")
     )
 
 
