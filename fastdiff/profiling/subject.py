@@ -136,7 +136,12 @@ def _bundled(name: str) -> Subject:
         decode=getattr(model, "decode", None),
         guidance=_GUIDANCE.get(name, 1.0),
         features="emoji",
-        about={"parameters": info.card.get("parameters"), "classes": list(info.classes), "data": info.card.get("data")},
+        about={
+            "parameters": info.card.get("parameters"),
+            "classes": list(info.classes),
+            "prompts": list(prompts),
+            "data": info.card.get("data"),
+        },
     )
 
 

@@ -53,10 +53,11 @@ def _conditions(subject: Subject, setting: Setting, count: int, bundled: bool) -
         return []
     if bundled:
         classes = subject.about.get("classes") or []
-        names = (
-            "list(m.info.classes)" if count == len(classes) else repr([classes[i % len(classes)] for i in range(count)])
+        names = subject.about.get("prompts") or classes  # what a model is conditioned on, one or the other
+        chosen = (
+            "list(m.info.classes)" if count == len(classes) else repr([names[i % len(names)] for i in range(count)])
         )
-        found = [f"cond=m.info.condition({names}, {count})"]
+        found = [f"cond=m.info.condition({chosen}, {count})"]
         if setting.guidance != 1:
             found.append(f"uncond=m.info.condition(None, {count})")
         return found

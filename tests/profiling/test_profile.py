@@ -17,8 +17,11 @@ import torch
 import toy
 
 import fastdiff
+from fastdiff.models import bundled
 from fastdiff.profiling import get_extractor, get_subject
+from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.store import Store
+from fastdiff.profiling.usage import python_line
 
 QUICK = dict(solvers=["ddim", "dpmpp-2m"], steps=[4, 8, 16], samples=12, reference_steps=128)
 
@@ -319,6 +322,25 @@ def test_a_damaged_extractor_is_named(tmp_path):
     path.write_bytes(weights_path().read_bytes()[:-100])
     with pytest.raises(fastdiff.WeightsError, match=r"emoji-features\.safetensors"):
         emoji_extractor(path)
+
+
+@pytest.mark.parametrize("backend", ["auto", "optimize"])
+@pytest.mark.parametrize("name", bundled.names())
+def test_the_line_for_a_bundled_model_runs(name, backend):
+    subject = get_subject(name)
+    setting = Setting("ddim", 2, guidance=subject.guidance, backend=backend)
+    assert setting.guidance > 1
+    space = {"torch": torch, "fastdiff": fastdiff}
+    exec(python_line(subject, setting, count=3), space)
+    assert space["x"].shape == (3, *subject.shape)
+    cond, uncond = subject.conditions_of(0, 3)
+    expected = fastdiff.sample(
+        subject.model, (3, *subject.shape), solver="ddim", steps=2, seed=0, guidance=subject.guidance, uncond=uncond,
+        cond=cond if "prompts" in subject.about and subject.about["prompts"] else subject.model.info.condition(
+            list(subject.about["classes"][:3]), 3),
+    )  # fmt: skip
+    torch.testing.assert_close(space["x"], expected, rtol=1e-3, atol=1e-3)
+    assert subject.pictures(space["x"]).shape[1] == 3
 
 
 def test_bundled_model_classes_are_those_of_the_data():
