@@ -53,7 +53,7 @@ def _conditions(subject: Subject, setting: Setting, count: int, bundled: bool) -
         return []
     if bundled:
         classes = subject.about.get("classes") or []
-        names = subject.about.get("prompts") or classes  # what a model is conditioned on, one or the other
+        names = subject.about.get("prompts") or classes
         chosen = (
             "list(m.info.classes)" if count == len(classes) else repr([names[i % len(names)] for i in range(count)])
         )

@@ -336,7 +336,7 @@ def test_the_line_for_a_bundled_model_runs(name, backend):
     cond, uncond = subject.conditions_of(0, 3)
     expected = fastdiff.sample(
         subject.model, (3, *subject.shape), solver="ddim", steps=2, seed=0, guidance=subject.guidance, uncond=uncond,
-        cond=cond if "prompts" in subject.about and subject.about["prompts"] else subject.model.info.condition(
+        cond=cond if subject.about.get("prompts") else subject.model.info.condition(
             list(subject.about["classes"][:3]), 3),
     )  # fmt: skip
     torch.testing.assert_close(space["x"], expected, rtol=1e-3, atol=1e-3)
