@@ -16,13 +16,14 @@ from fastdiff.backend.explain import explain as explain_model
 from fastdiff.backend.explain import is_fast
 from fastdiff.engine import graph, steps
 from fastdiff.native import core
-from fastdiff.ops import OPS
+from fastdiff.ops import OPS, conv2d_algorithms
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Arguments of an op's `supports`, from a function that makes a tensor of a shape.
 _ARGUMENTS: dict[str, Callable[[Callable[..., Tensor]], tuple[Any, ...]]] = {
     "ada_layer_norm": lambda make: (make(1, 2, 8), make(1, 1, 8), make(1, 1, 8)),
     "attention": lambda make: (make(1, 1, 2, 8), make(1, 1, 2, 8), make(1, 1, 2, 8)),
+    "conv2d": lambda make: (make(1, 64, 4, 4), None, make(64, 64, 3, 3)),
     "group_norm_silu": lambda make: (make(1, 2, 2, 2), 1),
     "linear": lambda make: (make(2, 8), make(8, 8)),
     "linear_combine": lambda make: ([[1.0]], [make(2)]),
@@ -62,7 +63,8 @@ def explain(
     model: Callable[..., Any] | None = None, inputs: tuple[Any, ...] | None = None, *, html: str | Path | None = None
 ) -> Explanation:
     """Which implementation each operation takes on each kind of device, and why not another, under the backend in force
-    (fastdiff.use, FASTDIFF_BACKEND); and for which calls until now no kernel was found. Print the result.
+    (fastdiff.use, FASTDIFF_BACKEND); for which calls until now no kernel was found; and which
+    algorithm each convolution until now took. Print the result.
 
     With a model, instead: of one that went through `fastdiff.optimize`, what its passes matched and what not, and with
     `inputs`, the arguments of one more call, where the time goes, also as a page in the file `html`; and how its
@@ -76,13 +78,12 @@ def explain(
     choices = [choice for device in ("cpu", "cuda") for op in OPS for choice in _choices(op, device)]
     choices += [_sampling_loop(device) for device in ("cpu", "cuda")]
     notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in backends.notes().items()]
+    notes += [f"conv2d of {line}" for line in conv2d_algorithms.explain().splitlines()]
     return Explanation(choices, notes)
 
 
 def _choices(op: str, device: str) -> list[Choice]:
     """One for each set of dtypes with the same answer."""
-    if op not in _ARGUMENTS:
-        return [Choice(op, device, (), "see fastdiff.explain(model) and the operator's documentation", {})]
     if device == "cuda" and not torch.cuda.is_available():
         return [Choice(op, device, (), "nothing", {"triton": gpu.unavailable() or "torch sees no GPU"})]
     found: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
