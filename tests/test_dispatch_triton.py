@@ -173,6 +173,7 @@ def test_old_gpus(monkeypatch, capability, reason):
 
 def test_explain(monkeypatch):
     monkeypatch.setattr(backends, "_notes", {})
+    monkeypatch.setattr(fastdiff.ops.conv2d_algorithms, "_choices", {})
     found = fastdiff.explain()
     assert {c.op for c in found.choices} == {*fastdiff.ops.OPS, "sampling loop"}
     assert {c.device for c in found.choices} == {"cpu", "cuda"}
