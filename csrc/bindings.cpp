@@ -289,32 +289,46 @@ void attention(const std::string& type, const HeadsArgument& q, const HeadsArgum
 fastdiff::Activation activation_of(const std::string& name) {
   if (name == "none") return fastdiff::Activation::none;
   if (name == "silu") return fastdiff::Activation::silu;
+  if (name == "gelu") return fastdiff::Activation::gelu;
   if (name == "gelu_tanh") return fastdiff::Activation::gelu_tanh;
   throw std::invalid_argument("no activation is " + name);
 }
 
+// (address of a weight, of its bias or 0, row stride, rows)
+using WeightArgument = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;
+
 // sizes: batch, rows of a batch, inputs, outputs.
-void linear(uintptr_t out, uintptr_t packed, const RowsArgument& x, uintptr_t weight, int64_t weight_row, uintptr_t bias, const RowsArgument& gate,
-            const RowsArgument& residual, const std::string& activation, const std::array<int64_t, 4>& sizes, int num_threads) {
+void linear(uintptr_t out, uintptr_t packed, const RowsArgument& x,
+            const std::vector<WeightArgument>& weights, const RowsArgument& gate, const RowsArgument& residual,
+            const std::string& activation, bool glu, const std::array<int64_t, 4>& sizes, int num_threads) {
   struct Job {
     fastdiff::Linear op;
     fastdiff::LinearKernel kernel;
   };
   const fastdiff::Kernels& kernels = fastdiff::kernels();
   if (!kernels.linear_multiply) throw std::invalid_argument(std::string(kernels.isa) + " has no kernel for linear");
-  Job job = {{rows_of(x), rows_of(gate), rows_of(residual), reinterpret_cast<const float*>(weight),
-              reinterpret_cast<const float*>(bias), weight_row, reinterpret_cast<float*>(out), sizes[0], sizes[1], sizes[2],
-              sizes[3], activation_of(activation), reinterpret_cast<void*>(packed)},
-             kernels.linear_pack};
+  Job job{};
+  fastdiff::Linear& op = job.op;
+  if (weights.empty() || weights.size() > sizeof(op.weights) / sizeof(op.weights[0])) throw std::invalid_argument("linear takes one to three weights");
+  op.x = rows_of(x), op.gate = rows_of(gate), op.residual = rows_of(residual);
+  for (const WeightArgument& w : weights)
+    op.weights[op.count++] = {reinterpret_cast<const float*>(std::get<0>(w)), reinterpret_cast<const float*>(std::get<1>(w)),
+                              std::get<2>(w), std::get<3>(w)};
+  op.out = reinterpret_cast<float*>(out);
+  op.batch = sizes[0], op.rows = sizes[1], op.inputs = sizes[2], op.outputs = sizes[3];
+  op.activation = activation_of(activation), op.glu = glu;
+  op.rows_shared = fastdiff::linear_shares_rows(op);
+  op.packed = reinterpret_cast<void*>(packed);
   const auto body = [](void* context, int64_t begin, int64_t end) {
     const Job* job = static_cast<const Job*>(context);
     job->kernel(job->op, begin, end);
   };
+  const int64_t rows = fastdiff::linear_row_blocks(op), columns = fastdiff::linear_column_blocks(op);
   const py::gil_scoped_release released;
-  constexpr int64_t block = fastdiff::kLinearBlock;
-  fastdiff::parallel_for((sizes[0] * sizes[1] + block - 1) / block, num_threads, body, &job);
+  job.kernel = kernels.linear_pack;
+  fastdiff::parallel_for(op.rows_shared ? rows : columns, num_threads, body, &job);
   job.kernel = kernels.linear_multiply;
-  fastdiff::parallel_for((sizes[3] + block - 1) / block, num_threads, body, &job);
+  fastdiff::parallel_for(op.rows_shared ? columns : rows, num_threads, body, &job);
 }
 
 // (address or 0, channels, strides of a sample, a row and a pixel)
@@ -458,9 +472,14 @@ PYBIND11_MODULE(_core, module) {
              py::arg("mask_type"), py::arg("mask"), py::arg("mask_column"), py::arg("out"), py::arg("lse"), py::arg("maps"),
              py::arg("sizes"), py::arg("scale"), py::arg("num_threads"));
   module.def("has_linear", [] { return fastdiff::kernels().linear_multiply != nullptr; });
-  module.def("linear", linear, py::arg("out"), py::arg("packed"), py::arg("x"), py::arg("weight"), py::arg("weight_row"), py::arg("bias"),
-             py::arg("gate"), py::arg("residual"), py::arg("activation"), py::arg("sizes"), py::arg("num_threads"));
-  module.def("linear_packed_bytes", fastdiff::linear_packed_bytes, py::arg("rows"), py::arg("inputs"));
+  module.def("linear", linear, py::arg("out"), py::arg("packed"), py::arg("x"), py::arg("weights"), py::arg("gate"),
+             py::arg("residual"), py::arg("activation"), py::arg("glu"), py::arg("sizes"), py::arg("num_threads"));
+  module.def("linear_packed_bytes", [](int64_t rows, int64_t inputs, int64_t outputs, bool glu) {
+    fastdiff::Linear op{};
+    op.batch = 1, op.rows = rows, op.inputs = inputs, op.outputs = outputs, op.glu = glu;
+    op.rows_shared = fastdiff::linear_shares_rows(op);
+    return fastdiff::linear_packed_bytes(op);
+  }, py::arg("rows"), py::arg("inputs"), py::arg("outputs"), py::arg("glu"));
   module.def("conv2d_panel", [] { return fastdiff::kernels().conv2d_panel(); });
   module.def("conv2d_plan", conv2d_plan, py::arg("tiles"), py::arg("channels"), py::arg("out_channels"), py::arg("algorithm"),
              py::arg("threads"));

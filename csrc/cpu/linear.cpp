@@ -1,5 +1,5 @@
-// A linear layer with what follows it, on AMX, to float32's precision (see amx.h). Rows of x are the left factor, packed once for all
-// threads; of the weight, which is read as it is, each thread packs the columns that are its own, a panel at a time.
+// A linear layer with what follows it, on AMX, to float32's precision (see amx.h). Of both factors the smaller one is packed once for
+// all threads; of the other each thread packs what is its own, a panel at a time, and goes through the whole of the first with it.
 #include "fastdiff/amx.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/scratch.h"
@@ -9,106 +9,211 @@
 namespace fastdiff::amx {
 namespace {
 
-constexpr int64_t kBlock = kLinearBlock, kSide = 16;
+constexpr int64_t kBlock = kLinearBlock, kSide = 16, kSums = kBlock * kBlock;
 constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 numbers in its three parts
-// A panel is of so many blocks of columns and steps of 32 numbers: 576 KiB, in the second cache beside the rows that pass by. The sums
-// of more steps than these are added to those of the ones before.
+// A panel is of so many blocks of 32 rows or columns and steps of 32 numbers: 576 KiB, in the second cache beside what passes by. The
+// sums of more steps than these are added to those of the ones before.
 constexpr int64_t kPanelBlocks = 4, kPanelSteps = 24;
+// So many steps of a block stay in the first cache while they are multiplied by the blocks of a panel, beside these sums.
+constexpr int64_t kGroupSteps = 24;
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 const float* row_of(const Rows& rows, const Linear& op, int64_t row) {
   return static_cast<const float*>(rows.data) + row / op.rows * rows.batch + row % op.rows * rows.row;
 }
 
-// Tiles of 16 columns of W^T by `steps` of 32 numbers, from a row of the weight on; columns from `columns` on are 0.
-void pack_weight(const float* weight, int64_t row, int64_t columns, int64_t numbers, int64_t steps, uint8_t* to) {
-  for (int64_t step = 0; step < steps; ++step, to += kStepBytes)
-    for (int64_t half = 0; half < 2; ++half) {
-      const int64_t k = step * kDepth + half * kSide, n = numbers - k < kSide ? numbers - k : kSide;
-      F rows[kSide];
-      for (int64_t i = 0; i < kSide; ++i) {
-        const bool there = i < columns && n > 0;
-        rows[i] = there ? load_up_to(weight + i * row + k, n) : F::broadcast(0);
-        if (there) prefetch_line(weight + i * row + k + 2 * kSide);
+// The weight that has this row of W, which becomes its own row of it.
+const LinearWeight& weight_of(const Linear& op, int64_t* row) {
+  const LinearWeight* weight = op.weights;
+  while (*row >= weight->outputs && weight < op.weights + op.count - 1) *row -= weight++->outputs;
+  return *weight;
+}
+// The row of W of a column of out; half: 0, or 1 for what a GLU is gated with.
+int64_t row_of_weight(const Linear& op, int64_t column, int64_t half) { return half * op.outputs + column; }
+
+// Tiles of a block of 32 columns of out, i.e. of W^T, from step `first` on; `tile` bytes each. Columns that are not there are 0.
+void pack_columns(const Linear& op, int64_t block, int64_t half, int64_t first, int64_t steps, int64_t tile, uint8_t* to) {
+  for (int64_t side = 0; side < kBlock; side += kSide) {
+    const int64_t column = block * kBlock + side;
+    int64_t row = row_of_weight(op, column, half);
+    const LinearWeight& weight = weight_of(op, &row);
+    const int64_t columns = smaller(op.outputs - column, weight.outputs - row);
+    const float* from = weight.data + row * weight.row + first * kDepth;
+    uint8_t* out = to + side / kSide * tile;
+    for (int64_t step = 0; step < steps; ++step, out += kStepBytes)
+      for (int64_t part = 0; part < 2; ++part) {
+        const int64_t k = step * kDepth + part * kSide, n = smaller(op.inputs - first * kDepth - k, kSide);
+        F rows[kSide];
+        for (int64_t i = 0; i < kSide; ++i) {
+          const bool there = i < columns && n > 0;
+          rows[i] = there ? load_up_to(from + i * weight.row + k, n) : F::broadcast(0);
+          if (there) prefetch_line(from + i * weight.row + k + 2 * kSide);
+        }
+        transpose(rows);
+        for (int64_t i = 0; i < kSide; i += 2) {
+          const Parts even = split<3>(rows[i].v), odd = split<3>(rows[i + 1].v);
+          for (int p = 0; p < 3; ++p)
+            _mm512_store_si512(out + p * kTileBytes + (part * kSide + i) * 32, pair_lanes(even.part[p], odd.part[p]));
+        }
       }
-      transpose(rows);
-      for (int64_t i = 0; i < kSide; i += 2) {
-        const Parts even = split<3>(rows[i].v), odd = split<3>(rows[i + 1].v);
-        for (int p = 0; p < 3; ++p)
-          _mm512_store_si512(to + p * kTileBytes + (half * kSide + i) * 32, pair_lanes(even.part[p], odd.part[p]));
-      }
-    }
+  }
 }
 
-// act(x): x / (1 + e^-x), or GELU in its form with tanh, 0.5 x (1 + tanh z) = x / (1 + e^(-2 z)).
-F activate(F x, Activation activation) {
-  if (activation == Activation::none) return x;
-  if (activation == Activation::silu) return silu(x);
-  const F z = x * fma(x * x, F::broadcast(0.0356774081f), F::broadcast(0.7978845608f));
-  return x / (F::broadcast(1) + exp2(z * F::broadcast(-2.88539008f)));
-}
-
-// Rows [row, row + 32) and columns [column, column + 32) of out, as far as there are such: the sums are added to those that are in out,
-// but for the first ones; after the last ones comes what follows the product.
-void put(const Linear& op, const float* sums, int64_t row, int64_t column, bool first, bool last) {
-  const int64_t end = op.batch * op.rows;
-  for (int64_t r = 0; r < kBlock && row + r < end; ++r)
-    for (int64_t c = 0; c < kBlock && column + c < op.outputs; c += kLanes) {
-      const int64_t at = column + c, n = op.outputs - at < kLanes ? op.outputs - at : kLanes;
-      float* out = op.out + (row + r) * op.outputs + at;
-      F y = F::load(sums + r * kBlock + c);
-      if (!first) y = y + load_up_to(out, n);
-      if (last) {
-        if (op.bias) y = y + load_up_to(op.bias + at, n);
-        y = activate(y, op.activation);
-        if (op.gate.data) y = y * load_up_to(row_of(op.gate, op, row + r) + at, n);
-        if (op.residual.data) y = y + load_up_to(row_of(op.residual, op, row + r) + at, n);
-      }
-      n == kLanes ? y.store(out) : store_some(out, y, n);
-    }
-}
-
-}  // namespace
-
-void linear_pack(const Linear& op, int64_t begin, int64_t end) {
-  const int64_t steps = ceil_divide(op.inputs, kDepth), rows = op.batch * op.rows;
-  for (int64_t row = begin * kBlock; row < end * kBlock; ++row) {
-    uint8_t* to = static_cast<uint8_t*>(op.packed) + row / kSide * steps * kStepBytes + row % kSide * 64;
-    const float* x = row < rows ? row_of(op.x, op, row) : nullptr;
+// Tiles of a block of 32 rows of x, from step `first` on. Rows that are not there are 0.
+void pack_rows(const Linear& op, int64_t block, int64_t first, int64_t steps, int64_t tile, uint8_t* to) {
+  for (int64_t r = 0; r < kBlock; ++r) {
+    const int64_t row = block * kBlock + r;
+    uint8_t* out = to + r / kSide * tile + r % kSide * 64;
+    const float* x = row < op.batch * op.rows ? row_of(op.x, op, row) + first * kDepth : nullptr;
     for (int64_t k = 0; k < steps * kDepth; k += kSide) {
-      const int64_t n = op.inputs - k < kSide ? op.inputs - k : kSide;
+      const int64_t n = smaller(op.inputs - first * kDepth - k, kSide);
       const Parts parts = split<3>((x && n > 0 ? load_up_to(x + k, n) : F::broadcast(0)).v);
       for (int p = 0; p < 3; ++p)
-        _mm256_store_si256(reinterpret_cast<__m256i*>(to + k / kDepth * kStepBytes + p * kTileBytes + k % kDepth * 2),
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out + k / kDepth * kStepBytes + p * kTileBytes + k % kDepth * 2),
                            narrow(parts.part[p]));
     }
   }
 }
 
+// sums (+)= 32 rows by 32 columns over a few steps.
+void multiply_some(const uint8_t* left, int64_t left_tile, const uint8_t* right, int64_t right_tile, int64_t steps, bool first,
+                   float* sums) {
+  first ? zero_sums() : load_sums(sums);
+  for (; steps > 0; --steps, left += kStepBytes, right += kStepBytes)
+    add_products<3, 3>(
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(4, left + part * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(5, left + left_tile + part * kTileBytes, 64);
+        },
+        [&](int part) {
+          FASTDIFF_TILE_LOAD(6, right + part * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(7, right + right_tile + part * kTileBytes, 64);
+        },
+        [] {});
+  store_sums(sums);
+}
+
+// GELU, x P(X < x) of a normal X. With w = |x| this is max(x, 0) - w P(X > w), and P(X > w) e^(w^2 / 2) is a polynomial of
+// t = 1 / (1 + 0.26 w), times t, to 3.9e-8 of itself where w < 16; beyond, it is nothing.
+F gelu(F x) {
+  const F w = min(max(x, F::broadcast(0) - x), F::broadcast(16)), t = F::broadcast(1) / fma(w, F::broadcast(0.26f), F::broadcast(1));
+  F p = F::broadcast(0.0294357371528814f);
+  p = fma(p, t, F::broadcast(-0.14766510234259086f));
+  p = fma(p, t, F::broadcast(0.24089387005320784f));
+  p = fma(p, t, F::broadcast(-0.13890801277317918f));
+  p = fma(p, t, F::broadcast(0.15268433977840218f));
+  p = fma(p, t, F::broadcast(0.05452660264979418f));
+  p = fma(p, t, F::broadcast(0.10213966724563657f));
+  p = fma(p, t, F::broadcast(0.10314110221738249f));
+  p = fma(p, t, F::broadcast(0.10375177660534625f));
+  const F tail = p * t * exp2(w * w * F::broadcast(-0.72134752f));
+  return max(F::broadcast(0), x) - w * tail;  // of a NaN max gives the second
+}
+
+// act(x): x / (1 + e^-x), GELU, or GELU in its form with tanh, 0.5 x (1 + tanh z) = x / (1 + e^(-2 z)).
+F activate(F x, Activation activation) {
+  if (activation == Activation::none) return x;
+  if (activation == Activation::silu) return silu(x);
+  if (activation == Activation::gelu) return gelu(x);
+  const F z = x * fma(x * x, F::broadcast(0.0356774081f), F::broadcast(0.7978845608f));
+  return x / (F::broadcast(1) + exp2(z * F::broadcast(-2.88539008f)));
+}
+
+F biased(const Linear& op, F y, int64_t column, int64_t half, int64_t n) {
+  int64_t row = row_of_weight(op, column, half);
+  const float* bias = weight_of(op, &row).bias;
+  return bias ? y + load_up_to(bias + row, n) : y;
+}
+
+// A block of out from its sums, of which a GLU has a second block behind the first.
+void put(const Linear& op, const float* sums, int64_t row_block, int64_t column_block) {
+  const int64_t rows = smaller(kBlock, op.batch * op.rows - row_block * kBlock);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = row_block * kBlock + r;
+    for (int64_t c = 0; c < kBlock && column_block * kBlock + c < op.outputs; c += kLanes) {
+      const int64_t column = column_block * kBlock + c, n = smaller(op.outputs - column, kLanes);
+      F y = biased(op, F::load(sums + r * kBlock + c), column, 0, n);
+      if (op.glu)
+        y = y * activate(biased(op, F::load(sums + kSums + r * kBlock + c), column, 1, n), op.activation);
+      else
+        y = activate(y, op.activation);
+      if (op.gate.data) y = y * load_up_to(row_of(op.gate, op, row) + column, n);
+      if (op.residual.data) y = y + load_up_to(row_of(op.residual, op, row) + column, n);
+      float* out = op.out + row * op.outputs + column;
+      n == kLanes ? y.store(out) : store_some(out, y, n);
+    }
+  }
+}
+
+void add_to(float* total, const float* sums) {
+  for (int64_t i = 0; i < kSums; i += kLanes) (F::load(total + i) + F::load(sums + i)).store(total + i);
+}
+
+}  // namespace
+
+void linear_pack(const Linear& op, int64_t begin, int64_t end) {
+  const int64_t steps = linear_blocks(op.inputs), tile = steps * kStepBytes, halves = op.glu ? 2 : 1;
+  uint8_t* packed = static_cast<uint8_t*>(op.packed);
+  for (int64_t block = begin; block < end; ++block) {
+    if (op.rows_shared) {
+      pack_rows(op, block, 0, steps, tile, packed + 2 * block * tile);
+      continue;
+    }
+    for (int64_t half = 0; half < halves; ++half)
+      pack_columns(op, block, half, 0, steps, tile, packed + 2 * (block * halves + half) * tile);
+  }
+}
+
 void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
   const TileRegisters registers;
-  const int64_t steps = ceil_divide(op.inputs, kDepth), chunks = steps ? ceil_divide(steps, kPanelSteps) : 1;
-  const int64_t row_blocks = ceil_divide(op.batch * op.rows, kBlock), stride = steps * kStepBytes;
-  const int64_t most = ceil_divide(steps, chunks) * kStepBytes * 2 * kPanelBlocks;
-  uint8_t* panel = static_cast<uint8_t*>(scratch(most + kBlock * kBlock * 4));
-  float* sums = reinterpret_cast<float*>(panel + most);
-  const int64_t panels = ceil_divide(end - begin, kPanelBlocks);
+  const bool shared = op.rows_shared;
+  const int64_t halves = op.glu ? 2 : 1;
+  const int64_t steps = linear_blocks(op.inputs), chunks = steps ? ceil_divide(steps, kPanelSteps) : 1;
+  const int64_t others = shared ? linear_row_blocks(op) : linear_column_blocks(op);  // blocks of the factor that is packed
+  const int64_t panel_units = shared ? kPanelBlocks / halves : kPanelBlocks, panels = ceil_divide(end - begin, panel_units);
+  const int64_t packed_tile = steps * kStepBytes, panel_halves = shared ? halves : 1;
+  // In scratch memory: the panel, a block's sums for each unit and half, and, where they are added up, those of all blocks.
+  const int64_t panel_bytes = ceil_divide(steps, chunks) * kStepBytes * 2 * kPanelBlocks, block_sums = panel_units * halves * kSums;
+  const int64_t totals = chunks > 1 ? others * block_sums : 0;
+  uint8_t* panel = static_cast<uint8_t*>(scratch(panel_bytes + (block_sums + totals) * static_cast<int64_t>(sizeof(float))));
+  float* sums = reinterpret_cast<float*>(panel + panel_bytes);
   for (int64_t p = 0; p < panels; ++p)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t first = begin + (end - begin) * p / panels, last = begin + (end - begin) * (p + 1) / panels;
+      const int64_t first = begin + (end - begin) * p / panels, units = begin + (end - begin) * (p + 1) / panels - first;
       const int64_t step = steps * chunk / chunks, count = steps * (chunk + 1) / chunks - step, tile = count * kStepBytes;
-      for (int64_t i = 0; i < 2 * (last - first); ++i) {
-        const int64_t column = first * kBlock + i * kSide;
-        pack_weight(op.weight + column * op.weight_row + step * kDepth, op.weight_row, op.outputs - column,
-                    op.inputs - step * kDepth, count, panel + i * tile);
-      }
-      for (int64_t r = 0; r < row_blocks; ++r)
-        for (int64_t block = first; block < last; ++block) {
-          const uint8_t* left = static_cast<const uint8_t*>(op.packed) + 2 * r * stride + step * kStepBytes;
-          multiply(left, stride, panel + 2 * (block - first) * tile, tile, count, sums, [] {});
-          put(op, sums, r * kBlock, block * kBlock, chunk == 0, chunk + 1 == chunks);
+      for (int64_t unit = 0; unit < units; ++unit)
+        for (int64_t half = 0; half < panel_halves; ++half) {
+          uint8_t* to = panel + 2 * (unit * panel_halves + half) * tile;
+          shared ? pack_columns(op, first + unit, half, step, count, tile, to) : pack_rows(op, first + unit, step, count, tile, to);
         }
+      for (int64_t other = 0; other < others; ++other) {
+        float* total = sums + (1 + other) * block_sums;
+        const int64_t outer = shared ? 1 : halves;  // of rows, both halves of the panel's columns follow while they are in the cache
+        for (int64_t from = 0; from < outer; ++from)
+          for (int64_t group = 0; group < count || group == 0; group += kGroupSteps)
+            for (int64_t unit = 0; unit < units; ++unit)
+              for (int64_t half = from; half < (shared ? halves : from + 1); ++half) {
+                const uint8_t* mine = panel + 2 * (unit * panel_halves + (shared ? half : 0)) * tile + group * kStepBytes;
+                const uint8_t* theirs = static_cast<const uint8_t*>(op.packed) +
+                                        2 * (shared ? other : other * halves + half) * packed_tile + (step + group) * kStepBytes;
+                float* to = sums + (unit * halves + half) * kSums;
+                const int64_t some = smaller(kGroupSteps, count - group);
+                shared ? multiply_some(theirs, packed_tile, mine, tile, some, group == 0, to)
+                       : multiply_some(mine, tile, theirs, packed_tile, some, group == 0, to);
+              }
+        for (int64_t i = 0; chunks > 1 && i < units * halves; ++i) {
+          if (chunk > 0)
+            add_to(total + i * kSums, sums + i * kSums);
+          else
+            __builtin_memcpy(total + i * kSums, sums + i * kSums, kSums * sizeof(float));
+        }
+        for (int64_t unit = 0; chunk + 1 == chunks && unit < units; ++unit) {
+          const float* result = (chunks > 1 ? total : sums) + unit * halves * kSums;
+          put(op, result, shared ? other : first + unit, shared ? first + unit : other);
+        }
+      }
     }
 }
 

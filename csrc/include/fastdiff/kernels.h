@@ -121,25 +121,42 @@ struct Attention {
 using AttentionUnits = int64_t (*)(const Attention& op);
 using AttentionKernel = void (*)(const Attention& op, int64_t begin, int64_t end);
 
-enum class Activation { none, silu, gelu_tanh };
+enum class Activation { none, silu, gelu, gelu_tanh };
 
-// out = y, or residual + gate * y, with y = act(x W^T + bias), W of N rows of K numbers, and rows in float32. The rows of x and of the
-// residual are in batches, as are those of the gate, whose row stride may be 0. out is contiguous.
+// Some of the rows of W: their number, each of K numbers and `row` after the one before, and their bias or null.
+struct LinearWeight {
+  const float *data, *bias;
+  int64_t row, outputs;
+};
+
+// out = y, or residual + gate * y, with y = act(x W^T + bias), or with `glu` y = a act(b), where [a, b] = x W^T + bias. W is of 1 to 3
+// weights, of which all but the last have a multiple of 16 rows. The rows of x and of the residual are in batches, as are those of the
+// gate, whose row stride may be 0. out is contiguous.
 struct Linear {
   Rows x, gate, residual;
-  const float *weight, *bias;
-  int64_t weight_row;
+  LinearWeight weights[3];
+  int64_t count;
   float* out;
-  int64_t batch, rows, inputs, outputs;  // rows of a batch; K and N
+  int64_t batch, rows, inputs, outputs;  // rows of a batch; K; the columns of out, half as many as W's rows with `glu`
   Activation activation;
-  void* packed;  // linear_packed_bytes(batch * rows, inputs), at a multiple of 64
+  bool glu, rows_shared;  // rows_shared: the rows of x are packed once for all threads, else those of W
+  void* packed;           // linear_packed_bytes(op), at a multiple of 64
 };
-// Rows of x are packed as three bfloat16 a number, 32 rows and 32 numbers at a time.
+// Factors are packed as three bfloat16 a number, 32 rows and 32 numbers at a time.
 constexpr int64_t kLinearBlock = 32;
-static inline int64_t linear_packed_bytes(int64_t rows, int64_t inputs) {
-  return (rows + 31) / 32 * ((inputs + 31) / 32) * 32 * 32 * 6;
+static inline int64_t linear_blocks(int64_t rows) { return (rows + kLinearBlock - 1) / kLinearBlock; }
+static inline int64_t linear_row_blocks(const Linear& op) { return linear_blocks(op.batch * op.rows); }
+static inline int64_t linear_column_blocks(const Linear& op) { return linear_blocks(op.outputs); }
+// Every thread reads all of the factor that is packed for all: that is the smaller one.
+static inline bool linear_shares_rows(const Linear& op) {
+  return linear_row_blocks(op) <= linear_column_blocks(op) * (op.glu ? 2 : 1);
 }
-// In two phases: units of the first are blocks of rows of x, which are packed, those of the second blocks of columns of out.
+static inline int64_t linear_packed_bytes(const Linear& op) {
+  const int64_t blocks = op.rows_shared ? linear_row_blocks(op) : linear_column_blocks(op) * (op.glu ? 2 : 1);
+  return blocks * linear_blocks(op.inputs) * kLinearBlock * kLinearBlock * 6;
+}
+// In two phases: units of the first are blocks of what is packed for all threads, rows of x or columns of out; those of the second
+// blocks of the other.
 using LinearKernel = void (*)(const Linear& op, int64_t begin, int64_t end);
 
 // A convolution in up to three steps: the weights, filters [panels][channels][9][panel] with the channels padded to a multiple of
