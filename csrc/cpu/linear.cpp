@@ -11,11 +11,9 @@ namespace {
 
 constexpr int64_t kBlock = kLinearBlock, kSide = 16, kSums = kBlock * kBlock;
 constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 numbers in its three parts
-// A panel is of so many blocks of 32 rows or columns and steps of 32 numbers: 576 KiB, in the second cache beside what passes by. The
-// sums of more steps than these are added to those of the ones before.
-constexpr int64_t kPanelBlocks = 4, kPanelSteps = 24;
-// So many steps of a block stay in the first cache while they are multiplied by the blocks of a panel, beside these sums.
-constexpr int64_t kGroupSteps = 24;
+// A panel is of so many blocks of 32 rows or columns and steps of 32 numbers, or of more blocks and fewer steps: 576 KiB, in the second
+// cache beside what passes by. The sums of more steps than these are added to those of the ones before.
+constexpr int64_t kPanelBlocks = 4, kPanelSteps = 24, kMostBlocks = 12;
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -77,24 +75,6 @@ void pack_rows(const Linear& op, int64_t block, int64_t first, int64_t steps, in
   }
 }
 
-// sums (+)= 32 rows by 32 columns over a few steps.
-void multiply_some(const uint8_t* left, int64_t left_tile, const uint8_t* right, int64_t right_tile, int64_t steps, bool first,
-                   float* sums) {
-  first ? zero_sums() : load_sums(sums);
-  for (; steps > 0; --steps, left += kStepBytes, right += kStepBytes)
-    add_products<3, 3>(
-        [&](int part) {
-          FASTDIFF_TILE_LOAD(4, left + part * kTileBytes, 64);
-          FASTDIFF_TILE_LOAD(5, left + left_tile + part * kTileBytes, 64);
-        },
-        [&](int part) {
-          FASTDIFF_TILE_LOAD(6, right + part * kTileBytes, 64);
-          FASTDIFF_TILE_LOAD(7, right + right_tile + part * kTileBytes, 64);
-        },
-        [] {});
-  store_sums(sums);
-}
-
 // GELU, x P(X < x) of a normal X. With w = |x| this is max(x, 0) - w P(X > w), and P(X > w) e^(w^2 / 2) is a polynomial of
 // t = 1 / (1 + 0.26 w), times t, to 3.9e-8 of itself where w < 16; beyond, it is nothing.
 F gelu(F x) {
@@ -147,8 +127,22 @@ void put(const Linear& op, const float* sums, int64_t row_block, int64_t column_
   }
 }
 
-void add_to(float* total, const float* sums) {
-  for (int64_t i = 0; i < kSums; i += kLanes) (F::load(total + i) + F::load(sums + i)).store(total + i);
+// What is written after the next products, and what is added to it then, is asked for before.
+void ask_for(const Linear& op, int64_t row_block, int64_t column_block) {
+  const int64_t rows = smaller(kBlock, op.batch * op.rows - row_block * kBlock), column = column_block * kBlock;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t row = row_block * kBlock + r;
+    const float* out = op.out + row * op.outputs + column;
+    for (int64_t c = 0; c < kBlock; c += kLanes) asm volatile("prefetchw %0" ::"m"(out[c]));
+    if (!op.residual.data) continue;
+    const float* residual = row_of(op.residual, op, row) + column;
+    for (int64_t c = 0; c < kBlock; c += kLanes) prefetch_line(residual + c);
+  }
+}
+
+// sums += total.
+void add(const float* total, float* sums, int64_t size) {
+  for (int64_t i = 0; i < size; i += kLanes) (F::load(total + i) + F::load(sums + i)).store(sums + i);
 }
 
 }  // namespace
@@ -169,16 +163,17 @@ void linear_pack(const Linear& op, int64_t begin, int64_t end) {
 void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
   const TileRegisters registers;
   const bool shared = op.rows_shared;
-  const int64_t halves = op.glu ? 2 : 1;
+  const int64_t halves = op.glu ? 2 : 1, panel_halves = shared ? halves : 1;
   const int64_t steps = linear_blocks(op.inputs), chunks = steps ? ceil_divide(steps, kPanelSteps) : 1;
-  const int64_t others = shared ? linear_row_blocks(op) : linear_column_blocks(op);  // blocks of the factor that is packed
-  const int64_t panel_units = shared ? kPanelBlocks / halves : kPanelBlocks, panels = ceil_divide(end - begin, panel_units);
-  const int64_t packed_tile = steps * kStepBytes, panel_halves = shared ? halves : 1;
-  // In scratch memory: the panel, a block's sums for each unit and half, and, where they are added up, those of all blocks.
-  const int64_t panel_bytes = ceil_divide(steps, chunks) * kStepBytes * 2 * kPanelBlocks, block_sums = panel_units * halves * kSums;
-  const int64_t totals = chunks > 1 ? others * block_sums : 0;
-  uint8_t* panel = static_cast<uint8_t*>(scratch(panel_bytes + (block_sums + totals) * static_cast<int64_t>(sizeof(float))));
-  float* sums = reinterpret_cast<float*>(panel + panel_bytes);
+  const int64_t others = shared ? linear_row_blocks(op) : linear_column_blocks(op);  // units of the factor that is packed
+  const int64_t most_steps = ceil_divide(steps, chunks);
+  const int64_t blocks = most_steps ? smaller(kMostBlocks, kPanelBlocks * kPanelSteps / most_steps) : kPanelBlocks;
+  const int64_t panels = ceil_divide(end - begin, blocks / panel_halves), packed_tile = steps * kStepBytes;
+  // In scratch memory: the panel, the sums of one unit, and, where they are added up, those of all units of a panel with all others.
+  const int64_t panel_bytes = most_steps * kStepBytes * 2 * blocks, unit_sums = halves * kSums, total_sums = blocks / panel_halves * unit_sums;
+  const int64_t floats = unit_sums + (chunks > 1 ? others * total_sums : 0);
+  uint8_t* panel = static_cast<uint8_t*>(scratch(panel_bytes + floats * static_cast<int64_t>(sizeof(float))));
+  float *sums = reinterpret_cast<float*>(panel + panel_bytes), *totals = sums + unit_sums;
   for (int64_t p = 0; p < panels; ++p)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t first = begin + (end - begin) * p / panels, units = begin + (end - begin) * (p + 1) / panels - first;
@@ -188,32 +183,25 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
           uint8_t* to = panel + 2 * (unit * panel_halves + half) * tile;
           shared ? pack_columns(op, first + unit, half, step, count, tile, to) : pack_rows(op, first + unit, step, count, tile, to);
         }
-      for (int64_t other = 0; other < others; ++other) {
-        float* total = sums + (1 + other) * block_sums;
-        const int64_t outer = shared ? 1 : halves;  // of rows, both halves of the panel's columns follow while they are in the cache
-        for (int64_t from = 0; from < outer; ++from)
-          for (int64_t group = 0; group < count || group == 0; group += kGroupSteps)
-            for (int64_t unit = 0; unit < units; ++unit)
-              for (int64_t half = from; half < (shared ? halves : from + 1); ++half) {
-                const uint8_t* mine = panel + 2 * (unit * panel_halves + (shared ? half : 0)) * tile + group * kStepBytes;
-                const uint8_t* theirs = static_cast<const uint8_t*>(op.packed) +
-                                        2 * (shared ? other : other * halves + half) * packed_tile + (step + group) * kStepBytes;
-                float* to = sums + (unit * halves + half) * kSums;
-                const int64_t some = smaller(kGroupSteps, count - group);
-                shared ? multiply_some(theirs, packed_tile, mine, tile, some, group == 0, to)
-                       : multiply_some(mine, tile, theirs, packed_tile, some, group == 0, to);
-              }
-        for (int64_t i = 0; chunks > 1 && i < units * halves; ++i) {
-          if (chunk > 0)
-            add_to(total + i * kSums, sums + i * kSums);
+      for (int64_t other = 0; other < others; ++other)
+        for (int64_t unit = 0; unit < units; ++unit) {
+          const int64_t row = shared ? other : first + unit, column = shared ? first + unit : other;
+          const bool last = chunk + 1 == chunks;
+          if (last) ask_for(op, row, column);
+          for (int64_t half = 0; half < halves; ++half) {
+            const uint8_t* mine = panel + 2 * (unit * panel_halves + (shared ? half : 0)) * tile;
+            const uint8_t* theirs = static_cast<const uint8_t*>(op.packed) +
+                                    2 * (shared ? other : other * halves + half) * packed_tile + step * kStepBytes;
+            shared ? multiply(theirs, packed_tile, mine, tile, count, sums + half * kSums)
+                   : multiply(mine, tile, theirs, packed_tile, count, sums + half * kSums);
+          }
+          float* total = totals + other * total_sums + unit * unit_sums;
+          if (chunk > 0) add(total, sums, unit_sums);
+          if (last)
+            put(op, sums, row, column);
           else
-            __builtin_memcpy(total + i * kSums, sums + i * kSums, kSums * sizeof(float));
+            __builtin_memcpy(total, sums, static_cast<size_t>(unit_sums) * sizeof(float));
         }
-        for (int64_t unit = 0; chunk + 1 == chunks && unit < units; ++unit) {
-          const float* result = (chunks > 1 ? total : sums) + unit * halves * kSums;
-          put(op, result, shared ? other : first + unit, shared ? first + unit : other);
-        }
-      }
     }
 }
 
