@@ -1,7 +1,9 @@
-// Blocks of whole huge pages, mapped once and used by one tensor after the other.
+// Blocks of whole huge pages, cut from a few large mappings and joined again when they are free, so that tensors of any sizes use the
+// same memory one after the other.
 #include "fastdiff/pool.h"
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -19,6 +21,7 @@ namespace fastdiff {
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;  // a huge page
+constexpr size_t kMapping = size_t{1} << 30;  // of addresses; memory comes with the first write
 
 struct Block {
   char* data = nullptr;
@@ -27,7 +30,7 @@ struct Block {
 
 // Whole huge pages at a multiple of their size: so much more is mapped, and both ends are returned.
 Block map(size_t size) {
-  void* address = mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* address = mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (address == MAP_FAILED) return {};
   char* data = static_cast<char*>(address);
   const size_t before = (kPage - reinterpret_cast<uintptr_t>(data) % kPage) % kPage;
@@ -59,43 +62,23 @@ class Pool {
   Block take(size_t bytes) {
     const size_t size = (bytes + kPage - 1) / kPage * kPage;
     std::lock_guard<std::mutex> lock(mutex_);
-    // The smallest that fits without wasting more than a quarter; of equal ones that used last.
-    auto best = idle_.end();
-    for (auto block = idle_.begin(); block != idle_.end(); ++block)
-      if (block->size >= size && block->size <= size + size / 4 && (best == idle_.end() || block->size <= best->size))
-        best = block;
-    Block block;
-    if (best != idle_.end()) {
-      block = *best;
-      idle_.erase(best);
-      statistics_.idle -= block.size;
-      ++statistics_.reused;
-    } else {
-      block = map(size);
-      if (!block.data) {
-        trim(0);
-        block = map(size);
-      }
-      if (!block.data) throw std::bad_alloc();
-      ++statistics_.mapped;
+    Run best = find(size);
+    if (!best.size) {
+      grow(size);
+      best = find(size);
     }
-    statistics_.used += block.size;
+    const Block block = {best.data, size};
+    cut(block);
+    ++(best.written < size ? statistics_.mapped : statistics_.reused);
+    statistics_.used += size;
     return block;
   }
 
   void give(Block block) {
     std::lock_guard<std::mutex> lock(mutex_);
     statistics_.used -= block.size;
-    if (block.size <= statistics_.limit) {
-      trim(statistics_.limit - block.size);
-      try {
-        idle_.push_back(block);
-        statistics_.idle += block.size;
-        return;
-      } catch (const std::bad_alloc&) {  // no memory to note it down: it is not kept
-      }
-    }
-    munmap(block.data, block.size);
+    add(block, true);
+    trim(statistics_.limit);
   }
 
   void set_limit(size_t bytes) {
@@ -117,18 +100,98 @@ class Pool {
   }
 
  private:
-  // With the mutex held: the oldest idle blocks go until at most `bytes` are left.
-  void trim(size_t bytes) {
-    auto block = idle_.begin();
-    for (; block != idle_.end() && statistics_.idle > bytes; ++block) {
-      munmap(block->data, block->size);
-      statistics_.idle -= block->size;
+  // Memory that no tensor uses. written: the system has given pages for it, and they were not returned.
+  struct Free {
+    size_t size;
+    bool written;
+  };
+  // Free ranges one after the other: how much of the bytes that were asked for is written.
+  struct Run {
+    char* data = nullptr;
+    size_t size = 0, written = 0;
+  };
+  using Ranges = std::map<char*, Free>;
+
+  // All of these are called with the mutex held.
+
+  // Where `size` bytes fit: where most of them are written, and then in the smallest such place. No size if there is none.
+  Run find(size_t size) const {
+    Run best, run;
+    const auto consider = [&] {
+      const bool better = run.written > best.written || (run.written == best.written && run.size < best.size);
+      if (run.size >= size && (!best.size || better)) best = run;
+    };
+    for (const auto& [data, range] : free_) {
+      if (run.data + run.size != data) {
+        consider();
+        run = {data, 0, 0};
+      }
+      if (range.written && run.size < size) run.written += std::min(range.size, size - run.size);
+      run.size += range.size;
     }
-    idle_.erase(idle_.begin(), block);
+    consider();
+    return best;
+  }
+
+  void grow(size_t size) {
+    Block made = map(std::max(size, kMapping));
+    if (!made.data) made = map(size);
+    if (!made.data) throw std::bad_alloc();
+    add(made, false);
+  }
+
+  // The block is no longer free.
+  void cut(Block block) {
+    auto range = free_.lower_bound(block.data);
+    while (block.size) {
+      const Free found = range->second;
+      const size_t size = std::min(found.size, block.size);
+      if (found.written) statistics_.idle -= size;
+      if (size < found.size) free_.emplace(range->first + size, Free{found.size - size, found.written});
+      free_.erase(range);
+      block = {block.data + size, block.size - size};
+      range = free_.find(block.data);
+    }
+  }
+
+  // The block is free, and one with its neighbours that are like it.
+  void add(Block block, bool written) {
+    if (written) statistics_.idle += block.size;
+    auto next = free_.lower_bound(block.data);
+    if (next != free_.end() && next->first == block.data + block.size && next->second.written == written) {
+      block.size += next->second.size;
+      next = free_.erase(next);
+    }
+    if (next != free_.begin()) {
+      auto& [data, range] = *std::prev(next);
+      if (data + range.size == block.data && range.written == written) {
+        range.size += block.size;
+        return;
+      }
+    }
+    free_.emplace_hint(next, block.data, Free{block.size, written});
+  }
+
+  // Pages go back to the system, the highest addresses first, until at most `bytes` are idle.
+  void trim(size_t bytes) {
+    while (statistics_.idle > bytes) {
+      auto range = std::prev(free_.end());
+      while (!range->second.written) --range;
+      const size_t size = std::min(range->second.size, (statistics_.idle - bytes + kPage - 1) / kPage * kPage);
+      const Block block = {range->first + range->second.size - size, size};
+      madvise(block.data, block.size, MADV_DONTNEED);
+      cut_end(range, size);
+      add(block, false);
+    }
+  }
+  void cut_end(Ranges::iterator range, size_t size) {
+    statistics_.idle -= size;
+    range->second.size -= size;
+    if (!range->second.size) free_.erase(range);
   }
 
   std::mutex mutex_;
-  std::vector<Block> idle_;  // the one that became idle last is the last
+  Ranges free_;
   PoolStatistics statistics_{};
 };
 

@@ -101,16 +101,25 @@ def replace(node: Node, function: Callable[..., Any], *arguments: Any) -> Node:
     return new
 
 
-def state(node: Node, module: nn.Module, *arguments: Any) -> Node:
-    """A call of a module, which may keep something between calls, in the node's place, with its value."""
-    graph = node.graph
+def insert_module(like: Node, module: nn.Module, *arguments: Any, example: Any = None) -> Node:
+    """As `insert`, a call of a module, which may keep something between calls."""
+    graph = like.graph
     owner = graph.owning_module
     assert owner is not None  # passes work on graphs of modules
     name = f"{type(module).__name__.lower()}_{sum(1 for _ in owner.children())}"
     owner.add_submodule(name, module)
-    with graph.inserting_before(node):
+    with graph.inserting_before(like):
         new = graph.call_module(name, arguments)
-    new.meta = dict(node.meta)
+    new.meta = dict(like.meta)
+    if example is not None:
+        new.meta["example_value"] = example
+        new.meta.pop("origin", None)
+    return new
+
+
+def state(node: Node, module: nn.Module, *arguments: Any) -> Node:
+    """A call of a module in the node's place, with its value."""
+    new = insert_module(node, module, *arguments)
     node.replace_all_uses_with(new)
     return new
 

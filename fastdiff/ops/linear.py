@@ -22,7 +22,7 @@ ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
 def linear(
     x: Tensor,
     weight: Tensor | Sequence[Tensor],
-    bias: Tensor | None | Sequence[Tensor | None] = None,
+    bias: Tensor | Sequence[Tensor | None] | None = None,
     *,
     activation: str = "none",
     glu: bool = False,
@@ -31,10 +31,10 @@ def linear(
 ) -> Tensor:
     """y = act(x W^T + bias); with a gate, gate * y; with a residual, residual + that.
 
-    x: (B, S, K), float32 (other types go to PyTorch), any strides. weight: (N, K), as torch.nn.Linear has it, or several
-    of them, one after the other in the result, with as many biases or None; up to three are read where they are. bias:
-    (N,). activation: "none", "silu", "gelu" (x times the normal distribution function, Hendrycks & Gimpel 2016) or
-    "gelu_tanh" (its approximation there). glu: y = a act(b) instead, where [a, b] are the halves of x W^T + bias
+    x: (B, S, K), float32 (other types go to PyTorch), any strides. weight: (N, K), as torch.nn.Linear has it, or
+    several of these, side by side in the result, with as many biases or None; up to three are read where they are.
+    bias: (N,). activation: "none", "silu", "gelu" (x times the normal distribution function, Hendrycks & Gimpel 2016)
+    or "gelu_tanh" (their approximation of it). glu: y = a act(b) instead, where [a, b] are the halves of x W^T + bias
     (Shazeer 2020, "GLU Variants Improve Transformer"), and N is half of W's rows. gate: (B, 1, N) or (B, S, N).
     residual: (B, S, N). Returns (B, S, N), contiguous, in x's dtype. Differentiable. Raises ValueError where shapes do
     not fit and for another activation, TypeError for mixed dtypes.
@@ -116,13 +116,18 @@ def faster_in_torch(
     rows = x.shape[0] * x.shape[1]
     outputs, inputs = weight.shape
     outputs += sum(each.shape[0] for each in more[::2] if each is not None)
-    if rows < _FEW_ROWS or inputs < _FEW_INPUTS or outputs < _FEW_OUTPUTS:
-        few = f"{_FEW_ROWS} rows, {_FEW_INPUTS} inputs or {_FEW_OUTPUTS} outputs"
-        return f"packing takes longer than it gains with fewer than {few}"
+    if few(rows, inputs, outputs):
+        least = f"{_FEW_ROWS} rows, {_FEW_INPUTS} inputs or {_FEW_OUTPUTS} outputs"
+        return f"packing takes longer than it gains with fewer than {least}"
     return None
 
 
-_FEW_ROWS, _FEW_INPUTS, _FEW_OUTPUTS = 96, 64, 512
+def few(rows: int, inputs: int, outputs: int) -> bool:
+    """Whether a product is too small for its factors to be packed."""
+    return rows < _FEW_ROWS or inputs < _FEW_INPUTS or outputs < _FEW_OUTPUTS
+
+
+_FEW_ROWS, _FEW_INPUTS, _FEW_OUTPUTS = 96, 64, 256
 _SIDE = 16  # columns of a tile, which are of one weight
 
 

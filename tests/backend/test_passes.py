@@ -19,7 +19,7 @@ from fastdiff.backend.report import reports_of
 
 MATCHES = {
     GuidedUNet: {"attention": 1, "group_norm_silu": 6, "conv2d": 10},
-    LatentUNet: {"attention": 3, "group_norm_silu": 4, "linear": 12},
+    LatentUNet: {"attention": 3, "group_norm_silu": 4, "linear": 11},
     TokenModel: {"attention": 2, "ada_layer_norm": 4, "linear": 12},
 }
 

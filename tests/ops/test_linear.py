@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import assert_no_worse
 
 import fastdiff
@@ -17,6 +18,8 @@ SIZES = [
     (2, 5, 31, 33),
     (1, 31, 33, 15),
     (1, 40, 1600, 17),
+    (1, 700, 100, 70),
+    (2, 300, 1600, 40),
 ]
 
 
@@ -41,6 +44,8 @@ def check(x, weight, bias=None, **options):
     with fastdiff.use("cpu"):
         ours = linear(x, weight, bias, **options)
     wide = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    if not isinstance(weight, torch.Tensor):
+        weight, bias = torch.cat(weight), torch.cat(bias)
     oracle = reference(x.double(), weight.double(), None if bias is None else bias.double(), **wide)
     assert ours.is_contiguous()
     floor = torch.finfo(torch.float32).eps * oracle.abs().max().item()
@@ -64,6 +69,42 @@ def test_what_follows_the_product(activation, per_row):
     check(x, weight, bias, activation=activation)
     check(x, weight, bias, activation=activation, gate=table.chunk(6, dim=-1)[2])
     check(x, weight, bias, activation=activation, gate=table.chunk(6, dim=-1)[2], residual=torch.randn(2, 37, 50))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("size", [(2, 37, 96, 50), (3, 100, 70, 22), (1, 40, 1600, 98), (1, 300, 900, 34)], ids=str)
+def test_glu(size):
+    """Few rows and many, one panel of numbers and more, and halves that end within a tile."""
+    x, weight, bias = make(size)
+    for activation in ACTIVATIONS:
+        check(x, weight, bias, activation=activation, glu=True)
+    check(x, weight, activation="gelu", glu=True)
+    check(x, weight, bias, glu=True, gate=torch.randn(size[0], 1, size[3] // 2))
+    check(x, weight, bias, glu=True, activation="silu", residual=torch.randn(size[0], size[1], size[3] // 2))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("outputs", [(64, 64, 64), (16, 48), (20, 33), (32, 7, 9), (16, 16, 16, 5)], ids=str)
+def test_several_weights(outputs):
+    x, weight, bias = make((2, 70, 80, sum(outputs)))
+    with fastdiff.use("cpu"):
+        whole, gated = linear(x, weight, bias), linear(x, weight, bias, glu=True) if sum(outputs) % 2 == 0 else None
+        weights, biases = weight.split(outputs), bias.split(outputs)
+        assert torch.equal(linear(x, weights, biases), whole)
+        if gated is not None:
+            assert torch.equal(linear(x, weights, biases, glu=True), gated)
+        assert torch.equal(linear(x, weights), linear(x, weight))
+        some = [biases[0], *[None] * (len(outputs) - 1)]
+        assert torch.equal(linear(x, weights, some)[..., : outputs[0]], whole[..., : outputs[0]])
+    check(x, weights, biases)
+
+
+def test_gelu_far_from_zero():
+    """Of a weight of one number the result is the activation itself."""
+    x = torch.cat([torch.linspace(-20, 20, 3001), torch.tensor([-1e30, 1e30, 0.0])])[None, :, None]
+    with fastdiff.use("cpu" if core.has_linear() else "reference"):
+        ours = linear(x, torch.ones(1, 1), activation="gelu")
+    assert_no_worse(ours, F.gelu(x), F.gelu(x.double()), floor=torch.finfo(torch.float32).eps * 20)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -136,11 +177,22 @@ def test_gradients():
     for ours, wanted in zip(torch.autograd.grad(y, inputs, direction), theirs):
         torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
 
+    halves = (*weight.split(15), *bias.split(15))
+    theirs = torch.autograd.grad((reference(x, weight, bias) * direction).sum(), (x, weight, bias))
+    with fastdiff.use("cpu"):
+        y = linear(x, halves[:2], halves[2:])
+    for ours, wanted in zip(torch.autograd.grad(y, (x, weight, bias), direction), theirs):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
 
 def test_opcheck():
     x, weight, bias = make((2, 20, 40, 30))
     gate, residual = torch.randn(2, 1, 30), torch.randn(2, 20, 30)
-    for arguments in ((x, weight, None, None, None, "none"), (x, weight, bias, gate, residual, "silu")):
+    for arguments in (
+        (x, weight, None, None, None, "none"),
+        (x, weight, bias, gate, residual, "silu"),
+        (x, weight, bias, None, None, "gelu", True, weight, bias),
+    ):
         torch.library.opcheck(torch.ops.fastdiff.linear.default, arguments)
 
 
@@ -158,7 +210,7 @@ def test_reasons(isa):
     assert supports(x, weight, bias) is None
     assert faster_in_torch(x, weight, bias) is None
     assert "rows" in faster_in_torch(x[:, :8], weight, bias)
-    assert "outputs" in faster_in_torch(x, weight[:320], bias[:320])
+    assert "outputs" in faster_in_torch(x, weight[:240], bias[:240])
     assert "gradient" in faster_in_torch(x, weight.requires_grad_(), bias)
 
 
@@ -172,6 +224,10 @@ def test_reasons(isa):
         ({"gate": torch.randn(2, 3, 5)}, ValueError, "gate"),
         ({"residual": torch.randn(2, 4, 6)}, ValueError, "residual"),
         ({"activation": "relu"}, ValueError, "relu"),
+        ({"glu": True}, ValueError, "even number"),
+        ({"weight": [torch.randn(5, 8), torch.randn(5, 7)]}, ValueError, "weight"),
+        ({"weight": []}, ValueError, "got none"),
+        ({"weight": [torch.randn(5, 8)] * 2, "bias": [None]}, ValueError, "as many"),
     ],
 )
 def test_bad_input(change, error, words):

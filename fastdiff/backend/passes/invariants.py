@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fastdiff.backend import functions
 from fastdiff.backend.convolution import Conv2d
-from fastdiff.backend.matrix import Linear
+from fastdiff.backend.matrix import Linear, Linears
 from fastdiff.backend.nodes import Node, calls, value
 from fastdiff.backend.packing import Watch
 from fastdiff.backend.report import Notes
@@ -138,7 +138,7 @@ def _small(fake: Tensor) -> bool:
 
 def _is_layer(owner: nn.Module, node: Node) -> bool:
     if node.op == "call_module":
-        return isinstance(owner.get_submodule(str(node.target)), (Linear, Conv2d))
+        return isinstance(owner.get_submodule(str(node.target)), (Linear, Linears, Conv2d))
     return calls(node, F.linear, torch.conv2d, functions.product)
 
 
