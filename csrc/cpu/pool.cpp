@@ -30,7 +30,7 @@ struct Block {
 
 // Whole huge pages at a multiple of their size: so much more is mapped, and both ends are returned.
 Block map(size_t size) {
-  void* address = mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* address = mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) return {};
   char* data = static_cast<char*>(address);
   const size_t before = (kPage - reinterpret_cast<uintptr_t>(data) % kPage) % kPage;
@@ -60,7 +60,7 @@ class Pool {
   }
 
   Block take(size_t bytes) {
-    const size_t size = (bytes + kPage - 1) / kPage * kPage;
+    const size_t size = std::max(kPage, (bytes + kPage - 1) / kPage * kPage);
     std::lock_guard<std::mutex> lock(mutex_);
     Run best = find(size);
     if (!best.size) {
@@ -77,8 +77,12 @@ class Pool {
   void give(Block block) {
     std::lock_guard<std::mutex> lock(mutex_);
     statistics_.used -= block.size;
-    add(block, true);
-    trim(statistics_.limit);
+    try {
+      add(block, true);
+      trim(statistics_.limit);
+    } catch (const std::bad_alloc&) {  // no memory to note it down: it is not kept
+      munmap(block.data, block.size);
+    }
   }
 
   void set_limit(size_t bytes) {
@@ -156,7 +160,7 @@ class Pool {
 
   // The block is free, and one with its neighbours that are like it.
   void add(Block block, bool written) {
-    if (written) statistics_.idle += block.size;
+    const size_t more = written ? block.size : 0;
     auto next = free_.lower_bound(block.data);
     if (next != free_.end() && next->first == block.data + block.size && next->second.written == written) {
       block.size += next->second.size;
@@ -166,10 +170,12 @@ class Pool {
       auto& [data, range] = *std::prev(next);
       if (data + range.size == block.data && range.written == written) {
         range.size += block.size;
+        statistics_.idle += more;
         return;
       }
     }
     free_.emplace_hint(next, block.data, Free{block.size, written});
+    statistics_.idle += more;
   }
 
   // Pages go back to the system, the highest addresses first, until at most `bytes` are idle.

@@ -21,7 +21,8 @@ bool pool_available();
 // needed for that. Throws std::bad_alloc if there is no memory, std::invalid_argument for a negative size.
 DLManagedTensor* pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, DLDataType dtype);
 
-// At most this many bytes are kept while no tensor uses them. What is over is returned to the system, oldest first.
+// At most this many bytes are kept while no tensor uses them. What is over is returned to the system, highest addresses
+// first.
 void pool_set_limit(size_t bytes);
 
 struct PoolStatistics {
