@@ -192,8 +192,8 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
             const uint8_t* mine = panel + 2 * (unit * panel_halves + (shared ? half : 0)) * tile;
             const uint8_t* theirs = static_cast<const uint8_t*>(op.packed) +
                                     2 * (shared ? other : other * halves + half) * packed_tile + step * kStepBytes;
-            shared ? multiply(theirs, packed_tile, mine, tile, count, sums + half * kSums)
-                   : multiply(mine, tile, theirs, packed_tile, count, sums + half * kSums);
+            shared ? multiply(theirs, packed_tile, mine, tile, count, sums + half * kSums, [] {})
+                   : multiply(mine, tile, theirs, packed_tile, count, sums + half * kSums, [] {});
           }
           float* total = totals + other * total_sums + unit * unit_sums;
           if (chunk > 0) add(total, sums, unit_sums);
