@@ -551,8 +551,9 @@ void run_masked(const Attention& op, int64_t begin, int64_t end) {
   op.mask_type == Mask::none ? run<T, false>(op, begin, end) : run<T, true>(op, begin, end);
 }
 
-// With few keys what is packed for the tiles is used too little to pay.
-bool in_tiles(const Attention& op) { return op.keys > 128; }
+// With few keys what is packed for the tiles is used too little to pay; with few channels weights in parts cost more than products
+// of vectors.
+bool in_tiles(const Attention& op) { return op.keys > 128 && (op.channels > 16 || op.value_channels > 16); }
 
 }  // namespace
 

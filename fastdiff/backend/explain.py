@@ -33,6 +33,8 @@ class Explanation:
         lines = []
         for number, report in enumerate(self.reports):
             lines += [f"graph {number}: {_title(report)}", *_passes(report)]
+            if report.part is not None:
+                lines.append(f"  not the whole model: {report.part}")
         if self.seconds:
             total = sum(seconds for _, seconds in self.seconds.values())
             lines.append(f"time: {total * 1e3:.1f} ms, node by node")

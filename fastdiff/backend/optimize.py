@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.backend.capture import check_passes, compile_graph
+from fastdiff.backend.report import recorded
 from fastdiff.backend.verify import verified_call
 
 _CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forward and hooks, if it is set
@@ -42,6 +44,7 @@ class FastCall:
         signature = _signature((args, kwargs))
         if self._first is None:
             self._first = signature
+            return self._captured(args, kwargs)
         if signature == self._first:
             return self._static(*args, **kwargs)
         if self._dynamic is None:
@@ -50,6 +53,23 @@ class FastCall:
 
         with torch._dynamo.config.patch(specialize_float=True):  # a model's constants stay constants
             return self._dynamic(*args, **kwargs)
+
+    def _captured(self, args: Any, kwargs: Any) -> Any:
+        """The first call, with a warning if not all of the model went into one graph."""
+        from torch._dynamo.utils import counters
+
+        before = counters["graph_break"].copy()
+        with recorded() as made:
+            result = self._static(*args, **kwargs)
+        reasons = [reason for reason, count in counters["graph_break"].items() if count > before[reason]]
+        if len(made) == 1 and not reasons:
+            return result
+        why = reasons[0].strip().splitlines()[0] if reasons else "it holds nothing that PyTorch can capture"
+        for report in made:
+            report.part = why
+        what = f"was captured in {len(made)} parts, what is between them" if made else "could not be captured and"
+        warnings.warn(f"fastdiff: the model {what} runs as it was written: {why}", stacklevel=5)
+        return result
 
     def _compiled(self, dynamic: bool) -> Callable[..., Any]:
         original = self.original

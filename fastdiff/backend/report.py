@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +36,12 @@ class Notes:
 @dataclass
 class Report:
     """One captured graph. fallback: why it runs as it was written, if it does. seconds: for capture's part in fastdiff.
-    shapes: of the tensors it was captured with."""
+    shapes: of the tensors it was captured with. part: why it is not the whole model, if it is not."""
 
     shapes: tuple[tuple[Any, ...], ...]
     passes: list[Notes] = field(default_factory=list)
     fallback: str | None = None
+    part: str | None = None
     seconds: float = 0.0
     dynamic: bool = False
     # of the parameters, to find the reports of a model; not the parameters, which a model may drop
@@ -57,10 +60,24 @@ class Report:
 
 
 _reports: list[Report] = []
+_collectors: list[list[Report]] = []
+
+
+@contextmanager
+def recorded() -> Iterator[list[Report]]:
+    """The reports that are made inside the block."""
+    made: list[Report] = []
+    _collectors.append(made)
+    try:
+        yield made
+    finally:
+        _collectors.remove(made)
 
 
 def record(report: Report) -> None:
     """Keep a report until its model is gone."""
+    for made in _collectors:
+        made.append(report)
     _reports[:] = [old for old in _reports if any(parameter() is not None for parameter in old.parameters.values())]
     _reports.append(report)
 

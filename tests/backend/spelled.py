@@ -188,6 +188,32 @@ class LatentUNet(nn.Module):
         return torch.randn(batch, 4, height, width), torch.linspace(-2, 2, batch), torch.randn(batch, 7, 24)
 
 
+class LargeBlock(nn.Module):
+    """A residual block and a transformer block (diffusers'), of sizes for which the kernels are made."""
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.GroupNorm(4, channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.skip = nn.Conv2d(channels, channels, 1)
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, 2 * channels, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(2 * channels, channels)
+        self.ff = GatedFeedForward(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.skip(x) + self.conv(F.silu(self.norm(x)))
+        b, c, height, width = x.shape
+        h = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
+        normed = self.norm1(h)
+        q, k, v = (layer(normed).view(b, -1, 4, c // 2).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v))
+        h = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, -1, 2 * c)) + h
+        h = self.ff(self.norm2(h)) + h
+        return h.reshape(b, height, width, c).permute(0, 3, 1, 2)
+
+    def inputs(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        return (torch.randn(batch, 64, height, width),)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
-from backend.spelled import LatentUNet, TokenModel, random_model
+import torch.nn.functional as F
+from backend.spelled import LargeBlock, LatentUNet, TokenModel, random_model
 from torch import nn
 
 import fastdiff
@@ -59,6 +61,44 @@ def test_changed_weights_are_seen(model):
     assert not torch.allclose(before, model(*inputs))
 
 
+def test_changed_weights_are_seen_by_the_kernels():
+    """In sizes that the kernels take: 3x3 and 1x1 convolutions, GEGLU, q, k and v in one."""
+    model = random_model(LargeBlock)
+    inputs = (torch.randn(2, 64, 8, 8),)
+    fastdiff.optimize(model)
+    with torch.no_grad():
+        before = model(*inputs)
+        for change in (
+            lambda weight: weight.mul_(1.5),
+            lambda weight: weight.data.add_(0.02),
+            lambda weight: weight.data.copy_(torch.randn(weight.shape) / 20),
+        ):
+            for parameter in model.parameters():
+                change(parameter)
+            found = model(*inputs)
+            close(found, reference(model, inputs))
+            assert not torch.allclose(found, before)
+
+
+def test_models_of_this_package():
+    torch.manual_seed(0)
+    model = fastdiff.load("emoji-unet-32")
+    x, t = torch.randn(2, *model.info.shape), torch.tensor([10.0, 700.0])
+    condition = model.info.condition("animals", 2)
+    with torch.no_grad():
+        expected = model(x, t, **condition)
+        fastdiff.optimize(model)
+        found = model(x, t, **condition)
+        sampled = fastdiff.sample(model, (2, *model.info.shape), steps=2, seed=1, cond=condition)
+    close(found, expected)
+    (report, *_) = reports_of(list(model.parameters()))
+    assert report.fallback is None
+    assert sum(notes.matches for notes in report.passes if notes.name in ("conv2d", "linear")) > 20
+    fastdiff.restore(model)
+    again = fastdiff.sample(model, (2, *model.info.shape), steps=2, seed=1, cond=condition)
+    torch.testing.assert_close(sampled, again, rtol=1e-4, atol=1e-4)
+
+
 def test_another_dtype(model):
     inputs = model.inputs(2, 8, 8)
     fastdiff.optimize(model)
@@ -105,10 +145,46 @@ def test_a_graph_break_leaves_the_rest_fast():
     model = Branches().eval()
     inputs = model.inner.inputs(2, 8, 8)
     fastdiff.optimize(model)
-    with torch.no_grad():
-        close(model(*inputs), reference(model, inputs))
+    with torch.no_grad(), pytest.warns(UserWarning, match="captured in 2 parts, what is between them runs as it was"):
+        found = model(*inputs)
+    close(found, reference(model, inputs))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once
+        close(model(*inputs), found)
     reports = reports_of(list(model.parameters()))
     assert any(notes.matches for report in reports for notes in report.passes if notes.name == "attention")
+    assert "not the whole model: " in str(fastdiff.explain(model))
+
+
+@torch.compiler.disable
+def opaque(x):
+    return x * 2
+
+
+class Unknown(nn.Module):
+    """Operations that no pass knows, between those that they know, and one that cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = random_model(TokenModel)
+
+    def forward(self, x, t, *, hide=False):
+        y = self.inner(torch.fft.ifft2(torch.fft.fft2(x)).real, t)
+        y = F.max_pool1d(torch.cumsum(y, 1), 2).sort(-1).values
+        return opaque(y) if hide else y
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_unknown_operations_run_as_they_are(hide):
+    model = Unknown().eval()
+    inputs = model.inner.inputs(2, 8, 8)
+    fastdiff.optimize(model)
+    with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        close(model(*inputs, hide=hide), model._call_impl(*inputs, hide=hide))
+    assert any("fastdiff: the model was captured" in str(each.message) for each in said) == hide
+    (report, *_) = reports_of(list(model.parameters()))
+    assert sum(notes.matches for notes in report.passes if notes.name == "attention") == 2
 
 
 def test_what_is_no_model_is_refused(model):

@@ -9,18 +9,20 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
-from backend.spelled import GuidedUNet, LatentUNet, TokenModel, random_model
+from backend.spelled import GuidedUNet, LargeBlock, LatentUNet, TokenModel, random_model
 from conftest import assert_no_worse
 from torch import nn
 
 import fastdiff
 from fastdiff.backend.passes import PASSES
 from fastdiff.backend.report import reports_of
+from fastdiff.native import core
 
 MATCHES = {
     GuidedUNet: {"attention": 1, "group_norm_silu": 6, "conv2d": 10},
     LatentUNet: {"attention": 3, "group_norm_silu": 4, "linear": 11},
     TokenModel: {"attention": 2, "ada_layer_norm": 4, "linear": 12},
+    LargeBlock: {"attention": 1, "group_norm_silu": 1, "conv2d": 2, "linear": 6},
 }
 
 
@@ -54,6 +56,20 @@ def test_spellings_are_recognised_at_any_size(kind):
     for sizes in ((2, 24, 8), (3, 16, 16), (5, 8, 32), (2, 16, 16)):
         check(model, model.inputs(*sizes), fast)
     assert len(reports_of(list(model.parameters()))) == 2  # once more for all other sizes
+
+
+@pytest.mark.skipif(not core.has_linear(), reason="no kernel for linear here: torch computes the layers one by one")
+def test_layers_of_one_input_are_one_product():
+    model = random_model(LargeBlock)
+    inputs = model.inputs(2, 8, 8)
+    fast = fastdiff.optimize(model)
+    with torch.no_grad():
+        text = str(fastdiff.explain(fast, inputs))
+    assert "1 x linears" in text
+    assert "geglu" not in text
+    assert "chunk" not in text
+    with fastdiff.use("reference"):
+        check(model, inputs, fast)
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -37,6 +37,21 @@ def test_help_names_every_command():
     assert all(name in text for name in ("demo", "sample", "info", "solvers", "kernels", "bench", "train"))
 
 
+def test_verify(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["verify", "emoji-unet-32", "--batch", "1", "--json"])
+    assert left.value.code in (None, 0)
+    found = json.loads(capsys.readouterr().out)
+    assert found["same"] is True
+    assert found["against"] == "float64"
+    assert found["nodes"] > 50
+    assert found["first"] is None
+    assert found["outputs"][0]["maximum"] <= found["outputs"][0]["bound"]
+    failed = fastdiff_command("verify", "no-such-model")
+    assert failed.returncode != 0
+    assert "no-such-model" in failed.stderr
+
+
 def test_info():
     facts = json.loads(fastdiff_command("info", "--json").stdout)
     assert facts["fastdiff"] == fastdiff.__version__

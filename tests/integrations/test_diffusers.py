@@ -113,13 +113,36 @@ def ddpm():
     return diffusers.DDPMPipeline(randomized(model), diffusers.DDPMScheduler()), dict(batch_size=2)
 
 
+def ldm():
+    torch.manual_seed(0)
+    quantizer = diffusers.VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        num_vq_embeddings=16,
+        norm_num_groups=4,
+    )
+    model = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=4,
+    )
+    scheduler = diffusers.DDIMScheduler(**BETAS, clip_sample=False)
+    return diffusers.LDMPipeline(randomized(quantizer), randomized(model), scheduler), dict(batch_size=2)
+
+
 def pictures(pipeline, options):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     return pipeline(**options, num_inference_steps=5, generator=generator, output_type="np").images
 
 
-@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl, dit, ddpm])
+@pytest.mark.parametrize("make", [stable_diffusion, stable_diffusion_xl, dit, ddpm, ldm])
 def test_the_same_pictures(make):
     pipeline, options = make()
     expected = pictures(pipeline, options)
@@ -214,8 +237,10 @@ def test_the_same_steps(theirs, solver, begin):
 
 
 def test_what_has_no_counterpart_stays():
-    pipeline, _ = ddpm()
-    pipeline.scheduler = diffusers.PNDMScheduler()
+    pipeline, options = stable_diffusion()
+    pipeline.scheduler = before = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)  # its default
+    expected = pictures(pipeline, options)
     fastdiff.optimize(pipeline)
-    assert type(pipeline.scheduler) is diffusers.PNDMScheduler
+    assert pipeline.scheduler is before
+    assert abs(pictures(pipeline, options) - expected).max() <= 1e-3
     assert scheduler_for(diffusers.DDIMScheduler(clip_sample=True)) == (None, "DDIMScheduler with clip_sample=True")
