@@ -178,8 +178,8 @@ def measure(row: str, names: list[str], rounds: int, threads: int) -> dict[str, 
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
-                # As in a sampling loop, where the call before was the same engine's. After the peers' exports, which change
-                # what Dynamo guards, it may also compile once more.
+                # As in a sampling loop, where the call before was the same engine's. After the peers' exports, which
+                # change what Dynamo guards, it may also compile once more.
                 call()
                 started = time.perf_counter()
                 call()

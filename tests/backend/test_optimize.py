@@ -94,6 +94,9 @@ def test_models_of_this_package():
     (report, *_) = reports_of(list(model.parameters()))
     assert report.fallback is None
     assert sum(notes.matches for notes in report.passes if notes.name in ("conv2d", "linear")) > 20
+    verified = fastdiff.verify(model, model, ((x, t), condition))  # whose graph holds operators, which take no float64
+    assert verified.ok
+    assert verified.against == "float64"
     fastdiff.restore(model)
     again = fastdiff.sample(model, (2, *model.info.shape), steps=2, seed=1, cond=condition)
     torch.testing.assert_close(sampled, again, rtol=1e-4, atol=1e-4)
