@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff import backends, ops
 from fastdiff.backend.fused import channels_last
 from fastdiff.backend.packing import Watch
+from fastdiff.native import core
 
 conv2d: Any = importlib.import_module("fastdiff.ops.conv2d")  # the package has the function by this name
 
@@ -32,6 +34,7 @@ class Conv2d(nn.Module):
         super().__init__()
         self.stride, self.padding, self.upsample, self.activation = stride, padding, upsample, activation
         self.channels_last = False  # the layout of feature maps, set by the pass "layout"
+        self.algorithm: tuple[str, str] | None = None  # with this instruction set, set by the pass "weight_budget"
         self._watch = Watch()
 
     def forward(
@@ -42,6 +45,12 @@ class Conv2d(nn.Module):
             x, None, weight, bias, self.stride, self.padding, residual, channel_bias, self.activation, self.upsample
         ):
             self._watch(weight)
+            if self.algorithm is not None and self.algorithm[0] == core.isa():
+                per_channel = channel_bias if channel_bias is None else channel_bias.flatten(1)
+                return torch.ops.fastdiff.conv2d(
+                    x, None, weight, bias, self.stride, self.padding, residual, per_channel, self.activation,
+                    self.upsample, 1.0, self.algorithm[1],
+                )  # fmt: skip
             return ops.conv2d(
                 x,
                 weight,

@@ -17,6 +17,7 @@ import fastdiff
 from fastdiff.backend.passes import PASSES
 from fastdiff.backend.report import reports_of
 from fastdiff.native import core
+from fastdiff.ops.conv2d_weights import packed
 
 MATCHES = {
     GuidedUNet: {"attention": 1, "group_norm_silu": 6, "conv2d": 10},
@@ -70,6 +71,31 @@ def test_layers_of_one_input_are_one_product():
     assert "chunk" not in text
     with fastdiff.use("reference"):
         check(model, inputs, fast)
+
+
+class Convolutions(nn.Module):
+    """Of few pixels, for which transforming the weights ahead gains most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(4)))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("budget", ["1", "2.5", "9"])
+def test_transformed_weights_stay_within_the_budget_of_the_model(isa, budget, monkeypatch):
+    monkeypatch.setenv("FASTDIFF_WEIGHT_BUDGET", budget)
+    model = random_model(Convolutions)
+    fast = fastdiff.optimize(model)
+    check(model, (torch.randn(1, 64, 4, 4),), fast)
+    check(model, (torch.randn(1, 64, 8, 4),), fast)
+    weights = [layer.weight for layer in model.layers]
+    kept = sum(sum(packed(weight).nbytes().values()) for weight in weights)
+    assert kept <= float(budget) * sum(weight.nbytes for weight in weights)
+    if isa != "amx" and budget == "9":
+        assert kept == 4 * sum(weight.nbytes for weight in weights)
 
 
 @pytest.mark.parametrize("name", PASSES)

@@ -10,11 +10,22 @@ from fastdiff.backend.passes import (
     invariants,
     layout,
     linear,
+    weight_budget,
 )
 
 PASSES = {
     module.NAME: module.apply
-    for module in (constant_folding, attention, group_norm_silu, ada_layer_norm, conv2d, linear, layout, invariants)
+    for module in (
+        constant_folding,
+        attention,
+        group_norm_silu,
+        ada_layer_norm,
+        conv2d,
+        weight_budget,
+        linear,
+        layout,
+        invariants,
+    )
 }
 
 __all__ = ["PASSES"]

@@ -1,0 +1,67 @@
+"""What convolutions keep of their weights, over the whole model: where transforming all of them once would take more
+than FASTDIFF_WEIGHT_BUDGET times the weights, those that gain least are transformed in every call."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastdiff.backend.convolution import Conv2d
+from fastdiff.backend.nodes import shape, value
+from fastdiff.backend.report import Notes
+from fastdiff.native import core
+from fastdiff.ops.conv2d_algorithms import MEMORY, Problem, within_budget
+
+NAME = "weight_budget"
+
+
+def apply(graph: fx.Graph, notes: Notes) -> None:
+    """Set the algorithm of the convolutions that must not keep transformed weights."""
+    owner = graph.owning_module
+    assert owner is not None
+    kept: list[tuple[Conv2d, Problem]] = []
+    weights = bytes_kept = 0.0
+    for node in graph.nodes:
+        module = owner.get_submodule(str(node.target)) if node.op == "call_module" else None
+        problem = _problem(module, node) if isinstance(module, Conv2d) else None
+        if problem is None:
+            continue
+        size = 9 * problem.channels * problem.out_channels
+        chosen = _fastest(problem, problem.algorithms)
+        weights += size
+        bytes_kept += size * MEMORY[chosen]
+        if chosen == "winograd" and isinstance(module, Conv2d):
+            kept.append((module, problem))
+    budget = float(os.environ.get("FASTDIFF_WEIGHT_BUDGET") or 2.5)
+    if bytes_kept <= budget * weights:
+        return
+    for (module, problem), chosen in zip(kept, within_budget([problem for _, problem in kept], budget)):
+        if chosen != "winograd":
+            others = [name for name in problem.algorithms if name != "winograd"]
+            module.algorithm = problem.isa, _fastest(problem, others)
+            notes.matches += 1
+
+
+def _fastest(problem: Problem, algorithms: Any) -> str:
+    return min(algorithms, key=problem.seconds)
+
+
+def _problem(module: Conv2d, node: Any) -> Problem | None:
+    """What the kernel would be asked to do, with the sizes of the capture; None where torch would compute."""
+    x, weight, *_ = node.args
+    if not isinstance(value(x), Tensor) or not value(x).is_cpu or value(x).dtype is not torch.float32:
+        return None
+    batch, channels, height, width = map(_known, shape(x))
+    out_channels, _, *kernel = shape(weight)
+    if kernel != [3, 3] or module.stride != 1 or channels < 64 or out_channels < 32:
+        return None
+    down, across = (module.upsample * size + 2 * module.padding - 2 for size in (height, width))
+    return Problem(batch, channels, out_channels, down, across, module.upsample, torch.get_num_threads(), core.isa())
+
+
+def _known(size: Any) -> int:
+    """A size, or for a symbol the one that it had at the capture, of which nothing is then assumed."""
+    return size if isinstance(size, int) else int(size.node.hint)
