@@ -74,7 +74,7 @@ def test_layers_of_one_input_are_one_product():
 
 
 class Convolutions(nn.Module):
-    """Of few pixels, for which transforming the weights ahead gains most."""
+    """Of sizes for which vectors are fastest with weights transformed ahead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,18 +84,19 @@ class Convolutions(nn.Module):
         return self.layers(x)
 
 
-@pytest.mark.parametrize("budget", ["1", "2.5", "9"])
+@pytest.mark.parametrize("budget", ["1", "2.6", "9"])
 def test_transformed_weights_stay_within_the_budget_of_the_model(isa, budget, monkeypatch):
     monkeypatch.setenv("FASTDIFF_WEIGHT_BUDGET", budget)
     model = random_model(Convolutions)
     fast = fastdiff.optimize(model)
-    check(model, (torch.randn(1, 64, 4, 4),), fast)
-    check(model, (torch.randn(1, 64, 8, 4),), fast)
+    check(model, (torch.randn(1, 64, 32, 32),), fast)
     weights = [layer.weight for layer in model.layers]
     kept = sum(sum(packed(weight).nbytes().values()) for weight in weights)
     assert kept <= float(budget) * sum(weight.nbytes for weight in weights)
     if isa != "amx" and budget == "9":
         assert kept == 4 * sum(weight.nbytes for weight in weights)
+    if isa != "amx" and budget == "2.6":
+        assert kept == 2.5 * sum(weight.nbytes for weight in weights)  # half of them ahead
 
 
 @pytest.mark.parametrize("name", PASSES)

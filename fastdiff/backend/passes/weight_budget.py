@@ -1,9 +1,11 @@
 """What convolutions keep of their weights, over the whole model: where transforming all of them once would take more
-than FASTDIFF_WEIGHT_BUDGET times the weights, those that gain least are transformed in every call."""
+than FASTDIFF_WEIGHT_BUDGET times the weights (1.5 if it is not set), those that gain least are transformed in every
+call. Of each captured graph by itself: a second one, for other sizes, may keep other forms."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from fastdiff.backend.convolution import Conv2d
 from fastdiff.backend.nodes import shape, value
 from fastdiff.backend.report import Notes
 from fastdiff.native import core
-from fastdiff.ops.conv2d_algorithms import MEMORY, Problem, within_budget
+from fastdiff.ops.conv2d_algorithms import MEMORY, Problem
 
 NAME = "weight_budget"
 
@@ -22,30 +24,31 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
     """Set the algorithm of the convolutions that must not keep transformed weights."""
     owner = graph.owning_module
     assert owner is not None
-    kept: list[tuple[Conv2d, Problem]] = []
-    weights = bytes_kept = 0.0
+    kept: list[tuple[float, float, Conv2d, Problem, str]] = []  # seconds gained a number; numbers spared; ...
+    weights = numbers = 0.0
     for node in graph.nodes:
         module = owner.get_submodule(str(node.target)) if node.op == "call_module" else None
         problem = _problem(module, node) if isinstance(module, Conv2d) else None
-        if problem is None:
+        if problem is None or not isinstance(module, Conv2d):
             continue
         size = 9 * problem.channels * problem.out_channels
         chosen = _fastest(problem, problem.algorithms)
         weights += size
-        bytes_kept += size * MEMORY[chosen]
-        if chosen == "winograd" and isinstance(module, Conv2d):
-            kept.append((module, problem))
-    budget = float(os.environ.get("FASTDIFF_WEIGHT_BUDGET") or 2.5)
-    if bytes_kept <= budget * weights:
-        return
-    for (module, problem), chosen in zip(kept, within_budget([problem for _, problem in kept], budget)):
-        if chosen != "winograd":
-            others = [name for name in problem.algorithms if name != "winograd"]
-            module.algorithm = problem.isa, _fastest(problem, others)
-            notes.matches += 1
+        numbers += size * MEMORY[chosen]
+        other = _fastest(problem, (name for name in problem.algorithms if MEMORY[name] <= 1))
+        if other != chosen:
+            spared = size * (MEMORY[chosen] - MEMORY[other])
+            kept.append(((problem.seconds(other) - problem.seconds(chosen)) / spared, spared, module, problem, other))
+    budget = max(1.0, float(os.environ.get("FASTDIFF_WEIGHT_BUDGET") or 1.5))  # 1: the least that all algorithms need
+    for _, spared, module, problem, other in sorted(kept, key=lambda each: each[0]):
+        if numbers <= budget * weights:
+            return
+        module.algorithm = problem.isa, other
+        numbers -= spared
+        notes.matches += 1
 
 
-def _fastest(problem: Problem, algorithms: Any) -> str:
+def _fastest(problem: Problem, algorithms: Iterable[str]) -> str:
     return min(algorithms, key=problem.seconds)
 
 
