@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,9 @@ def engine(name: str, model: Plain, inputs: tuple[Tensor, ...], folder: str, thr
     if name == "openvino":
         import openvino as ov
 
-        converted = ov.convert_model(Plain(model.model, model.names), example_input=inputs)
+        with warnings.catch_warnings():  # as below
+            warnings.simplefilter("ignore")
+            converted = ov.convert_model(Plain(model.model, model.names), example_input=inputs)
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         request = ov.compile_model(converted, "CPU", options).create_infer_request()
         arrays = [tensor.numpy() for tensor in inputs]
@@ -128,7 +131,9 @@ def engine(name: str, model: Plain, inputs: tuple[Tensor, ...], folder: str, thr
 
     path = os.path.join(folder, "model.onnx")
     names = list(model.names)
-    torch.onnx.export(Plain(model.model, model.names), inputs, path, input_names=names, dynamo=False)
+    with warnings.catch_warnings():  # of what tracing fixes and how old it is: the result is checked
+        warnings.simplefilter("ignore")
+        torch.onnx.export(Plain(model.model, model.names), inputs, path, input_names=names, dynamo=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
