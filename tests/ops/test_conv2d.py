@@ -97,8 +97,9 @@ def test_epilogue(isa, present, upsample):
 
 
 def test_concatenated(algorithm):
-    x, skip = torch.randn(2, 48, 9, 8), torch.randn(2, 21, 9, 8)
-    weight = torch.randn(40, 69, 3, 3) / 25
+    x, weight, _ = make((2, 48, 9, 8), 40, seed=1)
+    skip, more, _ = make((2, 21, 9, 8), 40, seed=2)
+    weight = torch.cat((weight, more), 1)
     check(x, weight, algorithm=algorithm, skip=skip)
     with fastdiff.use("cpu"):
         torch.testing.assert_close(conv2d((x, skip), weight), conv2d(torch.cat((x, skip), 1), weight))
