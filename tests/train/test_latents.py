@@ -161,10 +161,6 @@ def emoji():
     return load_emoji(64)
 
 
-def needs(name):
-    return pytest.mark.skipif(name not in bundled.names(), reason=f"the weights of {name} are not in the package yet")
-
-
 def nearest(model, data, candidates, samples):
     """Which of the candidates each sample is nearest to, in the space of the latents."""
     pixels = torch.from_numpy(data.images[candidates]).float().div(127.5).sub(1)
@@ -172,7 +168,7 @@ def nearest(model, data, candidates, samples):
     return [candidates[i] for i in torch.cdist(samples.flatten(1), known.flatten(1)).argmin(1).tolist()]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=needs(n)) for n in ("emoji-ldm-64", "emoji-dit-64")])
+@pytest.mark.parametrize("name", ["emoji-ldm-64", "emoji-dit-64"])
 def test_the_bundled_autoencoder_keeps_held_out_emoji(emoji, name):
     model, objective = fastdiff.load(name), Autoencoding(RECIPES["emoji-autoencoder-64"], emoji)
     psnr = objective.psnr(model.autoencoder)
@@ -181,7 +177,6 @@ def test_the_bundled_autoencoder_keeps_held_out_emoji(emoji, name):
     assert model.encode(objective.pixels(objective.images[::40])).std() == pytest.approx(1, abs=0.05)
 
 
-@needs("emoji-ldm-64")
 def test_a_prompt_draws_its_emoji(emoji):
     """Of 24 prompts at least half must draw what is nearer to the emoji of that name than to 250 others."""
     model = fastdiff.load("emoji-ldm-64")
@@ -194,7 +189,6 @@ def test_a_prompt_draws_its_emoji(emoji):
     assert sum(a == b for a, b in zip(found, wanted)) >= 12
 
 
-@needs("emoji-dit-64")
 def test_a_class_draws_its_emoji(emoji):
     """The nearest emoji is of the class asked for in at least 40% of 45 samples, and in a ninth by chance."""
     model = fastdiff.load("emoji-dit-64")
