@@ -1,14 +1,13 @@
-"""Which algorithm a convolution takes: by rule, by measuring once, or within a budget of memory for weights."""
+"""Which algorithm a convolution takes: by rule, or by measuring once."""
 
 from __future__ import annotations
 
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
-from fastdiff.errors import expect
 from fastdiff.native import core
 
 # "winograd": weights are transformed once, to four times their size. "winograd-on-the-fly": in every call, from a copy.
@@ -124,24 +123,3 @@ def explain() -> str:
             f"({'measured' if choice.measured else 'estimated'}: {times})"
         )
     return "\n".join(lines)
-
-
-def within_budget(problems: Iterable[Problem], budget: float | None = None) -> list[str]:
-    """The algorithm for each convolution of a model, so that what is kept of the weights is at most `budget` times the
-    weights: transformed ahead go those that gain most time a byte.
-
-    budget: FASTDIFF_WEIGHT_BUDGET, or 2.5, if not given; at least 1, what the other algorithm needs. Raises ValueError.
-    """
-    if budget is None:
-        budget = float(os.environ.get("FASTDIFF_WEIGHT_BUDGET") or 2.5)
-    expect(budget >= 1, f"budget must be at least 1, the weights themselves, got {budget}")
-    problems = list(problems)
-    weights = [9 * problem.channels * problem.out_channels for problem in problems]
-    left = (budget - 1) * sum(weights)
-    chosen = ["winograd-on-the-fly"] * len(problems)
-    gain = [problem.seconds("winograd-on-the-fly") - problem.seconds("winograd") for problem in problems]
-    for i in sorted(range(len(problems)), key=lambda i: -gain[i] / weights[i]):
-        more = (MEMORY["winograd"] - 1) * weights[i]
-        if gain[i] > 0 and more <= left:
-            chosen[i], left = "winograd", left - more
-    return chosen

@@ -11,7 +11,7 @@ from torch import nn
 import fastdiff
 from fastdiff.native import core
 from fastdiff.ops.conv2d import _call, conv2d, faster_in_torch, reference, supports
-from fastdiff.ops.conv2d_algorithms import ALGORITHMS, MEMORY, Problem, choices, choose, explain, within_budget
+from fastdiff.ops.conv2d_algorithms import ALGORITHMS, MEMORY, Problem, choices, choose, explain
 from fastdiff.ops.conv2d_weights import PackedConv2d, packed
 
 # (N, C, H, W), K: of U-Nets, and what fills no tile, panel or block of channels.
@@ -232,18 +232,6 @@ def test_the_choice_is_measured_once(monkeypatch):
     assert choose(problem) == (choice.algorithm, False)
     assert f"1x72 to 40x9x5, {problem.threads} threads" in explain()
     assert f"conv2d of 1x72 to 40x9x5, {problem.threads} threads" in str(fastdiff.explain())
-
-
-def test_budget():
-    problems = [Problem(2, c, c, s, s, 1, 2, core.isa()) for c, s in ((320, 64), (640, 32), (1280, 16), (1280, 8))]
-    weights = [9 * p.channels * p.out_channels for p in problems]
-    for budget in (1, 2.5, 6):
-        chosen = within_budget(problems, budget)
-        assert sum(MEMORY[a] * w for a, w in zip(chosen, weights)) <= budget * sum(weights)
-    assert set(within_budget(problems, 1)) == {"winograd-on-the-fly"}
-    assert len(within_budget(problems, 100)) == len(problems)
-    with pytest.raises(ValueError, match="budget"):
-        within_budget(problems, 0.5)
 
 
 def test_what_goes_to_torch():
