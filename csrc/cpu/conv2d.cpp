@@ -43,14 +43,14 @@ FASTDIFF_NOINLINE void multiply(const Conv2d& op, const float* v, int64_t room, 
     }
 }
 
-// The same with weights that are transformed here, for few tiles: `u` has room for kFlyDepth channels of a panel.
+// The same, to the bit, with weights that are transformed here, for few tiles: `u` has room for kDepth channels of a panel.
 FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin, int64_t end,
                          int64_t m_stride, float* u, float* m) {
   const int64_t channels = round_up(op.channels, kChannelBlock), v_stride = input_stride(op.channels, room);
-  const int64_t u_stride = kFlyDepth * kPanel + 16;
+  const int64_t u_stride = kDepth * kPanel + 16, parts = sums_of(channels);
   // Channels outside, so that what is read of V stays near for all panels.
-  for (int64_t c = 0; c < channels; c += kFlyDepth) {
-    const int64_t depth = channels - c < kFlyDepth ? channels - c : kFlyDepth;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t c = sum_begin(channels, parts, part), depth = sum_begin(channels, parts, part + 1) - c;
     for (int64_t panel = begin; panel < end; ++panel) {
       const float* filters = op.weights + (panel * channels + c) * 9 * kPanel;
       transform_filters(filters, depth, u_stride, u);
@@ -118,7 +118,7 @@ void conv2d_products(const Conv2d& op, int64_t begin, int64_t end) {
   const int64_t panels = (op.out_channels + kPanel - 1) / kPanel, blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
   const int64_t v_size = kPoints * input_stride(op.channels, plan.block);
   const int64_t m_stride = product_stride(kPanel, plan.group, plan.block), m_size = kPoints * m_stride;
-  const int64_t u_size = op.way == Way::on_the_fly ? kPoints * (kFlyDepth * kPanel + 16) : 0;
+  const int64_t u_size = op.way == Way::on_the_fly ? kPoints * (kDepth * kPanel + 16) : 0;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t part = unit / plan.panel_parts;
     float* v = op.scratch + part * v_size;

@@ -11,8 +11,6 @@ constexpr int64_t kOutTile = 4, kPatch = 6, kPoints = kPatch * kPatch;
 constexpr int64_t kChannelBlock = 16;
 // Sums over more channels than this are made in parts, so that their rounding errors do not grow with the number of channels.
 constexpr int64_t kDepth = 64;
-// With weights transformed on the fly: the channels of a turn.
-constexpr int64_t kFlyDepth = 64;
 constexpr int kMaxConcatenated = 2;
 
 // Pixels of contiguous channels; strides in numbers.
@@ -57,6 +55,11 @@ struct Conv2d {
 
 static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 static inline int64_t tiles_of(int64_t pixels) { return (pixels + kOutTile - 1) / kOutTile; }
+// The sums that one over so many channels, a multiple of kChannelBlock, is made of, and the first channel of each.
+static inline int64_t sums_of(int64_t channels) { return (channels + kDepth - 1) / kDepth; }
+static inline int64_t sum_begin(int64_t channels, int64_t sums, int64_t sum) {
+  return channels / kChannelBlock * sum / sums * kChannelBlock;
+}
 
 // Floats between the matrices of two points, with room against addresses that differ by a multiple of 4096 bytes.
 static inline int64_t input_stride(int64_t channels, int64_t tiles) { return round_up(channels, kChannelBlock) * tiles + 16; }

@@ -61,9 +61,9 @@ constexpr PanelProducts kPanelProducts{};
 inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const float* b, int64_t channels, const float* next, bool add,
                            float* m) {
   const Tiles<2> rows(tiles);
-  const int64_t parts = (channels + kDepth - 1) / kDepth, blocks = channels / kChannelBlock;
+  const int64_t parts = sums_of(channels);
   for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = blocks * part / parts * kChannelBlock, end = blocks * (part + 1) / parts * kChannelBlock;
+    const int64_t begin = sum_begin(channels, parts, part), end = sum_begin(channels, parts, part + 1);
     // Of equal size as the part at hand: beyond the end of the next panel, where that is shorter, nothing is lost.
     const float* after = part + 1 < parts ? b + end * kPanel : next;
     const float* a_part = a + begin * room;
