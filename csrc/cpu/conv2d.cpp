@@ -11,6 +11,8 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
+constexpr int64_t kAheadOfProduct = 9 * kChannelBlock * kPanel / kPoints;  // numbers of the next filters for a product on the fly
+
 // V of the tiles [first, first + count) and the blocks of channels [begin, end). room: tiles that V has space for.
 FASTDIFF_NOINLINE void transform_input(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end, int64_t room, float* v) {
   const int64_t stride = input_stride(op.channels, room);
@@ -20,14 +22,30 @@ FASTDIFF_NOINLINE void transform_input(const Conv2d& op, int64_t first, int64_t 
   });
 }
 
-// U of the channels [first, first + count) of a panel, `stride` floats between points, from filters [channels][9][kPanel].
-FASTDIFF_NOINLINE void transform_filters(const float* filters, int64_t count, int64_t stride, float* u) {
-  for (int64_t c = 0; c < count; ++c)
+// body(nine vectors, where they go in [channels][kPanel]) for filters [channels][9][kPanel].
+template <class Body>
+FASTDIFF_INLINE void each_filter(const float* filters, int64_t channels, const Body& body) {
+  for (int64_t c = 0; c < channels; ++c)
     for (int64_t part = 0; part < kPanel; part += kLanes) {
       F g[9];
       for (int i = 0; i < 9; ++i) g[i] = F::load(filters + (c * 9 + i) * kPanel + part);
-      transform_weight(g, [&](int point, F value) { value.store(u + point * stride + c * kPanel + part); });
+      body(g, c * kPanel + part);
     }
+}
+
+// U of a block of channels of a panel, `stride` floats between points.
+FASTDIFF_NOINLINE void transform_filters(const float* filters, int64_t stride, float* u) {
+  each_filter(filters, kChannelBlock, [&](const F* g, int64_t to) {
+    transform_weight(g, [&](int point, F value) { value.store(u + point * stride + to); });
+  });
+}
+
+// The same for the points of a pair of rows only.
+template <int pair>
+FASTDIFF_NOINLINE void transform_filters_pair(const float* filters, int64_t stride, float* u) {
+  each_filter(filters, kChannelBlock, [&](const F* g, int64_t to) {
+    transform_weight_pair<pair>(g, [&](int n, F value) { value.store(u + n * stride + to); });
+  });
 }
 
 // M of panels [begin, end) from V of `count` tiles.
@@ -38,30 +56,47 @@ FASTDIFF_NOINLINE void multiply(const Conv2d& op, const float* v, int64_t room, 
     for (int64_t panel = begin; panel < end; ++panel) {
       const float* u = op.weights + (point * panels + panel) * panel_size;
       const float* next = panel + 1 < end ? u + panel_size : u + (panels - (end - begin) + 1) * panel_size;
-      multiply_panel(v + point * v_stride, room, count, u, channels, next, false,
+      multiply_panel(v + point * v_stride, room, count, u, channels, next,
                      m + point * m_stride + (panel - begin) * room * kPanel);
     }
 }
 
-// The same, to the bit, with weights that are transformed here, for few tiles: `u` has room for kDepth channels of a panel.
+// What channels [first, last) of a panel add to the points of a pair of rows of M, which the first channels begin. The weights of a
+// block of channels are transformed here, and stay in the first cache with the sums of their products. ahead: filters that come
+// next, from memory, of which each product asks for a part.
+template <int pair>
+FASTDIFF_NOINLINE void multiply_pair(const Conv2d& op, const float* v, int64_t room, int64_t count, const float* filters, int64_t first, int64_t last,
+                   const float* ahead, int64_t m_stride, float* scratch, float* m) {
+  const int64_t v_stride = input_stride(op.channels, room), u_stride = fly_stride(kPanel), sum_stride = product_stride(kPanel, 1, room);
+  float *u = scratch, *sums = u + kPairPoints * u_stride;
+  for (int64_t c = first; c < last; c += kChannelBlock) {
+    transform_filters_pair<pair>(filters + c * 9 * kPanel, u_stride, u);
+    const bool done = c + kChannelBlock == last;
+    for (int64_t n = 0; n < kPairPoints; ++n, ahead += kAheadOfProduct) {
+      for (int64_t i = 0; i < kAheadOfProduct; i += 64 / sizeof(float)) prefetch_far(ahead + i);
+      const int64_t point = point_of_pair(pair, n);
+      float* sum = sums + n * sum_stride;
+      multiply_block(v + point * v_stride + c * room, room, count, u + n * u_stride, c > first ? sum : nullptr, done && first > 0,
+                     done ? m + point * m_stride : sum);
+    }
+  }
+}
+
+// M as above, to the bit, with weights that are transformed in passing, for few tiles.
 FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin, int64_t end,
-                         int64_t m_stride, float* u, float* m) {
-  const int64_t channels = round_up(op.channels, kChannelBlock), v_stride = input_stride(op.channels, room);
-  const int64_t u_stride = kDepth * kPanel + 16, parts = sums_of(channels);
+                         int64_t m_stride, float* scratch, float* m) {
+  const int64_t channels = round_up(op.channels, kChannelBlock), parts = sums_of(channels);
   // Channels outside, so that what is read of V stays near for all panels.
   for (int64_t part = 0; part < parts; ++part) {
-    const int64_t c = sum_begin(channels, parts, part), depth = sum_begin(channels, parts, part + 1) - c;
+    const int64_t first = sum_begin(channels, parts, part), last = sum_begin(channels, parts, part + 1);
     for (int64_t panel = begin; panel < end; ++panel) {
-      const float* filters = op.weights + (panel * channels + c) * 9 * kPanel;
-      transform_filters(filters, depth, u_stride, u);
-      // The next filters come from memory, and are asked for meanwhile: with each point its part of them.
-      const float* next = filters + (panel + 1 < end ? channels : (begin - panel) * channels + depth) * 9 * kPanel;
-      for (int64_t point = 0; point < kPoints; ++point) {
-        for (int64_t i = point * depth * 9 / kPoints; i < (point + 1) * depth * 9 / kPoints; ++i)
-          for (int64_t j = 0; j < kPanel; j += 64 / sizeof(float)) prefetch_far(next + i * kPanel + j);
-        multiply_panel(v + point * v_stride + c * room, room, count, u + point * u_stride, depth, u + (point + 1) * u_stride, c > 0,
-                       m + point * m_stride + (panel - begin) * room * kPanel);
-      }
+      const float* filters = op.weights + panel * channels * 9 * kPanel;
+      const float* ahead = panel + 1 < end ? filters + (channels + first) * 9 * kPanel : op.weights + (begin * channels + last) * 9 * kPanel;
+      const int64_t share = (last - first) * 3 * kPanel;  // of a pair of rows
+      float* to = m + (panel - begin) * room * kPanel;
+      multiply_pair<0>(op, v, room, count, filters, first, last, ahead, m_stride, scratch, to);
+      multiply_pair<1>(op, v, room, count, filters, first, last, ahead + share, m_stride, scratch, to);
+      multiply_pair<2>(op, v, room, count, filters, first, last, ahead + 2 * share, m_stride, scratch, to);
     }
   }
 }
@@ -94,8 +129,7 @@ int64_t conv2d_panel() { return kPanel; }
 void conv2d_weights(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {  // a block of channels of a panel
     const int64_t blocks = channels / kChannelBlock, panel = unit / blocks, c = unit % blocks * kChannelBlock;
-    transform_filters(filters + (panel * channels + c) * 9 * kPanel, kChannelBlock, panels * channels * kPanel,
-                      u + (panel * channels + c) * kPanel);
+    transform_filters(filters + (panel * channels + c) * 9 * kPanel, panels * channels * kPanel, u + (panel * channels + c) * kPanel);
   }
 }
 
@@ -118,7 +152,7 @@ void conv2d_products(const Conv2d& op, int64_t begin, int64_t end) {
   const int64_t panels = (op.out_channels + kPanel - 1) / kPanel, blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
   const int64_t v_size = kPoints * input_stride(op.channels, plan.block);
   const int64_t m_stride = product_stride(kPanel, plan.group, plan.block), m_size = kPoints * m_stride;
-  const int64_t u_size = op.way == Way::on_the_fly ? kPoints * (kDepth * kPanel + 16) : 0;
+  const int64_t u_size = op.way == Way::on_the_fly ? fly_scratch(kPanel, plan.block) : 0;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t part = unit / plan.panel_parts;
     float* v = op.scratch + part * v_size;

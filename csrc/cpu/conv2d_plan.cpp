@@ -47,7 +47,7 @@ ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int6
 int64_t conv2d_scratch(const ConvPlan& plan, int64_t channels, int64_t panel, Way way) {
   const int64_t v = plan.tile_parts * kPoints * input_stride(channels, plan.block);
   const int64_t m = kPoints * product_stride(panel, plan.group, plan.block);
-  const int64_t u = way == Way::on_the_fly ? kPoints * (kDepth * panel + 16) : 0;
+  const int64_t u = way == Way::on_the_fly ? fly_scratch(panel, plan.block) : 0;
   return v + plan.tile_parts * plan.panel_parts * (m + u);
 }
 

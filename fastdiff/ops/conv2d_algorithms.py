@@ -51,7 +51,7 @@ class Problem(NamedTuple):
         cores = self.threads / 2
         multiplying = products / (_PRODUCTS_A_SECOND.get(self.isa, 1e10) * cores)
         if algorithm == "winograd-on-the-fly":
-            return multiplying + weights / (1.1e10 * cores)
+            return multiplying + weights / (1.7e10 * cores)
         if algorithm == "winograd-amx":
             rows = -(-self.tiles // 32) * 32
             images = 36 * self.tiles * (self.channels + self.out_channels)

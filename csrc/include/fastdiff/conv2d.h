@@ -7,6 +7,8 @@ namespace fastdiff {
 
 // F(4x4, 3x3): an output tile of 4x4 pixels comes from 6x6 pixels, by 36 products of matrices [tiles, C] x [C, K].
 constexpr int64_t kOutTile = 4, kPatch = 6, kPoints = kPatch * kPatch;
+// Points whose weights are transformed together on the fly: two rows of the six by six.
+constexpr int64_t kPointPairs = 3, kPairPoints = kPoints / kPointPairs;
 // Input channels are stored in blocks of this many, whatever the instruction set.
 constexpr int64_t kChannelBlock = 16;
 // Sums over more channels than this are made in parts, so that their rounding errors do not grow with the number of channels.
@@ -64,6 +66,12 @@ static inline int64_t sum_begin(int64_t channels, int64_t sums, int64_t sum) {
 // Floats between the matrices of two points, with room against addresses that differ by a multiple of 4096 bytes.
 static inline int64_t input_stride(int64_t channels, int64_t tiles) { return round_up(channels, kChannelBlock) * tiles + 16; }
 static inline int64_t product_stride(int64_t panel, int64_t panels, int64_t tiles) { return panel * panels * tiles + 16; }
+// On the fly: floats between two points of the weights of a block of channels and a panel.
+static inline int64_t fly_stride(int64_t panel) { return kChannelBlock * panel + 16; }
+// Floats that a thread needs besides, for these weights and for sums of products with them.
+static inline int64_t fly_scratch(int64_t panel, int64_t tiles) {
+  return kPairPoints * (fly_stride(panel) + product_stride(panel, 1, tiles));
+}
 
 // panel: the output channels that a kernel computes at once.
 ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int64_t panel, Way way, int64_t threads);

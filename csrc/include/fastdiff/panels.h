@@ -10,13 +10,15 @@ namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
 // R rows. a_block: floats from one block of channels to the next. next: what the next call reads of B, of which `Lines` lines are
-// asked for with every channel; the processor would not see them coming, and they come from memory. add: to what is in m.
+// asked for with every channel; the processor would not see them coming, and they come from memory. before: null, or sums that are
+// gone on with. add: to what is in m.
 template <int R, int Lines>
-FASTDIFF_NOINLINE void panel_product(const float* a, int64_t a_block, const float* b, int64_t channels, const float* next, bool add,
-                                     float* m) {
+FASTDIFF_NOINLINE void panel_product(const float* a, int64_t a_block, const float* b, int64_t channels, const float* next,
+                                     const float* before, bool add, float* m) {
   F sums[R][2];
   FASTDIFF_UNROLL_16
-  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = F::broadcast(0);
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < 2; ++c) sums[r][c] = before ? F::load(before + r * kPanel + c * kLanes) : F::broadcast(0);
   for (int64_t block = 0; block < channels; block += kChannelBlock, a += a_block) {
     FASTDIFF_UNROLL_2
     for (int64_t k = 0; k < kChannelBlock; ++k, b += kPanel, next += Lines * kLanes) {
@@ -41,8 +43,8 @@ FASTDIFF_NOINLINE void panel_product(const float* a, int64_t a_block, const floa
     }
 }
 
-using PanelProduct = void (*)(const float* a, int64_t a_block, const float* b, int64_t channels, const float* next, bool add,
-                              float* m);
+using PanelProduct = void (*)(const float* a, int64_t a_block, const float* b, int64_t channels, const float* next,
+                              const float* before, bool add, float* m);
 struct PanelProducts {
   PanelProduct of[kRows<2> + 1][3] = {};  // by rows and lines
   constexpr PanelProducts() { fill<kRows<2>>(); }
@@ -58,8 +60,7 @@ constexpr PanelProducts kPanelProducts{};
 
 // M (+)= A B for `tiles` tiles and `channels` channels, a multiple of 16. a has room for `room` tiles in a block. next: the panel
 // after this one.
-inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const float* b, int64_t channels, const float* next, bool add,
-                           float* m) {
+inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const float* b, int64_t channels, const float* next, float* m) {
   const Tiles<2> rows(tiles);
   const int64_t parts = sums_of(channels);
   for (int64_t part = 0; part < parts; ++part) {
@@ -71,8 +72,19 @@ inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const fl
       const int64_t first = rows.begin(tile), count = rows.begin(tile + 1) - first;
       const int lines = rows.count == 1 ? 2 : tile < 2 ? 1 : 0;
       kPanelProducts.of[count][lines](a_part + first * kChannelBlock, room * kChannelBlock, b + begin * kPanel, end - begin,
-                                      after + (tile == 1 ? (end - begin) * kLanes : 0), add || part > 0, m + first * kPanel);
+                                      after + (tile == 1 ? (end - begin) * kLanes : 0), nullptr, part > 0, m + first * kPanel);
     }
+  }
+}
+
+// The same for one block of channels, of which nothing need be asked for: the products go on with the sums at `before`, or begin,
+// and go to m, added to what is there or not.
+inline void multiply_block(const float* a, int64_t room, int64_t tiles, const float* b, const float* before, bool add, float* m) {
+  const Tiles<2> rows(tiles);
+  for (int64_t tile = 0; tile < rows.count; ++tile) {
+    const int64_t first = rows.begin(tile), count = rows.begin(tile + 1) - first;
+    kPanelProducts.of[count][0](a + first * kChannelBlock, room * kChannelBlock, b, kChannelBlock, b,
+                                before ? before + first * kPanel : nullptr, add, m + first * kPanel);
   }
 }
 

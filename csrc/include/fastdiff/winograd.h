@@ -3,6 +3,7 @@
 // For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
+#include "fastdiff/conv2d.h"
 #include "fastdiff/tiles.h"
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -60,19 +61,35 @@ inline void transform_weight_line(const F* g, F* t) {
   t[4] = by_far * (even_far - odd_far);
 }
 
-// g: the nine numbers of a filter, rows first. store(point, value).
+// The points of a pair of rows, which are made of the same numbers: point `n` of kPairPoints.
+constexpr int kPairs[kPointPairs][2] = {{0, 5}, {1, 2}, {3, 4}};
+inline int point_of_pair(int pair, int64_t n) { return kPatch * kPairs[pair][n / kPatch] + static_cast<int>(n % kPatch); }
+
+// g: the nine numbers of a filter, rows first. store(n, value) for the points of a pair of rows.
+template <int pair, class Store>
+inline void transform_weight_pair(const F* g, const Store& store) {
+  F rows[2][3];
+  FASTDIFF_UNROLL_16
+  for (int j = 0; j < 3; ++j) {
+    F t[6];
+    transform_weight_line<3>(g + j, t);
+    for (int i = 0; i < 2; ++i) rows[i][j] = t[kPairs[pair][i]];
+  }
+  FASTDIFF_UNROLL_16
+  for (int i = 0; i < 2; ++i) {
+    F t[6];
+    transform_weight_line<1>(rows[i], t);
+    FASTDIFF_UNROLL_16
+    for (int j = 0; j < 6; ++j) store(6 * i + j, t[j]);
+  }
+}
+
+// The same for all points: store(point, value).
 template <class Store>
 inline void transform_weight(const F* g, const Store& store) {
-  F rows[18];
-  FASTDIFF_UNROLL_16
-  for (int i = 0; i < 3; ++i) transform_weight_line<1>(g + 3 * i, rows + 6 * i);
-  FASTDIFF_UNROLL_16
-  for (int j = 0; j < 6; ++j) {
-    F t[6];
-    transform_weight_line<6>(rows + j, t);
-    FASTDIFF_UNROLL_16
-    for (int i = 0; i < 6; ++i) store(6 * i + j, t[i]);
-  }
+  transform_weight_pair<0>(g, [&](int n, F value) { store(point_of_pair(0, n), value); });
+  transform_weight_pair<1>(g, [&](int n, F value) { store(point_of_pair(1, n), value); });
+  transform_weight_pair<2>(g, [&](int n, F value) { store(point_of_pair(2, n), value); });
 }
 
 // Six sums of products, `step` apart: four numbers of the output, `to_step` apart.
