@@ -46,17 +46,21 @@ FASTDIFF_NOINLINE void panel_product(const float* a, int64_t a_block, const floa
 using PanelProduct = void (*)(const float* a, int64_t a_block, const float* b, int64_t channels, const float* next,
                               const float* before, bool add, float* m);
 struct PanelProducts {
-  PanelProduct of[kRows<2> + 1][3] = {};  // by rows and lines
-  constexpr PanelProducts() { fill<kRows<2>>(); }
-  template <int R>
-  constexpr void fill() {
-    of[R][0] = panel_product<R, 0>;
-    of[R][1] = panel_product<R, 1>;
-    of[R][2] = panel_product<R, 2>;
-    if constexpr (R > 1) fill<R - 1>();
-  }
+  PanelProduct of[kRows<2> + 1][3];  // by rows and lines
 };
-constexpr PanelProducts kPanelProducts{};
+template <int R>
+constexpr void fill(PanelProducts& products) {
+  products.of[R][0] = panel_product<R, 0>;
+  products.of[R][1] = panel_product<R, 1>;
+  products.of[R][2] = panel_product<R, 2>;
+  if constexpr (R > 1) fill<R - 1>(products);
+}
+constexpr PanelProducts panel_products() {
+  PanelProducts products = {};
+  fill<kRows<2>>(products);
+  return products;
+}
+constexpr PanelProducts kPanelProducts = panel_products();
 
 // M (+)= A B for `tiles` tiles and `channels` channels, a multiple of 16. a has room for `room` tiles in a block. next: the panel
 // after this one.
