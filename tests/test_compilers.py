@@ -1,0 +1,47 @@
+"""The C++ sources compile without a warning with compilers other than the one that built the package: Clang, as on
+macOS, and GCC for ARM. Nothing is run."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CMAKE = (ROOT / "CMakeLists.txt").read_text()
+X86 = ("baseline", "avx2", "avx512", "amx")
+# The command, and the instruction sets that it compiles for.
+COMPILERS = {
+    "clang++": X86,
+    "clang++ --target=aarch64-linux-gnu": ("neon",),
+    "aarch64-linux-gnu-g++": ("neon", "baseline"),
+}
+CASES = [(compiler, isa) for compiler, isas in COMPILERS.items() for isa in (*isas, "core")]
+
+
+def sources(isa):
+    """The files of an instruction set, or of what is compiled once, and their options, as CMakeLists.txt has them."""
+    if isa == "core":
+        (files,) = re.findall(r"pybind11_add_module\(_core csrc/bindings.cpp ([^)]+)\)", CMAKE)
+        return files.split(), []
+    common, of_amx = re.findall(r"set\(kernel_files\s+([^)]+)\)", CMAKE)
+    options = re.findall(rf"add_kernels\({isa}((?: -[^)]+)?)\)", CMAKE)
+    return (of_amx if isa == "amx" else common).split(), [f"-DFASTDIFF_ISA_{isa.upper()}", *options[-1].split()]
+
+
+@pytest.mark.parametrize(("compiler", "isa"), CASES)
+def test_compiles(compiler, isa):
+    command = compiler.split()
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {command[0]} here")
+    if len(command) > 1 and shutil.which("aarch64-linux-gnu-g++") is None:
+        pytest.skip("the C library's headers for ARM are not here")
+    machine = "NEON" if "aarch64" in compiler else "X86"
+    files, options = sources(isa)
+    assert len(files) >= 3
+    options += [f"-DFASTDIFF_HAS_{machine}", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+    for file in files:
+        line = [*command, *options, "-I", "csrc/include", "-fsyntax-only", file]
+        done = subprocess.run(line, check=False, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
