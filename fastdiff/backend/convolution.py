@@ -13,6 +13,7 @@ from fastdiff import backends, ops
 from fastdiff.backend.fused import channels_last
 from fastdiff.backend.packing import Watch
 from fastdiff.native import core
+from fastdiff.ops.conv2d_pointwise import pointwise
 
 conv2d: Any = importlib.import_module("fastdiff.ops.conv2d")  # the package has the function by this name
 
@@ -62,6 +63,10 @@ class Conv2d(nn.Module):
                 activation=self.activation,
                 upsample=self.upsample,
             )
+        if channel_bias is None:
+            options = (self.stride, self.padding, residual, None, self.activation, self.upsample, 1.0)
+            if (y := pointwise(x, None, weight, bias, *options)) is not None:
+                return y
         if self.upsample != 1:
             x = F.interpolate(x, scale_factor=float(self.upsample), mode="nearest")
         y = F.conv2d(x, weight, bias, self.stride, self.padding)

@@ -1,5 +1,5 @@
 """2-D convolution, 3x3 kernels by Winograd's algorithm: 36 multiplications for 4x4 results instead of 144. Lavin & Gray
-2016, "Fast Algorithms for Convolutional Neural Networks", Section 4; Winograd 1980."""
+2016, "Fast Algorithms for Convolutional Neural Networks", Section 4; Winograd 1980. 1x1: conv2d_pointwise.py."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fastdiff.errors import expect, unknown
 from fastdiff.memory import empty
 from fastdiff.native import core
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
+from fastdiff.ops.conv2d_pointwise import pointwise
 from fastdiff.ops.conv2d_weights import PackedConv2d, as_they_are, large_pages, packed
 from fastdiff.ops.registration import check_tensor, register, through_reference
 
@@ -41,7 +42,7 @@ def conv2d(
     made that many times as large, nearest neighbour, which is never in memory. weight: (K, C, kh, kw), or a
     PackedConv2d, which has its own bias. bias: (K,). residual: of the result's shape. channel_bias: (N, K) or
     (N, K, 1, 1), a time embedding for example. activation: None or "silu". All of one dtype: float32, bfloat16, float16
-    or float64; the kernel takes float32.
+    or float64; the kernels take float32.
 
     Returns (N, K, H', W'), from the kernel in channels-last strides; x and residual are best channels-last as well, for
     else they are copied. What the kernel makes of a weight is kept as long as the weight lives, and made again when its
@@ -59,6 +60,8 @@ def conv2d(
         x, skip, weight, bias, stride, padding, residual, channel_bias, activation, upsample, scale,
     )  # fmt: skip
     _check(*arguments)
+    if (y := pointwise(*arguments)) is not None:
+        return y
     if pick(supports(*arguments), faster_in_torch(*arguments)) == "reference":
         return reference(*arguments)
     return _call(*arguments, None)
