@@ -12,6 +12,8 @@ from fastdiff import backends
 
 linear: Any = importlib.import_module("fastdiff.ops.linear")  # the package has the function by this name
 
+_FEW_PRODUCTS = 1e8  # of two numbers: with fewer torch is as fast, and its calls are shorter
+
 
 def pointwise(
     x: Tensor,
@@ -42,9 +44,11 @@ def pointwise(
     backend = backends.current()
     if backend not in ("auto", "cpu") or linear.supports(rows, matrix) is not None:
         return None
-    if backend == "auto" and linear.faster_in_torch(rows, matrix, bias, None, added) is not None:
-        return None
     batch, _, height, width = x.shape
+    if backend == "auto":
+        few = batch * height * width * weight.numel() < _FEW_PRODUCTS
+        if few or linear.faster_in_torch(rows, matrix, bias, None, added) is not None:
+            return None
     y = linear.linear(rows, matrix, bias, activation=activation or "none", residual=added)
     return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
