@@ -52,7 +52,8 @@ SINGLE: dict[str, Table] = {  # one for all architectures: float32 products do n
     "forward masked": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
     "dq": ((80, Tile(32, 16, 4, 1)), (96, Tile(16, 16, 4, 1)), (128, Tile(32, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
     "dq masked": ((80, Tile(32, 16, 4, 1)), (96, Tile(16, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
-    "dkv": ((96, Tile(32, 32, 8, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
+    "dkv": ((96, Tile(32, 32, 8, 1)), (128, Tile(16, 32, 4, 1)), (256, Tile(16, 16, 8, 1))),
+    "dkv masked": ((96, Tile(32, 32, 8, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
 }
 TILES: dict[tuple[str, str], dict[str, Table]] = {
     ("sm_80", "half"): {
@@ -101,7 +102,7 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
             (160, Tile(128, 64, 8, 2)),
             (256, Tile(64, 32, 4, 2)),
         ),
-        "dkv": ((128, Tile(64, 128, 8, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(32, 64, 4, 2))),
+        "dkv": ((128, Tile(64, 128, 8, 2)), (256, Tile(32, 64, 4, 2))),
         "dkv masked": ((80, Tile(64, 128, 8, 2)), (256, Tile(32, 64, 4, 2))),
     },
     ("gfx942", "half"): {
@@ -126,7 +127,7 @@ TILES["gfx942", "single"] = SINGLE | {
     name: (*(entry for entry in SINGLE[name] if entry[0] <= 128), (256, Tile(16, 16, 4, 1)))
     for name in ("dq", "dq masked")
 }
-TILES["gfx942", "single"]["dkv"] = (
+TILES["gfx942", "single"]["dkv"] = TILES["gfx942", "single"]["dkv masked"] = (
     (64, Tile(32, 32, 8, 1)),
     (96, Tile(32, 32, 4, 1)),
     (128, Tile(16, 32, 8, 1)),
