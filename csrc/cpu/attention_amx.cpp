@@ -15,6 +15,11 @@ void attention(const Attention& op, int64_t begin, int64_t end);
 }  // namespace fastdiff::avx512
 
 namespace fastdiff::amx {
+
+bool attention_few_takes(const Attention& op);
+int64_t attention_few_units(const Attention& op);
+void attention_few(const Attention& op, int64_t begin, int64_t end);
+
 namespace {
 
 constexpr int64_t kSide = 16;          // of a tile of results
@@ -558,10 +563,12 @@ bool in_tiles(const Attention& op) { return op.keys > 128 && (op.channels > 16 |
 }  // namespace
 
 int64_t attention_units(const Attention& op) {
+  if (attention_few_takes(op)) return attention_few_units(op);
   return in_tiles(op) ? op.batch * op.heads * Division(op).blocks : avx512::attention_units(op);
 }
 
 void attention(const Attention& op, int64_t begin, int64_t end) {
+  if (attention_few_takes(op)) return attention_few(op, begin, end);
   if (!in_tiles(op)) return avx512::attention(op, begin, end);
   switch (op.type) {
     case Type::float32: return run_masked<float>(op, begin, end);

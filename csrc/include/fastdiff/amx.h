@@ -79,7 +79,7 @@ inline __m256i narrow(__m512i part) { return _mm512_cvtepi32_epi16(_mm512_srli_e
 // is done, once after each. L and R: the numbers of parts.
 template <int L, int R, class Left, class Right, class Meanwhile>
 inline __attribute__((always_inline)) void add_products(const Left& left, const Right& right, Meanwhile&& meanwhile) {
-  static_assert(L == R || (L == 1 && R == 2), "no order of loads for these");
+  static_assert(L == R || (L == 1 && R == 2) || (L == 2 && R == 1), "no order of loads for these");
   const auto product = [&]() __attribute__((always_inline)) {
     FASTDIFF_TILE_MULTIPLY(0, 4, 6);
     FASTDIFF_TILE_MULTIPLY(1, 4, 7);
