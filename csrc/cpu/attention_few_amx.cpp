@@ -30,6 +30,8 @@ struct Count<bfloat16> {
 template <class T>
 struct Few {
   static constexpr int N = Count<T>::numbers, W = Count<T>::weights;
+  // The keys have the sign of the scale, so that the largest score is the largest product; and all of it, where they have the bits for that.
+  static constexpr bool kScaled = N == 3;
   using Channels = Depth<N, N>;
   using Keys = Depth<W, N>;
 
@@ -46,12 +48,14 @@ struct Few {
   const int64_t vectors, score_row, value_tiles, key_bytes, value_bytes;
   int64_t heads, blocks;  // of a group; of a head
   uint8_t *packed, *queries, *weights;
-  float *scores, *sums, *inverse, *turned;
+  float *scores, *sums, *top, *totals, *inverse, *turned;
+  float factor;  // of a score, in units of log 2, but for its sign
 
   explicit Few(const Attention& a)
       : op(a), channels(a.channels), keys(a.keys), vectors(tiles_of(a.keys, kSide)), score_row(tiles_of(vectors, 2) * kBlock),
         value_tiles(tiles_of(a.value_channels, kSide)), key_bytes(vectors * channels.right_tiles() * kTileBytes),
         value_bytes(value_tiles * keys.right_tiles() * kTileBytes), heads(a.heads), blocks(tiles_of(a.queries, kBlock)) {
+    factor = (op.scale < 0 ? -op.scale : op.scale) * kLog2E;
     // Heads whose keys and values are in the second cache take turns in a block of queries: what they read and write lies together in the
     // (B, S, H, D) layout.
     constexpr int64_t kNear = 1 << 20;
@@ -72,10 +76,11 @@ struct Few {
 
   FASTDIFF_NOINLINE void pack_head(int64_t b, int64_t h, uint8_t* to) const {
     const T *k = head_of<T>(op.k, b, h), *v = head_of<T>(op.v, b, h);
+    const F of_key = F::broadcast((op.scale < 0 ? -1.0f : 1.0f) * (kScaled ? factor : 1.0f));
     for (int64_t key = 0; key < op.keys; key += kSide, to += channels.right_tiles() * kTileBytes) {
       ask_for(k + (key + kSide) * op.k.row, op.k.row, op.keys - key < 2 * kSide ? op.keys - key - kSide : kSide, op.channels);
       turn_in<1>(op.channels, op.keys - key, turned,
-                 [&](int64_t i, int64_t c, int64_t n) { return load_up_to(k + (key + i) * op.k.row + c, n); });
+                 [&](int64_t i, int64_t c, int64_t n) { return load_up_to(k + (key + i) * op.k.row + c, n) * of_key; });
       put_columns(channels, [&](int64_t c) { return F::load(turned + c * kSide); }, to);
     }
     for (int64_t c = 0; c < op.value_channels; c += kSide, to += keys.right_tiles() * kTileBytes) {
@@ -100,36 +105,50 @@ struct Few {
         to);
   }
 
-  // The parts of a query's weights, V vectors of them, and the inverse of their sum.
+  // The parts of a query's weights, V vectors of them. Largest scores and sums are of 16 rows at once: with the first of them the former,
+  // with the last the inverse of the latter.
   template <int V>
   static FASTDIFF_NOINLINE void weigh(const Few& f, const Block& block, int64_t row) {
-    const float* s = block.scores + row * f.score_row;
-    const F factor = F::broadcast(f.op.scale * kLog2E);
     const __mmask16 last = first(f.op.keys - (V - 1) * kSide);
+    const F factor = F::broadcast(f.factor);
+    const auto score = [&](const float* s, int i) __attribute__((always_inline)) {
+      return V % 2 && i == V - 1 ? F::load(s + i * kLanes) + F::load(s + V * kLanes) : F::load(s + i * kLanes);
+    };
+    if (row % kSide == 0) {
+      F largest[kSide];
+      for (int64_t r = 0; r < kSide; ++r) {
+        const float* s = block.scores + (row + r) * f.score_row;
+        F x = {_mm512_mask_mov_ps(_mm512_set1_ps(kLowest), last, score(s, V - 1).v)};
+        FASTDIFF_UNROLL_16
+        for (int i = 0; i + 1 < V; ++i) x = max(x, score(s, i));
+        largest[r] = x;
+      }
+      across(largest, [](F a, F b) { return max(a, b); }).store(f.top + row);
+    }
+    const float* s = block.scores + row * f.score_row;
+    const F from = F::broadcast(f.top[row]);
     F x[V];
     FASTDIFF_UNROLL_16
-    for (int i = 0; i < V; ++i) x[i] = F::load(s + i * kLanes);
-    if (V % 2) x[V - 1] = x[V - 1] + F::load(s + V * kLanes);
-    FASTDIFF_UNROLL_16
-    for (int i = 0; i < V; ++i) x[i] = x[i] * factor;
-    x[V - 1].v = _mm512_mask_mov_ps(_mm512_set1_ps(kLowest), last, x[V - 1].v);
-    F largest = x[0];
-    FASTDIFF_UNROLL_16
-    for (int i = 1; i < V; ++i) largest = max(largest, x[i]);
-    const float top = max(largest);
-    const F from = F::broadcast(top);
-    FASTDIFF_UNROLL_16
-    for (int i = 0; i < V; ++i) x[i] = exp2(x[i] - from);
+    for (int i = 0; i < V; ++i) x[i] = exp2(kScaled ? score(s, i) - from : (score(s, i) - from) * factor);
     x[V - 1].v = _mm512_maskz_mov_ps(last, x[V - 1].v);
     F all = x[0];
     FASTDIFF_UNROLL_16
     for (int i = 1; i < V; ++i) all = all + x[i];
-    const float total = sum(all);
-    f.inverse[row] = 1.0f / total;
-    if (f.op.lse && row < block.count)
-      f.op.lse[(block.b * f.op.heads + block.h) * f.op.queries + block.query + row] = top * kLn2 + __builtin_logf(total);
+    all.store(f.totals + row % kSide * kLanes);
     put_row<W, N, W == 3>(f.keys, [&](int64_t i) __attribute__((always_inline)) { return x[i]; },
                           f.weights + row / kSide * kTileBytes + row % kSide * 64);
+    if (row % kSide == kSide - 1) f.sum_up(block, row - row % kSide);
+  }
+  FASTDIFF_NOINLINE void sum_up(const Block& block, int64_t row) const {
+    F rows[kSide];
+    for (int64_t r = 0; r < kSide; ++r) rows[r] = F::load(totals + r * kLanes);
+    const F total = across(rows, [](F a, F b) { return a + b; });
+    (F::broadcast(1) / total).store(inverse + row);
+    if (!op.lse) return;
+    float* lse = op.lse + (block.b * op.heads + block.h) * op.queries + block.query;
+    total.store(totals);
+    for (int64_t r = 0; r < kSide && row + r < block.count; ++r)
+      lse[row + r] = top[row + r] * (kScaled ? 1.0f : factor) * kLn2 + __builtin_logf(totals[r]);
   }
   using Row = void (*)(const Few&, const Block&, int64_t);
   Row weigher() const {
@@ -206,7 +225,7 @@ struct Few {
     if (begin >= end) return;
     const TileRegisters registers;
     const int64_t sizes[] = {heads * (key_bytes + value_bytes), 2 * channels.left_tiles() * kTileBytes, 2 * keys.left_tiles() * kTileBytes,
-                             2 * kBlock * score_row * 4, kBlock * kBlock * 4, kBlock * 4, tiles_of(op.channels, kSide) * kSide * 64};
+                             2 * kBlock * score_row * 4, kBlock * kBlock * 4, 2 * kBlock * 4 + kSide * 64, tiles_of(op.channels, kSide) * kSide * 64};
     int64_t bytes = 0;
     for (const int64_t size : sizes) bytes += size;
     uint8_t* memory = static_cast<uint8_t*>(scratch(bytes));
@@ -216,6 +235,8 @@ struct Few {
     scores = reinterpret_cast<float*>(weights + sizes[2]);
     sums = scores + sizes[3] / 4;
     inverse = sums + sizes[4] / 4;
+    top = inverse + kBlock;
+    totals = top + kBlock;
     turned = inverse + sizes[5] / 4;
 
     const Row weigh_row = weigher();
