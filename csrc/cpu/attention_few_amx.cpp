@@ -1,7 +1,6 @@
-// Attention with so few keys that the scores of a query are in registers all at once, with the products on AMX to float32's precision (see
-// amx.h). Queries are rows: they, their weights and their results are read and written as they lie (see factors.h), and a row's largest
-// score and its sum are two horizontal steps. While the tiles of 32 queries are multiplied, the vector units work on the weights of the 32
-// before them, on the results of those, and on the parts of the 32 that follow.
+// Attention with so few keys that all scores of a query are in registers at once, with the products on AMX to float32's precision (see
+// amx.h). Queries are rows: they, their weights and their results are read and written as they lie (see factors.h), and only the keys are
+// turned, once for all queries of a head.
 #include "fastdiff/factors.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/scores.h"
@@ -32,53 +31,55 @@ struct Few {
   static constexpr int N = Count<T>::numbers, W = Count<T>::weights;
   // The keys have the sign of the scale, so that the largest score is the largest product; and all of it, where they have the bits for that.
   static constexpr bool kScaled = N == 3;
-  using Channels = Depth<N, N>;
-  using Keys = Depth<W, N>;
 
-  // 32 queries of a head. keys, values: its tiles.
+  // 32 queries of a head, and those that follow. keys, values: tiles of the head.
   struct Block {
     int64_t b, h, query, count, group;
     const uint8_t *keys, *values;
-    float* scores;
+    const T *q, *q_after;
+    T* out;
+    int64_t count_after;
   };
 
   const Attention& op;
-  const Channels channels;
-  const Keys keys;
+  const Depth<N, N> channels;
+  const Depth<W, N> keys;
   const int64_t vectors, score_row, value_tiles, key_bytes, value_bytes;
   int64_t heads, blocks;  // of a group; of a head
-  uint8_t *packed, *queries, *weights;
+  float factor;           // of a score, in units of log 2, but for its sign
+  uint8_t *packed, *left;  // tiles: of the heads of a group; of the queries of a block, then of their weights
   float *scores, *sums, *top, *totals, *inverse, *turned;
-  float factor;  // of a score, in units of log 2, but for its sign
 
   explicit Few(const Attention& a)
       : op(a), channels(a.channels), keys(a.keys), vectors(tiles_of(a.keys, kSide)), score_row(tiles_of(vectors, 2) * kBlock),
         value_tiles(tiles_of(a.value_channels, kSide)), key_bytes(vectors * channels.right_tiles() * kTileBytes),
-        value_bytes(value_tiles * keys.right_tiles() * kTileBytes), heads(a.heads), blocks(tiles_of(a.queries, kBlock)) {
-    factor = (op.scale < 0 ? -op.scale : op.scale) * kLog2E;
+        value_bytes(value_tiles * keys.right_tiles() * kTileBytes), heads(a.heads), blocks(tiles_of(a.queries, kBlock)),
+        factor((a.scale < 0 ? -a.scale : a.scale) * kLog2E) {
     // Heads whose keys and values are in the second cache take turns in a block of queries: what they read and write lies together in the
     // (B, S, H, D) layout.
     constexpr int64_t kNear = 1 << 20;
     while (heads > 1 && (op.heads % heads != 0 || heads * (key_bytes + value_bytes) > kNear)) --heads;
   }
 
-  int64_t units() const { return op.batch * op.heads * blocks; }
-
   Block block(int64_t unit) const {
     const int64_t group = unit / (blocks * heads), inside = unit % (blocks * heads), slot = inside % heads;
-    const int64_t head = group * heads + slot, query = inside / heads * kBlock, left = op.queries - query;
-    const uint8_t* tiles = packed + slot * (key_bytes + value_bytes);
-    return {head / op.heads, head % op.heads, query, left < kBlock ? left : kBlock, group, tiles, tiles + key_bytes,
-            scores + unit % 2 * kBlock * score_row};
+    const int64_t head = group * heads + slot, query = inside / heads * kBlock, rest = op.queries - query;
+    Block found = {};
+    found.b = head / op.heads, found.h = head % op.heads, found.group = group;
+    found.query = query, found.count = rest < kBlock ? rest : kBlock;
+    found.keys = packed + slot * (key_bytes + value_bytes), found.values = found.keys + key_bytes;
+    found.q = head_of<T>(op.q, found.b, found.h) + query * op.q.row;
+    found.out = const_cast<T*>(head_of<T>(op.out, found.b, found.h)) + query * op.out.row;
+    return found;
   }
 
-  // ---- of a head: its keys and values ----------------------------------------------------
-
+  // Of a head, its keys and its values.
   FASTDIFF_NOINLINE void pack_head(int64_t b, int64_t h, uint8_t* to) const {
     const T *k = head_of<T>(op.k, b, h), *v = head_of<T>(op.v, b, h);
     const F of_key = F::broadcast((op.scale < 0 ? -1.0f : 1.0f) * (kScaled ? factor : 1.0f));
     for (int64_t key = 0; key < op.keys; key += kSide, to += channels.right_tiles() * kTileBytes) {
-      ask_for(k + (key + kSide) * op.k.row, op.k.row, op.keys - key < 2 * kSide ? op.keys - key - kSide : kSide, op.channels);
+      const int64_t after = op.keys - key - kSide;
+      if (after > 0) ask_for(k + (key + kSide) * op.k.row, op.k.row, after < kSide ? after : kSide, op.channels);
       turn_in<1>(op.channels, op.keys - key, turned,
                  [&](int64_t i, int64_t c, int64_t n) { return load_up_to(k + (key + i) * op.k.row + c, n) * of_key; });
       put_columns(channels, [&](int64_t c) { return F::load(turned + c * kSide); }, to);
@@ -89,76 +90,91 @@ struct Few {
     }
   }
 
-  // ---- of a row ------------------------------------------------------------------------------------------------------------------
+  // Row `row` of the left factor, in the first of its tiles.
+  uint8_t* left_row(int64_t row) const { return left + row / kSide * kTileBytes + row % kSide * 64; }
 
-  // The parts of a query.
-  static FASTDIFF_NOINLINE void pack_query(const Few& f, const Block& block, int64_t row) {
-    uint8_t* to = f.queries + row / kSide * kTileBytes + row % kSide * 64;
-    const T* q = head_of<T>(f.op.q, block.b, block.h) + (block.query + row) * f.op.q.row;
-    if (row >= block.count) return put_row<N, N, true>(f.channels, [](int64_t) { return F::broadcast(0); }, to);
-    put_row<N, N, true>(
-        f.channels,
-        [&](int64_t i) {
-          const int64_t n = f.op.channels - i * kSide;
-          return load_up_to(q + i * kSide, n < kSide ? n : kSide);
-        },
-        to);
-  }
-
-  // The parts of a query's weights, V vectors of them. Largest scores and sums are of 16 rows at once: with the first of them the former,
-  // with the last the inverse of the latter.
-  template <int V>
-  static FASTDIFF_NOINLINE void weigh(const Few& f, const Block& block, int64_t row) {
-    const __mmask16 last = first(f.op.keys - (V - 1) * kSide);
-    const F factor = F::broadcast(f.factor);
-    const auto score = [&](const float* s, int i) __attribute__((always_inline)) {
-      return V % 2 && i == V - 1 ? F::load(s + i * kLanes) + F::load(s + V * kLanes) : F::load(s + i * kLanes);
-    };
-    if (row % kSide == 0) {
-      F largest[kSide];
-      for (int64_t r = 0; r < kSide; ++r) {
-        const float* s = block.scores + (row + r) * f.score_row;
-        F x = {_mm512_mask_mov_ps(_mm512_set1_ps(kLowest), last, score(s, V - 1).v)};
-        FASTDIFF_UNROLL_16
-        for (int i = 0; i + 1 < V; ++i) x = max(x, score(s, i));
-        largest[r] = x;
+  // The parts of the queries; the lines of those that follow are asked for.
+  FASTDIFF_NOINLINE void pack_queries(const Block& block) const {
+    const int64_t n = op.channels % kSide ? op.channels % kSide : kSide;  // of the last vector
+    for (int64_t row = 0; row < kBlock; ++row) {
+      if (row < block.count_after) ask_for(block.q_after + row * op.q.row, 0, 1, op.channels);
+      if (row >= block.count) {
+        put_row<N, N, true>(channels, [](int64_t) { return F::broadcast(0); }, left_row(row));
+        continue;
       }
-      across(largest, [](F a, F b) { return max(a, b); }).store(f.top + row);
+      const T* q = block.q + row * op.q.row;
+      const auto vector = [&](int64_t i) __attribute__((always_inline)) {
+        return (i + 1) * kSide <= op.channels ? load(q + i * kSide) : load_some(q + i * kSide, n);
+      };
+      put_row<N, N, true>(channels, vector, left_row(row));
     }
-    const float* s = block.scores + row * f.score_row;
-    const F from = F::broadcast(f.top[row]);
-    F x[V];
-    FASTDIFF_UNROLL_16
-    for (int i = 0; i < V; ++i) x[i] = exp2(kScaled ? score(s, i) - from : (score(s, i) - from) * factor);
-    x[V - 1].v = _mm512_maskz_mov_ps(last, x[V - 1].v);
-    F all = x[0];
-    FASTDIFF_UNROLL_16
-    for (int i = 1; i < V; ++i) all = all + x[i];
-    all.store(f.totals + row % kSide * kLanes);
-    put_row<W, N, W == 3>(f.keys, [&](int64_t i) __attribute__((always_inline)) { return x[i]; },
-                          f.weights + row / kSide * kTileBytes + row % kSide * 64);
-    if (row % kSide == kSide - 1) f.sum_up(block, row - row % kSide);
   }
-  FASTDIFF_NOINLINE void sum_up(const Block& block, int64_t row) const {
-    F rows[kSide];
-    for (int64_t r = 0; r < kSide; ++r) rows[r] = F::load(totals + r * kLanes);
-    const F total = across(rows, [](F a, F b) { return a + b; });
-    (F::broadcast(1) / total).store(inverse + row);
-    if (!op.lse) return;
-    float* lse = op.lse + (block.b * op.heads + block.h) * op.queries + block.query;
-    total.store(totals);
-    for (int64_t r = 0; r < kSide && row + r < block.count; ++r)
-      lse[row + r] = top[row + r] * (kScaled ? 1.0f : factor) * kLn2 + __builtin_logf(totals[r]);
+
+  // The parts of the weights, V vectors of a query, not yet divided by their sums; the lines of the results are asked for.
+  template <int V>
+  FASTDIFF_NOINLINE void weigh(const Block& block) const {
+    const __mmask16 last = first(op.keys - (V - 1) * kSide);
+    const F scale = F::broadcast(factor);
+    const auto score = [&](int64_t row, int i) __attribute__((always_inline)) {  // with an odd number of vectors the last is in halves
+      const float* s = scores + row * score_row + i * kLanes;
+      return V % 2 && i == V - 1 ? F::load(s) + F::load(s + kLanes) : F::load(s);
+    };
+    for (int64_t start = 0; start < kBlock; start += kSide) {
+      F rows[kSide];
+      for (int64_t r = 0; r < kSide; ++r) {
+        rows[r].v = _mm512_mask_mov_ps(_mm512_set1_ps(kLowest), last, score(start + r, V - 1).v);
+        FASTDIFF_UNROLL_16
+        for (int i = 0; i + 1 < V; ++i) rows[r] = max(rows[r], score(start + r, i));
+      }
+      across(rows, [](F a, F b) { return max(a, b); }).store(top + start);
+      for (int64_t row = start; row < start + kSide; ++row) {
+        if (row < block.count) ask_for(block.out + row * op.out.row, 0, 1, op.value_channels);
+        const F from = F::broadcast(top[row]);
+        F x[V];
+        FASTDIFF_UNROLL_16
+        for (int i = 0; i < V; ++i) x[i] = exp2(kScaled ? score(row, i) - from : (score(row, i) - from) * scale);
+        x[V - 1].v = _mm512_maskz_mov_ps(last, x[V - 1].v);
+        F all = x[0];
+        FASTDIFF_UNROLL_16
+        for (int i = 1; i < V; ++i) all = all + x[i];
+        all.store(totals + (row - start) * kLanes);
+        // (Where V is 1 there are no steps of two vectors, but the compiler does not know.)
+        put_row<W, N, W == 3>(keys, [&](int64_t i) __attribute__((always_inline)) { return x[V == 1 ? 0 : i]; }, left_row(row));
+      }
+      for (int64_t r = 0; r < kSide; ++r) rows[r] = F::load(totals + r * kLanes);
+      const F total = across(rows, [](F a, F b) { return a + b; });
+      (F::broadcast(1) / total).store(inverse + start);
+      if (!op.lse) continue;
+      total.store(totals);
+      float* lse = op.lse + (block.b * op.heads + block.h) * op.queries + block.query;
+      for (int64_t row = start; row < start + kSide && row < block.count; ++row)
+        lse[row] = top[row] * (kScaled ? 1.0f : factor) * kLn2 + __builtin_logf(totals[row - start]);
+    }
   }
-  using Row = void (*)(const Few&, const Block&, int64_t);
-  Row weigher() const {
-    constexpr Row of[kMostVectors] = {weigh<1>, weigh<2>, weigh<3>, weigh<4>, weigh<5>, weigh<6>, weigh<7>, weigh<8>};
-    return of[vectors - 1];
+
+  FASTDIFF_NOINLINE void multiply_queries(const Block& block) const {
+    const int64_t stride = channels.right_tiles() * kTileBytes;
+    int64_t i = 0;
+    for (; i + 2 <= vectors; i += 2) multiply_by_two(channels, left, block.keys + i * stride, scores + i * kSide, score_row);
+    if (i < vectors) multiply_by_one(channels, left, block.keys + i * stride, scores + i * kSide, score_row);
+  }
+
+  FASTDIFF_NOINLINE void multiply_values(const Block& block) const {
+    const int64_t stride = keys.right_tiles() * kTileBytes;
+    int64_t i = 0;
+    for (; i + 2 <= value_tiles; i += 2) {
+      multiply_by_two(keys, left, block.values + i * stride, sums, kBlock);
+      write(block, i * kSide);
+    }
+    if (i < value_tiles) {
+      multiply_by_one(keys, left, block.values + i * stride, sums, kBlock);
+      write(block, i * kSide);
+    }
   }
 
   // Two tiles of channels of a result, or one in two halves.
   FASTDIFF_NOINLINE void write(const Block& block, int64_t channel) const {
-    T* out = const_cast<T*>(head_of<T>(op.out, block.b, block.h)) + block.query * op.out.row + channel;
+    T* out = block.out + channel;
     const int64_t n = op.value_channels - channel;
     for (int64_t row = 0; row < block.count; ++row, out += op.out.row) {
       const F factor = F::broadcast(inverse[row]), a = F::load(sums + row * kBlock), b = F::load(sums + row * kBlock + kSide);
@@ -175,128 +191,55 @@ struct Few {
     }
   }
 
-  // ---- of a block ----------------------------------------------------------------------------------------------------------------
-
-  // Rows of a block that are worked on while tiles are multiplied, `rate` of 2^16ths for each product of tiles; and lines that are asked for.
-  struct Meanwhile {
-    const Few& f;
-    Row row;
-    const Block* block;
-    int64_t rate, next, credit;
-    RowsAhead lines;
-    Meanwhile(const Few& few, Row r, const Block* b, int64_t products, const RowsAhead& ahead)
-        : f(few), row(r), block(b), rate(products ? tiles_of(kBlock << 16, products) : 0), next(b ? 0 : kBlock), credit(0), lines(ahead) {}
-    FASTDIFF_INLINE void operator()(int products) {
-      FASTDIFF_UNROLL_16
-      for (int i = 0; i < products; ++i) lines.ask();
-      for (credit += products * rate; credit >= 1 << 16 && next < kBlock; credit -= 1 << 16) row(f, *block, next++);
-    }
-    void rest() {
-      while (next < kBlock) row(f, *block, next++);
-    }
-  };
-
-  int64_t products(int64_t tiles, int64_t depth) const { return 2 * tiles * depth; }
-
-  FASTDIFF_NOINLINE void multiply_queries(const Block& block, Meanwhile& meanwhile) const {
-    const int64_t stride = channels.right_tiles() * kTileBytes;
-    int64_t i = 0;
-    for (; i + 2 <= vectors; i += 2)
-      multiply_by_two<N, N>(channels, queries, block.keys + i * stride, block.scores + i * kSide, score_row, meanwhile);
-    if (i < vectors) multiply_by_one<N, N>(channels, queries, block.keys + i * stride, block.scores + i * kSide, score_row, meanwhile);
-    meanwhile.rest();
-  }
-
-  FASTDIFF_NOINLINE void multiply_values(const Block& block, Meanwhile& meanwhile) const {
-    const int64_t stride = keys.right_tiles() * kTileBytes;
-    int64_t i = 0;
-    for (; i + 2 <= value_tiles; i += 2) {
-      multiply_by_two<W, N>(keys, weights, block.values + i * stride, sums, kBlock, meanwhile);
-      write(block, i * kSide);
-    }
-    if (i < value_tiles) {
-      multiply_by_one<W, N>(keys, weights, block.values + i * stride, sums, kBlock, meanwhile);
-      write(block, i * kSide);
-    }
-    meanwhile.rest();
+  void weigh_any(const Block& block) const {
+    using Weigh = void (Few::*)(const Block&) const;
+    constexpr Weigh of[kMostVectors] = {&Few::weigh<1>, &Few::weigh<2>, &Few::weigh<3>, &Few::weigh<4>,
+                                        &Few::weigh<5>, &Few::weigh<6>, &Few::weigh<7>, &Few::weigh<8>};
+    (this->*of[vectors - 1])(block);
   }
 
   void run(int64_t begin, int64_t end) {
-    if (begin >= end) return;
     const TileRegisters registers;
-    const int64_t sizes[] = {heads * (key_bytes + value_bytes), 2 * channels.left_tiles() * kTileBytes, 2 * keys.left_tiles() * kTileBytes,
-                             2 * kBlock * score_row * 4, kBlock * kBlock * 4, 2 * kBlock * 4 + kSide * 64, tiles_of(op.channels, kSide) * kSide * 64};
-    int64_t bytes = 0;
-    for (const int64_t size : sizes) bytes += size;
-    uint8_t* memory = static_cast<uint8_t*>(scratch(bytes));
-    packed = memory;
-    queries = packed + sizes[0];
-    weights = queries + sizes[1];
-    scores = reinterpret_cast<float*>(weights + sizes[2]);
-    sums = scores + sizes[3] / 4;
-    inverse = sums + sizes[4] / 4;
-    top = inverse + kBlock;
-    totals = top + kBlock;
-    turned = inverse + sizes[5] / 4;
-
-    const Row weigh_row = weigher();
-    const int64_t of_scores = products(vectors, channels.products()), of_values = products(value_tiles, keys.products());
+    const int64_t left_tiles = channels.left_tiles() > keys.left_tiles() ? channels.left_tiles() : keys.left_tiles();
+    const int64_t packed_bytes = heads * (key_bytes + value_bytes), left_bytes = 2 * left_tiles * kTileBytes;
+    const int64_t floats = kBlock * score_row + kBlock * kBlock + 2 * kBlock + kSide * kLanes + op.channels * kSide;
+    packed = static_cast<uint8_t*>(scratch(packed_bytes + left_bytes + floats * 4));
+    left = packed + packed_bytes;
+    scores = reinterpret_cast<float*>(left + left_bytes);
+    sums = scores + kBlock * score_row;
+    top = sums + kBlock * kBlock;
+    inverse = top + kBlock;
+    totals = inverse + kBlock;
+    turned = totals + kSide * kLanes;
     int64_t loaded = -1;
-    Block before = {}, here = block(begin), next = here;
-    bool pending = false;
-    const auto finish = [&](const Block* following, const RowsAhead& ahead) {
-      Meanwhile packing(*this, pack_query, following, of_values, ahead);
-      multiply_values(before, packing);
-    };
-    {
-      Meanwhile packing(*this, pack_query, &here, 0, RowsAhead());
-      packing.rest();
-    }
-    for (int64_t unit = begin; unit < end; ++unit, before = here, here = next, pending = true) {
-      if (here.group != loaded) {
-        if (pending) {
-          Meanwhile weighing(*this, weigh_row, &before, 0, RowsAhead());
-          weighing.rest();
-          finish(nullptr, RowsAhead());
-          pending = false;
-        }
+    for (int64_t unit = begin; unit < end; ++unit) {
+      Block here = block(unit);
+      if (unit + 1 < end) {
+        const Block after = block(unit + 1);
+        here.q_after = after.q, here.count_after = after.count;
+      }
+      if (here.group != loaded)
         for (int64_t i = 0; i < heads; ++i) {
           const int64_t head = here.group * heads + i;
           pack_head(head / op.heads, head % op.heads, packed + i * (key_bytes + value_bytes));
         }
-        loaded = here.group;
-      }
-      const bool last = unit + 1 == end;
-      next = block(last ? unit : unit + 1);
-      RowsAhead results, ahead;
-      if (pending) results = ahead_of<T>(op.out, before.b, before.h, before.query, before.count, op.value_channels);
-      if (unit + 2 < end) {
-        const Block after = block(unit + 2);
-        ahead = ahead_of<T>(op.q, after.b, after.h, after.query, after.count, op.channels);
-      }
-      Meanwhile weighing(*this, weigh_row, pending ? &before : nullptr, of_scores, results);
-      multiply_queries(here, weighing);
-      if (pending) {
-        finish(last ? nullptr : &next, ahead);
-      } else if (!last) {
-        Meanwhile packing(*this, pack_query, &next, 0, RowsAhead());
-        packing.rest();
-      }
+      loaded = here.group;
+      pack_queries(here);
+      multiply_queries(here);
+      weigh_any(here);
+      multiply_values(here);
     }
-    Meanwhile weighing(*this, weigh_row, &before, 0, RowsAhead());
-    weighing.rest();
-    finish(nullptr, RowsAhead());
   }
 };
 
 }  // namespace
 
-// Whether the keys are few enough for this, and enough queries share a head's tiles.
+// Whether the keys are few enough, and the queries as many as are multiplied together. Masks and maps are left to AVX-512.
 bool attention_few_takes(const Attention& op) {
   return op.keys > 0 && op.keys <= kMostVectors * kSide && op.mask_type == Mask::none && !op.maps && op.queries >= kBlock;
 }
 
-int64_t attention_few_units(const Attention& op) { return Few<float>(op).units(); }
+int64_t attention_few_units(const Attention& op) { return op.batch * op.heads * tiles_of(op.queries, kBlock); }
 
 void attention_few(const Attention& op, int64_t begin, int64_t end) {
   switch (op.type) {

@@ -132,11 +132,9 @@ FASTDIFF_INLINE void put_columns(const Depth<L, R>& depth, const Number& number,
   }
 }
 
-// sums[row][column] of 32 rows by 32 columns, `row` numbers from a row to the next. meanwhile(n) is what else is done after every n
-// products of tiles.
-template <int L, int R, class Meanwhile>
-FASTDIFF_INLINE void multiply_by_two(const Depth<L, R>& depth, const uint8_t* left, const uint8_t* right, float* sums, int64_t row,
-                                     Meanwhile& meanwhile) {
+// sums[row][column] of 32 rows by 32 columns, `row` numbers from a row to the next.
+template <int L, int R>
+FASTDIFF_INLINE void multiply_by_two(const Depth<L, R>& depth, const uint8_t* left, const uint8_t* right, float* sums, int64_t row) {
   const uint8_t* second = right + depth.right_tiles() * kTileBytes;
   zero_sums();
   for (int64_t s = 0; s < depth.steps; ++s, left += 2 * L * kTileBytes, right += R * kTileBytes, second += R * kTileBytes)
@@ -149,7 +147,7 @@ FASTDIFF_INLINE void multiply_by_two(const Depth<L, R>& depth, const uint8_t* le
           FASTDIFF_TILE_LOAD(6, right + p * kTileBytes, 64);
           FASTDIFF_TILE_LOAD(7, second + p * kTileBytes, 64);
         },
-        [&] { meanwhile(4); });
+        [] {});
   for (int64_t t = 0; t < depth.shared; ++t, left += 2 * kTileBytes, right += kTileBytes, second += kTileBytes) {
     FASTDIFF_TILE_LOAD(4, left, 64);
     FASTDIFF_TILE_LOAD(6, right, 64);
@@ -159,7 +157,6 @@ FASTDIFF_INLINE void multiply_by_two(const Depth<L, R>& depth, const uint8_t* le
     FASTDIFF_TILE_LOAD(5, left + kTileBytes, 64);
     FASTDIFF_TILE_MULTIPLY(2, 5, 6);
     FASTDIFF_TILE_MULTIPLY(3, 5, 7);
-    meanwhile(4);
   }
   FASTDIFF_TILE_STORE(0, sums, row * 4);
   FASTDIFF_TILE_STORE(1, sums + kSide, row * 4);
@@ -169,9 +166,8 @@ FASTDIFF_INLINE void multiply_by_two(const Depth<L, R>& depth, const uint8_t* le
 
 // Of 32 rows by 16 columns in two halves, side by side, whose sum is the result: products go to two pairs of sums by turns, because
 // an instruction waits for the one before it on its sum.
-template <int L, int R, class Meanwhile>
-FASTDIFF_INLINE void multiply_by_one(const Depth<L, R>& depth, const uint8_t* left, const uint8_t* right, float* sums, int64_t row,
-                                     Meanwhile& meanwhile) {
+template <int L, int R>
+FASTDIFF_INLINE void multiply_by_one(const Depth<L, R>& depth, const uint8_t* left, const uint8_t* right, float* sums, int64_t row) {
   constexpr Slots<L, R> slots;
   zero_sums();
   int64_t turn = 0;
@@ -189,7 +185,6 @@ FASTDIFF_INLINE void multiply_by_one(const Depth<L, R>& depth, const uint8_t* le
       FASTDIFF_TILE_LOAD(5, l + kTileBytes, 64);
       FASTDIFF_TILE_MULTIPLY(3, 5, 7);
     }
-    meanwhile(2);
   };
   for (int64_t s = 0; s < depth.steps; ++s, left += 2 * L * kTileBytes, right += R * kTileBytes)
     for (int i = slots.count - 1; i >= 0; --i) add(left + 2 * slots.left[i] * kTileBytes, right + slots.right[i] * kTileBytes);
