@@ -556,8 +556,8 @@ void run_masked(const Attention& op, int64_t begin, int64_t end) {
   op.mask_type == Mask::none ? run<T, false>(op, begin, end) : run<T, true>(op, begin, end);
 }
 
-// With few keys what is packed for the tiles is used too little to pay; with few channels weights in parts cost more than products
-// of vectors.
+// With few keys turned queries and results pay too little: see attention_few_amx.cpp. With few channels weights in parts cost more than
+// products of vectors.
 bool in_tiles(const Attention& op) { return op.keys > 128 && (op.channels > 16 || op.value_channels > 16); }
 
 }  // namespace

@@ -234,9 +234,12 @@ struct Few {
 
 }  // namespace
 
-// Whether the keys are few enough, and the queries as many as are multiplied together. Masks and maps are left to AVX-512.
+// Whether the keys are few enough, and there is enough to multiply that the parts, of which float32 has the most, pay: measured. Masks and maps
+// are left to AVX-512.
 bool attention_few_takes(const Attention& op) {
-  return op.keys > 0 && op.keys <= kMostVectors * kSide && op.mask_type == Mask::none && !op.maps && op.queries >= kBlock;
+  if (op.keys > kMostVectors * kSide || op.mask_type != Mask::none || op.maps) return false;
+  const int64_t parts = op.type == Type::float32 ? 3 : op.type == Type::float16 ? 2 : 1;
+  return op.keys > 4 * parts && op.queries >= kBlock * parts && op.channels + op.value_channels > 16 * parts;
 }
 
 int64_t attention_few_units(const Attention& op) { return op.batch * op.heads * tiles_of(op.queries, kBlock); }
