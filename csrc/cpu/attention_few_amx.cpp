@@ -138,12 +138,14 @@ struct Few {
         FASTDIFF_UNROLL_16
         for (int i = 1; i < V; ++i) all = all + x[i];
         all.store(totals + (row - start) * kLanes);
+        for (int i = 0; i < V && op.maps; ++i) x[i].store(scores + row * score_row + i * kLanes);
         // (Where V is 1 there are no steps of two vectors, but the compiler does not know.)
         put_row<W, N, W == 3>(keys, [&](int64_t i) __attribute__((always_inline)) { return x[V == 1 ? 0 : i]; }, left_row(row));
       }
       for (int64_t r = 0; r < kSide; ++r) rows[r] = F::load(totals + r * kLanes);
       const F total = across(rows, [](F a, F b) { return a + b; });
       (F::broadcast(1) / total).store(inverse + start);
+      if (op.maps) write_maps(block, start);
       if (!op.lse) continue;
       total.store(totals);
       float* lse = op.lse + (block.b * op.heads + block.h) * op.queries + block.query;
@@ -191,6 +193,17 @@ struct Few {
     }
   }
 
+  // The weights of 16 queries, which are where their scores were, divided by their sums.
+  FASTDIFF_NOINLINE void write_maps(const Block& block, int64_t start) const {
+    for (int64_t row = start; row < start + kSide && row < block.count; ++row) {
+      T* maps = static_cast<T*>(op.maps) + ((block.b * op.heads + block.h) * op.queries + block.query + row) * op.keys;
+      for (int64_t key = 0; key < op.keys; key += kSide) {
+        const F x = F::load(scores + row * score_row + key) * F::broadcast(inverse[row]);
+        op.keys - key < kSide ? store_some(maps + key, x, op.keys - key) : store(maps + key, x);
+      }
+    }
+  }
+
   void weigh_any(const Block& block) const {
     using Weigh = void (Few::*)(const Block&) const;
     constexpr Weigh of[kMostVectors] = {&Few::weigh<1>, &Few::weigh<2>, &Few::weigh<3>, &Few::weigh<4>,
@@ -234,10 +247,10 @@ struct Few {
 
 }  // namespace
 
-// Whether the keys are few enough, and there is enough to multiply that the parts, of which float32 has the most, pay: measured. Masks and maps
-// are left to AVX-512.
+// Whether the keys are few enough, and there is enough to multiply that the parts, of which float32 has the most, pay: measured. Masks are left
+// to AVX-512.
 bool attention_few_takes(const Attention& op) {
-  if (op.keys > kMostVectors * kSide || op.mask_type != Mask::none || op.maps) return false;
+  if (op.keys > kMostVectors * kSide || op.mask_type != Mask::none) return false;
   const int64_t parts = op.type == Type::float32 ? 3 : op.type == Type::float16 ? 2 : 1;
   return op.keys > 4 * parts && op.queries >= kBlock * parts && op.channels + op.value_channels > 16 * parts;
 }
