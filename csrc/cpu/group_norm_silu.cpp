@@ -11,6 +11,7 @@ constexpr int kColumns = 4;
 // The output of about so many bytes at a time is written from the last pixels to the first, those that were read last being in
 // the second cache still.
 constexpr int64_t kFew = 1 << 17;
+constexpr int64_t kWriteAhead = 4096;  // bytes, whole pixels: lines of the result are asked for so long before
 
 template <class T>
 void write_channel(const GroupNorm& op, const T* x, T* out, int64_t size, const T* next, float mean, float factor,
@@ -130,13 +131,17 @@ void run_statistics(const GroupNorm& op, int64_t begin, int64_t end) {
   }
 }
 
+// before: how many pixels that come before these in memory are written next, 0 for none.
 template <class T>
-void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, const float* means, const float* factors,
+void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, int64_t before, const float* means, const float* factors,
                   const float* offsets) {
+  const int64_t pixel = op.channels * static_cast<int64_t>(sizeof(T)), ahead = (kWriteAhead + pixel - 1) / pixel;
+  const auto later = [=](int64_t p) { return (p < pixels ? p : p - pixels - before) * op.channels; };
   for (int64_t p = 0; p < pixels; ++p) {
     const T* from = x + p * op.channels;
     T* to = out + p * op.channels;
-    const T* next = from + (p + 2 < pixels ? 2 * op.channels : 0);
+    const T* next = x + later(p + 2);
+    const T* written = out + later(p + ahead);
     const auto normalized = [=](auto at) {
       return fma(at.load(from) - at.load(means), at.load(factors), at.load(offsets));
     };
@@ -144,7 +149,7 @@ void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, const
     if (op.stream) {
       op.silu ? map_stream(to, op.channels, next, activated) : map_stream(to, op.channels, next, normalized);
     } else {
-      op.silu ? map_ahead(to, op.channels, next, activated) : map_ahead(to, op.channels, next, normalized);
+      op.silu ? map_before(to, op.channels, written, next, activated) : map_before(to, op.channels, written, next, normalized);
     }
   }
 }
@@ -168,7 +173,7 @@ void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
       T* out = static_cast<T*>(op.out) + sample * op.pixels * channels;
       for (int64_t done = (pixels - 1) / near * near; done >= 0; done -= near) {
         const int64_t start = (first + done) * channels, n = pixels - done < near ? pixels - done : near;
-        write_pixels(op, x + start, out + start, n, means, scales, offsets);
+        write_pixels(op, x + start, out + start, n, done || unit > begin ? near : 0, means, scales, offsets);
       }
       continue;
     }

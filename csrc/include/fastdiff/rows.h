@@ -51,14 +51,13 @@ inline void map(T* out, int64_t size, Body body) {
   if (i < size) store_some(out + i, body(Part{i, size - i}), size - i);
 }
 
-// The same for results that go to memory: the lines that will be written a little later, and as many numbers at `next`, which
-// will be read later, are asked for meanwhile. Without that, memory waits while there is arithmetic to do.
+// The same for results that go to memory: as many numbers at `later`, which will be written, and at `next`, which will be read,
+// are asked for meanwhile. Without that, memory waits while there is arithmetic to do.
 template <class T, class Body>
-inline void map_ahead(T* out, int64_t size, const T* next, Body body) {
-  constexpr int64_t kAhead = 8192 / static_cast<int64_t>(sizeof(T));
+inline void map_before(T* out, int64_t size, const T* later, const T* next, Body body) {
   int64_t i = 0;
   for (; i + 2 * F::size <= size; i += 2 * F::size) {
-    prefetch<2>(out + i + kAhead);
+    prefetch<2>(later + i);
     prefetch<2>(next + i);
     store_two(out + i, body(Whole{i}), body(Whole{i + F::size}));
   }
@@ -67,6 +66,12 @@ inline void map_ahead(T* out, int64_t size, const T* next, Body body) {
     i += F::size;
   }
   if (i < size) store_some(out + i, body(Part{i, size - i}), size - i);
+}
+
+// The same where the lines that follow are written later.
+template <class T, class Body>
+inline void map_ahead(T* out, int64_t size, const T* next, Body body) {
+  map_before(out, size, out + 8192 / static_cast<int64_t>(sizeof(T)), next, body);
 }
 
 // The same for results that will have left the caches before they are read: whole lines are written around these. A
