@@ -149,7 +149,8 @@ void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, int64
     if (op.stream) {
       op.silu ? map_stream(to, op.channels, next, activated) : map_stream(to, op.channels, next, normalized);
     } else {
-      op.silu ? map_before(to, op.channels, written, next, activated) : map_before(to, op.channels, written, next, normalized);
+      op.silu ? map_before(to, op.channels, written, next, activated)
+              : map_before(to, op.channels, written, next, normalized);
     }
   }
 }
