@@ -234,9 +234,8 @@ fastdiff::DLDataType dlpack_type(const std::string& name) {
 }
 
 // A DLPack capsule. Whoever takes the tensor renames it; if nobody does, the capsule's end is the tensor's.
-py::object pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, const std::string& type) {
-  if (shape.size() != strides.size()) throw std::invalid_argument("shape and strides differ in length");
-  fastdiff::DLManagedTensor* managed = fastdiff::pool_tensor(shape, strides, dlpack_type(type));
+py::object pool_tensor(const std::vector<int64_t>& shape, bool channels_last, const std::string& type) {
+  fastdiff::DLManagedTensor* managed = fastdiff::pool_tensor(shape, channels_last, dlpack_type(type));
   PyObject* capsule = PyCapsule_New(managed, "dltensor", [](PyObject* self) {
     if (!PyCapsule_IsValid(self, "dltensor")) return;
     auto* managed = static_cast<fastdiff::DLManagedTensor*>(PyCapsule_GetPointer(self, "dltensor"));

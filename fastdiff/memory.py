@@ -23,6 +23,8 @@ from fastdiff.errors import expect
 from fastdiff.native import core
 
 _MINIMUM = core.POOL_MINIMUM
+_DIMENSIONS = {torch.channels_last: 4, torch.channels_last_3d: 5}
+_from_dlpack = torch._C._from_dlpack  # of a capsule, as torch.utils.dlpack.from_dlpack ends, without what comes before
 _TYPES = {torch.float64: "float64", torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -56,7 +58,10 @@ def empty(
         size *= extent
     if torch.compiler.is_compiling() or size < _MINIMUM or dtype not in _TYPES or not _enabled or is_watched():
         return torch.empty(shape, dtype=dtype, device="cpu", memory_format=memory_format)
-    return torch.utils.dlpack.from_dlpack(core.pool_tensor(shape, _strides(shape, memory_format), _TYPES[dtype]))
+    channels_last = memory_format is not torch.contiguous_format
+    if channels_last and len(shape) != _DIMENSIONS.get(memory_format):
+        raise ValueError(f"{memory_format} does not fit a tensor of shape {tuple(shape)}")
+    return _from_dlpack(core.pool_tensor(shape, channels_last, _TYPES[dtype]))
 
 
 def release() -> int:
@@ -75,20 +80,6 @@ def set_limit(num_bytes: int) -> None:
 def statistics() -> Statistics:
     """What the pool holds and has done."""
     return Statistics(*core.pool_statistics())
-
-
-def _strides(shape: tuple[int, ...], memory_format: torch.memory_format) -> list[int]:
-    """Strides of a dense tensor, in elements."""
-    order = list(range(len(shape)))  # from the outermost dimension to the innermost
-    if memory_format is not torch.contiguous_format:
-        wanted = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format)
-        expect(wanted == len(shape), f"{memory_format} does not fit a tensor of shape {tuple(shape)}")
-        order.append(order.pop(1))
-    strides, step = [0] * len(shape), 1
-    for dimension in reversed(order):
-        strides[dimension] = step
-        step *= shape[dimension]
-    return strides
 
 
 def _first_limit() -> int:

@@ -212,14 +212,27 @@ struct Held {
 
 bool pool_available() { return true; }
 
-DLManagedTensor* pool_tensor(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, DLDataType dtype) {
+// In elements. channels_last: the second dimension is the innermost.
+static std::vector<int64_t> dense_strides(const std::vector<int64_t>& shape, bool channels_last) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t step = 1;
+  if (channels_last) strides[1] = step, step *= shape[1];
+  for (size_t i = shape.size(); i-- > 0;) {
+    if (channels_last && i == 1) continue;
+    strides[i] = step, step *= shape[i];
+  }
+  return strides;
+}
+
+DLManagedTensor* pool_tensor(const std::vector<int64_t>& shape, bool channels_last, DLDataType dtype) {
+  if (channels_last && shape.size() < 2) throw std::invalid_argument("channels-last needs channels");
   size_t bytes = dtype.bits / 8;
   for (int64_t size : shape) {
     if (size < 0) throw std::invalid_argument("a negative size");
     if (size > 0 && bytes > SIZE_MAX / 2 / static_cast<size_t>(size)) throw std::bad_alloc();
     bytes *= static_cast<size_t>(size);
   }
-  Held* held = new Held{{}, {}, shape, strides};
+  Held* held = new Held{{}, {}, shape, dense_strides(shape, channels_last)};
   try {
     held->block = Pool::get().take(bytes);
   } catch (const std::bad_alloc&) {
@@ -244,7 +257,7 @@ size_t pool_release() { return Pool::get().release(); }
 #else
 
 bool pool_available() { return false; }
-DLManagedTensor* pool_tensor(const std::vector<int64_t>&, const std::vector<int64_t>&, DLDataType) { throw std::bad_alloc(); }
+DLManagedTensor* pool_tensor(const std::vector<int64_t>&, bool, DLDataType) { throw std::bad_alloc(); }
 void pool_set_limit(size_t) {}
 PoolStatistics pool_statistics() { return {}; }
 size_t pool_release() { return 0; }
