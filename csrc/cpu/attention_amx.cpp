@@ -30,20 +30,6 @@ constexpr int64_t kChunk = 512;        // keys whose products are summed before 
 
 int64_t tiles_of(int64_t size, int64_t side) { return (size + side - 1) / side; }
 
-// In how many parts queries, keys and values come, and the weights: float16 has 11 bits, bfloat16 8.
-template <class T>
-struct Count {
-  static constexpr int numbers = 3, weights = 3;
-};
-template <>
-struct Count<float16> {
-  static constexpr int numbers = 2, weights = 2;
-};
-template <>
-struct Count<bfloat16> {
-  static constexpr int numbers = 1, weights = 2;
-};
-
 // Of the N parts of two numbers those products matter that these numbers of parts have, in the order of the slots below.
 template <int N>
 constexpr int kSlots = N * (N + 1) / 2;

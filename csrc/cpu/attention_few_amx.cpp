@@ -12,20 +12,6 @@ namespace {
 
 constexpr int64_t kMostVectors = 8;  // of scores of a query
 
-// In how many parts queries, keys and values come, and the weights: float16 has 11 bits, bfloat16 8.
-template <class T>
-struct Count {
-  static constexpr int numbers = 3, weights = 3;
-};
-template <>
-struct Count<float16> {
-  static constexpr int numbers = 2, weights = 2;
-};
-template <>
-struct Count<bfloat16> {
-  static constexpr int numbers = 1, weights = 2;
-};
-
 template <class T>
 struct Few {
   static constexpr int N = Count<T>::numbers, W = Count<T>::weights;

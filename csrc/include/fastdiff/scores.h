@@ -9,6 +9,20 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
+// On AMX: in how many parts (see amx.h) queries, keys and values come, and the weights: float16 has 11 bits, bfloat16 8.
+template <class T>
+struct Count {
+  static constexpr int numbers = 3, weights = 3;
+};
+template <>
+struct Count<float16> {
+  static constexpr int numbers = 2, weights = 2;
+};
+template <>
+struct Count<bfloat16> {
+  static constexpr int numbers = 1, weights = 2;
+};
+
 constexpr float kLowest = -3.402823466e38f, kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
 
 template <class T>
