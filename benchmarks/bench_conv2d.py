@@ -42,12 +42,14 @@ OTHERS = [
     ((16, 64, 32, 32), 64),
     ((1, 64, 16, 16), 64),
 ]
+# 1x1, around the attention of the same U-Net and beside its residual blocks; the last goes to torch.
+POINTWISE = [((2, 320, 64, 64), 320), ((2, 1280, 16, 16), 1280), ((2, 960, 32, 32), 640), ((8, 128, 16, 16), 256)]
 
 
-def make(shape, out_channels, residual=False, upsample=1):
+def make(shape, out_channels, residual=False, upsample=1, kernel=3):
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(out_channels, shape[1], 3, 3) / (9 * shape[1]) ** 0.5
-    options = {"upsample": upsample}
+    weight = torch.randn(out_channels, shape[1], kernel, kernel) / (kernel**2 * shape[1]) ** 0.5
+    options = {"upsample": upsample} if kernel == 3 else {"padding": 0}
     if residual:
         options["residual"] = torch.randn_like(x)
     return (x, weight, torch.randn(out_channels)), options
@@ -55,15 +57,15 @@ def make(shape, out_channels, residual=False, upsample=1):
 
 def case(shape, out_channels, detail="", **options):
     batch, channels, height, width = shape
-    pixels = batch * height * width * options.get("upsample", 1) ** 2
+    pixels, taps = batch * height * width * options.get("upsample", 1) ** 2, options.get("kernel", 3) ** 2
     return Case(
         shape,
         torch.float32,
         lambda: make(shape, out_channels, **options),
-        bytes=4 * (batch * channels * height * width + pixels * out_channels + 9 * channels * out_channels),
-        flops=18 * pixels * channels * out_channels,
+        bytes=4 * (batch * channels * height * width + pixels * out_channels + taps * channels * out_channels),
+        flops=2 * taps * pixels * channels * out_channels,
         detail=" ".join(word for word in (f"to {out_channels}" if out_channels != channels else "", detail) if word),
-        reduction=9 * channels,
+        reduction=taps * channels,
     )
 
 
@@ -100,8 +102,8 @@ def in_the_better_layout(function, case):
     return better
 
 
-def theirs(x, weight, bias, *, residual=None, upsample=1):
-    return reference(x, None, weight, bias, residual=residual, upsample=upsample)
+def theirs(x, weight, bias, *, residual=None, upsample=1, padding=1):
+    return reference(x, None, weight, bias, padding=padding, residual=residual, upsample=upsample)
 
 
 def block(x, weight, bias, *, residual, upsample=1, group_norm=group_norm_silu, convolution=conv2d):
@@ -128,6 +130,12 @@ def test_residual_block(measure, case):
 
 @pytest.mark.parametrize("case", [case((1, 512, 64, 64), 512, "upsampled", upsample=2)], ids=str)
 def test_upsample(measure, case):
+    with torch.no_grad():
+        measure(case, conv2d, in_the_better_layout(theirs, case))
+
+
+@pytest.mark.parametrize("case", [case(*sizes, "1x1", kernel=1) for sizes in POINTWISE], ids=str)
+def test_pointwise(measure, case):
     with torch.no_grad():
         measure(case, conv2d, in_the_better_layout(theirs, case))
 

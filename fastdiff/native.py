@@ -13,7 +13,7 @@ def share_openmp(maps: str = "/proc/self/maps") -> str | None:
 
     maps: where Linux lists the files that are loaded.
     """
-    if sys.platform != "linux" or hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+    if sys.platform != "linux" or hasattr(ctypes.CDLL(None), "GOMP_parallel") or not Path(maps).exists():
         return None
     for line in Path(maps).read_text().splitlines():
         path = line.split(maxsplit=5)[-1]

@@ -37,10 +37,10 @@ def test_compiles(compiler, isa):
         pytest.skip(f"there is no {command[0]} here")
     if len(command) > 1 and shutil.which("aarch64-linux-gnu-g++") is None:
         pytest.skip("the C library's headers for ARM are not here")
-    machine = "NEON" if "aarch64" in compiler else "X86"
+    has = ["-DFASTDIFF_HAS_NEON"] if "aarch64" in compiler else ["-DFASTDIFF_HAS_X86", "-DFASTDIFF_HAS_AMX"]
     files, options = sources(isa)
     assert len(files) >= 3
-    options += [f"-DFASTDIFF_HAS_{machine}", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+    options += [*has, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
     for file in files:
         line = [*command, *options, "-I", "csrc/include", "-fsyntax-only", file]
         done = subprocess.run(line, check=False, cwd=ROOT, capture_output=True, text=True)

@@ -38,3 +38,4 @@ def test_without_a_runtime_nothing_is_opened(monkeypatch, tmp_path):
     (tmp_path / "maps").write_text(MAPS.splitlines()[0])
     monkeypatch.setattr(native.ctypes, "CDLL", lambda path: object())
     assert native.share_openmp(str(tmp_path / "maps")) is None
+    assert native.share_openmp(str(tmp_path / "not there")) is None

@@ -63,10 +63,9 @@ class Conv2d(nn.Module):
                 activation=self.activation,
                 upsample=self.upsample,
             )
-        if channel_bias is None:
-            options = (self.stride, self.padding, residual, None, self.activation, self.upsample, 1.0)
-            if (y := pointwise(x, None, weight, bias, *options)) is not None:
-                return y
+        options = (self.stride, self.padding, residual, channel_bias, self.activation, self.upsample, 1.0)
+        if (y := pointwise(x, None, weight, bias, *options)) is not None:
+            return y
         if self.upsample != 1:
             x = F.interpolate(x, scale_factor=float(self.upsample), mode="nearest")
         y = F.conv2d(x, weight, bias, self.stride, self.padding)

@@ -39,18 +39,18 @@ def pointwise(
         return None  # linear activates before it adds the residual
     if not _channels_last(x) or (residual is not None and not _channels_last(residual)):
         return None
+    batch, _, height, width = x.shape
+    backend = backends.current()
+    if backend == "auto" and batch * height * width * weight.numel() < _FEW_PRODUCTS:
+        return None
     rows, matrix = _pixels(x), weight.flatten(1)
     added = None if residual is None else _pixels(residual)
-    backend = backends.current()
     if backend not in ("auto", "cpu") or linear.supports(rows, matrix) is not None:
         return None
-    batch, _, height, width = x.shape
-    if backend == "auto":
-        few = batch * height * width * weight.numel() < _FEW_PRODUCTS
-        if few or linear.faster_in_torch(rows, matrix, bias, None, added) is not None:
-            return None
+    if backend == "auto" and linear.faster_in_torch(rows, matrix, bias, None, added) is not None:
+        return None
     y = linear.linear(rows, matrix, bias, activation=activation or "none", residual=added)
-    return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    return y.view(batch, height, width, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 def _channels_last(image: Tensor) -> bool:

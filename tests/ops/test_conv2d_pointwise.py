@@ -6,7 +6,7 @@ from conftest import assert_no_worse
 
 import fastdiff
 from fastdiff.native import core
-from fastdiff.ops import conv2d
+from fastdiff.ops import conv2d, conv2d_pointwise
 from fastdiff.ops.conv2d import reference
 from fastdiff.ops.conv2d_pointwise import pointwise
 
@@ -77,14 +77,21 @@ def test_what_goes_to_torch():
         assert pointwise(*taken[:2], weight[:32], bias[:32], *taken[4:]) is not None
 
 
-def test_a_captured_model_uses_it():
+def test_no_samples():
+    x, weight, bias, _ = make((0, 64, 8, 8), 256)
+    with fastdiff.use("cpu"):
+        y = conv2d(x, weight, bias, padding=0)
+    assert y.shape == (0, 256, 8, 8)
+
+
+def test_a_captured_model_uses_it(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Conv2d(64, 256, 3, padding=1), torch.nn.Conv2d(256, 256, 1)).eval()
     x = torch.randn(2, 64, 32, 32)
     calls = []
-    module = __import__("fastdiff.ops.conv2d_pointwise", fromlist=["linear"])
-    original = module.linear.linear
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.linear, "linear", lambda *a, **k: calls.append(a[0].shape) or original(*a, **k))
+    module = conv2d_pointwise.linear
+    original = module.linear
+    monkeypatch.setattr(module, "linear", lambda *a, **k: calls.append(a[0].shape) or original(*a, **k))
+    with torch.no_grad():
         expected = model(x)
         fast = fastdiff.optimize(model)
         torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5)
