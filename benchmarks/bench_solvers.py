@@ -30,11 +30,11 @@ from torch import Tensor
 import fastdiff
 from fastdiff.bench.timing import copy_bandwidth, interleave
 from fastdiff.cli.info import collect
-from fastdiff.prediction import get_prediction
-from fastdiff.program import KINDS, Program
-from fastdiff.schedules import RectifiedFlow, Schedule, VPDiscrete
+from fastdiff.process.prediction import get_prediction
+from fastdiff.process.schedules import RectifiedFlow, Schedule, VPDiscrete
+from fastdiff.program.program import KINDS, Program
+from fastdiff.program.tracing import trace
 from fastdiff.solvers import Solver, get_solver
-from fastdiff.tracing import trace
 
 SHAPES = {(1, 4, 64, 64): (50, 25), (8, 4, 128, 128): (50, 7), (2, 3, 1024, 1024): (50, 2)}  # shape -> (steps, rounds)
 CHECKED_STEPS = 50

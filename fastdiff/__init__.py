@@ -1,19 +1,28 @@
 """fastdiff: fast sampling from diffusion models, with proof that the answer is unchanged."""
 
-from fastdiff import caching, edm_table, grids, memory, models, ops, schedules, solvers
-from fastdiff.backend.optimize import optimize, restore
-from fastdiff.backend.verify import verify
-from fastdiff.backends import use
+import sys
+
+from fastdiff import models, ops, solvers
+from fastdiff.compiler.optimize import optimize, restore
+from fastdiff.compiler.verify import verify
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
 from fastdiff.explain import explain
 from fastdiff.guidance import CFG, Classifier, Threshold
 from fastdiff.likelihood import log_likelihood
+from fastdiff.models import caching
 from fastdiff.models.bundled import load
+from fastdiff.process import edm_table, grids, noise, prediction, schedules
 from fastdiff.profiling import profile
+from fastdiff.runtime import memory
+from fastdiff.runtime.choice import use
 from fastdiff.sampling import sample
 
 __version__ = "0.1.0"
+
+# Modules by the names that users type, wherever they live: `fastdiff.schedules`, `from fastdiff.schedules import EDM`.
+for _module in (caching, edm_table, grids, memory, noise, prediction, schedules):
+    sys.modules[f"fastdiff.{_module.__name__.rpartition('.')[2]}"] = _module
 
 __all__ = [
     "CFG",
@@ -31,8 +40,10 @@ __all__ = [
     "log_likelihood",
     "memory",
     "models",
+    "noise",
     "ops",
     "optimize",
+    "prediction",
     "profile",
     "restore",
     "sample",

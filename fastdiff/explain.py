@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff import backends, gpu
-from fastdiff.backend.explain import explain as explain_model
-from fastdiff.backend.explain import is_fast
+from fastdiff.compiler.explain import explain as explain_model
+from fastdiff.compiler.explain import is_fast
 from fastdiff.engine import graph, steps
-from fastdiff.native import core
 from fastdiff.ops import OPS, conv2d_algorithms
+from fastdiff.runtime import choice, triton
+from fastdiff.runtime.native import core
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Arguments of an op's `supports`, from a function that makes a tensor of a shape.
@@ -77,7 +77,7 @@ def explain(
         return Explanation([], model=[*lines, *graph.explain(model)])
     choices = [choice for device in ("cpu", "cuda") for op in OPS for choice in _choices(op, device)]
     choices += [_sampling_loop(device) for device in ("cpu", "cuda")]
-    notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in backends.notes().items()]
+    notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in choice.notes().items()]
     notes += [f"conv2d of {line}" for line in conv2d_algorithms.explain().splitlines()]
     return Explanation(choices, notes)
 
@@ -85,7 +85,7 @@ def explain(
 def _choices(op: str, device: str) -> list[Choice]:
     """One for each set of dtypes with the same answer."""
     if device == "cuda" and not torch.cuda.is_available():
-        return [Choice(op, device, (), "nothing", {"triton": gpu.unavailable() or "torch sees no GPU"})]
+        return [Choice(op, device, (), "nothing", {"triton": triton.unavailable() or "torch sees no GPU"})]
     found: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for dtype in DTYPES:
         runs, why_not = _implementation(op, device, dtype)
@@ -99,7 +99,7 @@ def _implementation(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict
     arguments = _ARGUMENTS[op](lambda *shape: torch.zeros(shape, dtype=dtype, device=device))
     on_gpu = getattr(module, "supports_triton", lambda *_: "there is no Triton kernel for this")
     reasons = {"C++": module.supports(*arguments), "triton": on_gpu(*arguments)}
-    backend = backends.current()
+    backend = choice.current()
     if backend == "reference":
         return "PyTorch", {"kernels": "the reference backend was chosen"}
     # Each is made for one kind of device.
@@ -112,7 +112,7 @@ def _implementation(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict
 
 def _sampling_loop(device: str) -> Choice:
     """Of solvers, from a float32 state."""
-    op, backend = "sampling loop", backends.current()
+    op, backend = "sampling loop", choice.current()
     if backend == "reference":
         return Choice(op, device, (), "PyTorch", {"kernels": "the reference backend was chosen"})
     made, reason = steps.choose(torch.device(device))

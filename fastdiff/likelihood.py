@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastdiff.engine.adaptive import CheckedModel
 from fastdiff.errors import SamplingError, expect
-from fastdiff.noise import CounterNoise
-from fastdiff.prediction import Prediction
+from fastdiff.process.noise import CounterNoise
+from fastdiff.process.prediction import Prediction
+from fastdiff.process.schedules import Point, Schedule
 from fastdiff.sampling import resolve
-from fastdiff.schedules import Point, Schedule
 from fastdiff.solvers.rk45 import dormand_prince
 
 

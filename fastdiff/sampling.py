@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from fastdiff import engine
 from fastdiff.engine.loop import Callback
 from fastdiff.errors import expect, unknown
-from fastdiff.grids import Grid, make_grid
 from fastdiff.guidance import CFG, Classifier, Guidance, Threshold
-from fastdiff.noise import CounterNoise, Noise, given_noise
-from fastdiff.prediction import Prediction, get_prediction
-from fastdiff.program import Program
-from fastdiff.schedules import SCHEDULES, Float64Array, Schedule
+from fastdiff.process.grids import Grid, make_grid
+from fastdiff.process.noise import CounterNoise, Noise, given_noise
+from fastdiff.process.prediction import Prediction, get_prediction
+from fastdiff.process.schedules import SCHEDULES, Float64Array, Schedule
+from fastdiff.program.program import Program
+from fastdiff.program.tracing import trace
 from fastdiff.solvers import Solver, get_solver
-from fastdiff.tracing import trace
 
 
 def sample(

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdiff.kernels.ada_layer_norm import warps_for
-from fastdiff.kernels.devices import processors
+from fastdiff.runtime.device import processors
 
 MAX_ROWS = 64
 

@@ -19,7 +19,7 @@ from fastdiff.errors import expect
 from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
 from fastdiff.kernels.attention_tiles import MAPS, Tile, kind_of, splits_for, widths
 from fastdiff.kernels.attention_tuning import tile_for
-from fastdiff.kernels.devices import processors
+from fastdiff.runtime.device import processors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)

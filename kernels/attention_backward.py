@@ -26,7 +26,7 @@ from fastdiff.kernels.attention_tiles import (
     widths,
 )
 from fastdiff.kernels.attention_tuning import tile_for
-from fastdiff.kernels.devices import architecture, processors, second_cache
+from fastdiff.runtime.device import architecture, processors, second_cache
 
 DELTA_ROWS = 16
 

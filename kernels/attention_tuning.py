@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdiff.kernels import tuning
 from fastdiff.kernels.attention_tiles import TILES, Tile, choose, kind_of, widths
-from fastdiff.kernels.devices import architecture, processors
+from fastdiff.runtime.device import architecture, processors
 
 
 def candidates(kernel: str, target: str, kind: str, dim: int, masked: bool, default: Tile) -> list[Tile]:

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.devices import processors, second_cache
 from fastdiff.kernels.group_norm_plan import Plan, plan
+from fastdiff.runtime.device import processors, second_cache
 
 SIZES = ["first_pair", "groups", "width", "part_pixels", "parts"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
-from fastdiff.native import core  # noqa: E402
+from fastdiff.runtime.native import core  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

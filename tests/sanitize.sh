@@ -41,7 +41,7 @@ fi
 
 # Python keeps what it allocates until it exits, which is no leak.
 export LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
-found=$(cd "$scratch" && bin/python -c "from fastdiff.native import core; print(core.__file__)")
+found=$(cd "$scratch" && bin/python -c "from fastdiff.runtime.native import core; print(core.__file__)")
 case $found in
   "$scratch"/*) ;;
   *) echo "another fastdiff is in the way: $found"; exit 1 ;;

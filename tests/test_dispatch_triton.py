@@ -14,12 +14,12 @@ from torch._subclasses import FakeTensorMode
 from triton_process import interpret
 
 import fastdiff
-from fastdiff import backends, gpu
+from fastdiff.runtime import choice, triton
 
 attention = importlib.import_module("fastdiff.ops.attention")  # the package has the function by this name
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
-# The same call under two backends, with gradients; and which kernels ran.
+# The same call under two choice, with gradients; and which kernels ran.
 OPERATORS = """
 import torch, fastdiff
 from fastdiff.kernels import (
@@ -103,7 +103,7 @@ with fastdiff.use("triton"):
     ours = fastdiff.sample(model, (1, 3, 4, 4), **options)
 with fastdiff.use("reference"):
     assert torch.equal(ours, fastdiff.sample(model, (1, 3, 4, 4), **options))
-assert "Triton" in {c.runs for c in fastdiff.explain().choices} or fastdiff.backends.current() == "auto"
+assert "Triton" in {c.runs for c in fastdiff.explain().choices} or fastdiff.runtime.choice.current() == "auto"
 print("ok")
 """
 
@@ -114,7 +114,7 @@ def test_operators_and_the_sampling_loop_reach_the_kernels():
 
 def test_cuda_tensors_are_taken_to_triton(monkeypatch):
     """By tensors that only look as if they were on a GPU."""
-    monkeypatch.setattr(gpu, "too_old", lambda device: None)
+    monkeypatch.setattr(triton, "too_old", lambda device: None)
     with FakeTensorMode():
         for dim, dtype, reason in [
             (40, torch.float16, None),
@@ -125,11 +125,11 @@ def test_cuda_tensors_are_taken_to_triton(monkeypatch):
             q = torch.empty(2, 4, 16, dim, dtype=dtype, device="cuda")
             found = attention.supports_triton(q, q, q)
             assert found is None if reason is None else reason in found
-            assert backends.pick(attention.supports(q, q, q), triton=lambda found=found: found) == (
+            assert choice.pick(attention.supports(q, q, q), triton=lambda found=found: found) == (
                 "reference" if reason else "triton"
             )
         with fastdiff.use("reference"):
-            assert backends.pick(attention.supports(q, q, q), triton=lambda: None) == "reference"
+            assert choice.pick(attention.supports(q, q, q), triton=lambda: None) == "reference"
         with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match="C\\+\\+ kernel runs on the CPU"):
             fastdiff.ops.attention(q, q, q)
 
@@ -140,7 +140,7 @@ def test_without_a_gpu_triton_is_refused_in_one_line():
     with refused as error, fastdiff.use("triton"):
         pass
     assert "\n" not in str(error.value)
-    assert backends.current() == "auto"
+    assert choice.current() == "auto"
     code = "import torch, fastdiff; fastdiff.ops.attention(*[torch.zeros(1, 1, 2, 8)] * 3)"
     environment = {**os.environ, "FASTDIFF_BACKEND": "triton"}
     environment.pop("TRITON_INTERPRET", None)
@@ -149,30 +149,30 @@ def test_without_a_gpu_triton_is_refused_in_one_line():
 
 
 def test_why_there_is_no_triton(monkeypatch):
-    assert gpu.missing() is None
+    assert triton.missing() is None
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.1.0")
-    assert "Triton 3.1.0 is older than 3.2" in gpu.missing()
+    assert "Triton 3.1.0 is older than 3.2" in triton.missing()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "Triton is not installed" in gpu.missing()
-    monkeypatch.setattr(gpu, "MISSING", gpu.missing())
-    assert "Triton is not installed" in gpu.unavailable()
+    assert "Triton is not installed" in triton.missing()
+    monkeypatch.setattr(triton, "MISSING", triton.missing())
+    assert "Triton is not installed" in triton.unavailable()
     with FakeTensorMode():
         q = torch.empty(1, 1, 2, 8, device="cuda")
         assert "Triton is not installed" in attention.supports_triton(q, q, q)
         # The next best: torch's own.
-        assert backends.pick(attention.supports(q, q, q), triton=lambda: gpu.MISSING) == "reference"
+        assert choice.pick(attention.supports(q, q, q), triton=lambda: triton.MISSING) == "reference"
 
 
 @pytest.mark.parametrize(("capability", "reason"), [((7, 5), "has compute capability 7.5"), ((8, 6), None)])
 def test_old_gpus(monkeypatch, capability, reason):
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    found = gpu.too_old(torch.device("cuda"))
+    found = triton.too_old(torch.device("cuda"))
     assert found is None if reason is None else reason in found
 
 
 def test_explain(monkeypatch):
-    monkeypatch.setattr(backends, "_notes", {})
+    monkeypatch.setattr(choice, "_notes", {})
     monkeypatch.setattr(fastdiff.ops.conv2d_algorithms, "_choices", {})
     found = fastdiff.explain()
     assert {c.op for c in found.choices} == {*fastdiff.ops.OPS, "sampling loop"}

@@ -11,9 +11,9 @@ from fastdiff.grids import make_grid
 from fastdiff.noise import CounterNoise
 from fastdiff.prediction import get_prediction
 from fastdiff.program import Apply, Program
+from fastdiff.program.tracing import trace
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import SOLVERS
-from fastdiff.tracing import trace
 
 SCHEDULE = VPDiscrete.linear()
 

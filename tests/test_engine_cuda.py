@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton_process import interpret
 
 import fastdiff
-from fastdiff import CFG, SamplingError, cuda, sample
+from fastdiff import CFG, SamplingError, sample
 from fastdiff.engine import bound, graph, loop, steps
 from fastdiff.engine.steps import NativeSteps
+from fastdiff.runtime import choice, cuda
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import SOLVERS
 
@@ -97,7 +98,7 @@ def on_cuda(monkeypatch):
     """Runs under use("auto") take the CUDA engine."""
     choose_engine = bound.choose_engine
     monkeypatch.setattr(
-        loop, "choose_engine", lambda p, x: "cuda" if fastdiff.backends.current() == "auto" else choose_engine(p, x)
+        loop, "choose_engine", lambda p, x: "cuda" if choice.current() == "auto" else choose_engine(p, x)
     )
     monkeypatch.setattr(steps, "choose", lambda device: (TapedSteps, ""))
     monkeypatch.setattr(graph, "make_graph", Tape)

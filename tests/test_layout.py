@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import fastdiff
-from fastdiff import cuda
-from fastdiff.native import core
+from fastdiff.runtime import cuda
+from fastdiff.runtime.native import core
 
 ROOT = Path(__file__).parents[1]
 PUBLIC = [

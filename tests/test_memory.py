@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fastdiff
 from fastdiff import memory
-from fastdiff.native import core
 from fastdiff.ops.ada_layer_norm import reference
+from fastdiff.runtime.native import core
 
 pytestmark = pytest.mark.skipif(not core.pool_available(), reason="the pool is for Linux")
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fastdiff import native
+from fastdiff.runtime import native
 
 MAPS = """\
 7f0000000000-7f0000001000 r-xp 00000000 08:01 11    /site/torch/lib/libtorch_cpu.so

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.native import core
 from fastdiff.noise import CounterNoise, given_noise, philox, reference_normal
+from fastdiff.runtime.native import core
 
 # The radius is at most sqrt(2 * 31.7 log 2) = 6.6; log, square root and sine each round a few times in float32.
 TOLERANCE = 6.6 * 8 * np.finfo(np.float32).eps

@@ -8,10 +8,10 @@ from fastdiff import CFG
 from fastdiff.grids import make_grid
 from fastdiff.prediction import get_prediction
 from fastdiff.program import Apply, Call, Combine, Output, Program
+from fastdiff.program.tracing import LinearForm, trace
 from fastdiff.schedules import Point, VPDiscrete
 from fastdiff.solvers import SOLVERS, get_solver
 from fastdiff.solvers.registry import Solver
-from fastdiff.tracing import LinearForm, trace
 
 SCHEDULE = VPDiscrete.scaled_linear()
 FIXED = [name for name, s in SOLVERS.items() if not s.adaptive]

@@ -320,9 +320,9 @@ def test_backends():
         pass
     with fastdiff.use("reference"):
         with fastdiff.use("cpu"):
-            assert fastdiff.backends.current() == "cpu"
-        assert fastdiff.backends.current() == "reference"
-    assert fastdiff.backends.current() == "auto"
+            assert fastdiff.runtime.choice.current() == "cpu"
+        assert fastdiff.runtime.choice.current() == "reference"
+    assert fastdiff.runtime.choice.current() == "auto"
 
 
 def test_what_the_cpu_engine_cannot_run_is_an_error_when_insisted_on():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
-from fastdiff.schedules import VPLinear
+from fastdiff.process.schedules import VPLinear
 from fastdiff.solvers import get_solver
 
 SOLVERS = (

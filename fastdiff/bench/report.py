@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastdiff import memory
 from fastdiff.bench.compare import Row
 from fastdiff.bench.heap import heap
 from fastdiff.bench.timing import Timing
-from fastdiff.native import core
+from fastdiff.runtime import memory
+from fastdiff.runtime.native import core
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastdiff import gpu as gpu_kernels
 from fastdiff.bench import gpu
 from fastdiff.cli.console import console, print_json
 from fastdiff.errors import expect, unknown
 from fastdiff.ops import OPS
+from fastdiff.runtime import triton as gpu_kernels
 
 # What runs under the memory checker: small cases of the ops that are named.
 CHECK = """

@@ -18,7 +18,7 @@ from fastdiff.cli.console import console, print_json, progress
 from fastdiff.cli.info import collect
 from fastdiff.files import replacing, writable_folder
 from fastdiff.models.bundled import BundledModel, to_pictures
-from fastdiff.noise import CounterNoise
+from fastdiff.process.noise import CounterNoise
 
 CURVE_STEPS = (5, 8, 12, 20, 50)  # and those of the two paths
 CURVE_SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM-Solver++(2M)"}

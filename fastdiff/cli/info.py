@@ -11,10 +11,10 @@ import torch
 from rich.table import Table
 
 import fastdiff
-from fastdiff import backends, cuda, gpu
 from fastdiff.cli.console import print_json
 from fastdiff.models import bundled
-from fastdiff.native import core
+from fastdiff.runtime import choice, cuda, triton
+from fastdiff.runtime.native import core
 
 
 def run(as_json: bool) -> None:
@@ -49,7 +49,7 @@ def collect() -> dict[str, Any]:
         "compiler": core.compiler(),
         "instruction_set": core.isa() + (" (FASTDIFF_ISA)" if os.environ.get("FASTDIFF_ISA") else ""),
         "instruction_sets_available": core.supported_isas(),
-        "backend": backends.current(),
+        "backend": choice.current(),
         "kernels": _kernels(),
         "models": bundled.names(),
     }
@@ -59,14 +59,14 @@ def _kernels() -> dict[str, str]:
     """For each operation what runs it on each kind of device, and why not something else; which GPU kernels there
     are."""
     kernels: dict[str, str] = {}
-    for choice in fastdiff.explain().choices:
-        dtypes = f" ({', '.join(choice.dtypes)})" if choice.dtypes else ""
-        said = "; ".join(f"{name}: {reason}" for name, reason in choice.why_not.items())
-        line = f"{choice.device}{dtypes}: {choice.runs}" + (f" ({said})" if said else "")
-        kernels[choice.op] = f"{kernels[choice.op]}; {line}" if choice.op in kernels else line
+    for op in fastdiff.explain().choices:
+        dtypes = f" ({', '.join(op.dtypes)})" if op.dtypes else ""
+        said = "; ".join(f"{name}: {reason}" for name, reason in op.why_not.items())
+        line = f"{op.device}{dtypes}: {op.runs}" + (f" ({said})" if said else "")
+        kernels[op.op] = f"{kernels[op.op]}; {line}" if op.op in kernels else line
     built = f"built with CUDA {cuda.build()}" if cuda.library() else "not built"
     kernels["cuda"] = _said(cuda.unavailable(), f"{built}; ")
-    kernels["triton"] = _said(gpu.unavailable(), "")
+    kernels["triton"] = _said(triton.unavailable(), "")
     return kernels
 
 

@@ -13,9 +13,9 @@ from fastdiff.engine.direct import TensorModel
 from fastdiff.engine.loop import Callback
 from fastdiff.errors import SamplingError
 from fastdiff.guidance import Guidance, Threshold
-from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.prediction import Prediction
-from fastdiff.schedules import Float64Array, Point, Schedule
+from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.process.prediction import Prediction
+from fastdiff.process.schedules import Float64Array, Point, Schedule
 from fastdiff.solvers.registry import Solver
 
 OVERFLOW = "the state overflowed, though the model's output is finite"

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import backends
 from fastdiff.engine import cpu, cuda
 from fastdiff.engine.calls import call_network, join
 from fastdiff.engine.cpu import CpuEngine
@@ -16,9 +15,10 @@ from fastdiff.engine.cuda import CudaEngine
 from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import SamplingError
 from fastdiff.guidance import Classifier
-from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import Apply, Call, Combine, Program
-from fastdiff.transforms import TRANSFORMS
+from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.program.program import Apply, Call, Combine, Program
+from fastdiff.program.transforms import TRANSFORMS
+from fastdiff.runtime import choice
 
 Callback = Callable[[int, Tensor], None]
 # Of a call: the network and its name, x, t, its further arguments, and the shape of what it must return.
@@ -28,7 +28,7 @@ _Arguments = tuple[Callable[..., Any], str, Tensor, Tensor, Mapping[str, Any], t
 def choose_engine(program: Program, x: Tensor) -> str:
     """ "cpu", "cuda" or "reference" for a run from the state x, under the backend in force."""
     reason = cpu.supports(program, x.device, torch.promote_types(x.dtype, torch.float32))
-    picked = backends.pick(reason, triton=lambda: cuda.supports(program, x), op="sampling loop")
+    picked = choice.pick(reason, triton=lambda: cuda.supports(program, x), op="sampling loop")
     return "cuda" if picked == "triton" else picked
 
 

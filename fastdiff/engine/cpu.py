@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from fastdiff.native import core
-from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import KINDS, Program
+from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.program.program import KINDS, Program
+from fastdiff.runtime.native import core
 
 _PLANS = {torch.float32: core.PlanFloat32, torch.float64: core.PlanFloat64}
 _NOISE = KINDS.index("noise")

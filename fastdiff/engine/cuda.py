@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastdiff.engine import steps
 from fastdiff.engine.steps import Steps
-from fastdiff.native import core
-from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import KINDS, Apply, Call, Combine, Program
+from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.program.program import KINDS, Apply, Call, Combine, Program
+from fastdiff.runtime.native import core
 
 _BUFFER, _COND, _NOISE = (KINDS.index(kind) for kind in ("buffer", "cond", "noise"))
 _TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

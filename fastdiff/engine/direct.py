@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from fastdiff.guidance import Guidance, Threshold
-from fastdiff.noise import NoiseFunction
-from fastdiff.prediction import Prediction
-from fastdiff.schedules import Float64Array, Point, Schedule
+from fastdiff.process.noise import NoiseFunction
+from fastdiff.process.prediction import Prediction
+from fastdiff.process.schedules import Float64Array, Point, Schedule
+from fastdiff.program.transforms import TRANSFORMS
 from fastdiff.solvers.interface import StepModel
 from fastdiff.solvers.registry import Solver
-from fastdiff.transforms import TRANSFORMS
 
 
 class TensorModel(StepModel):

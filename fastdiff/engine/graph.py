@@ -21,14 +21,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastdiff import backends
 from fastdiff.engine.bound import Bound
 from fastdiff.engine.cuda import CudaEngine
 from fastdiff.engine.references import Unseen, fingerprint, owner
 from fastdiff.errors import SamplingError
 from fastdiff.guidance import Classifier
-from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import Apply, Call, Program
+from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.program.program import Apply, Call, Program
+from fastdiff.runtime import choice
 
 MAX_GRAPHS = 4  # of a model; each keeps the memory of its activations
 
@@ -237,7 +237,7 @@ def _setting(x: Tensor, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any
         torch.backends.cudnn.deterministic,
     )
     conditions = tuple(_signature(c or {}) for c in (cond, uncond))
-    return (tuple(x.shape), x.dtype, x.device, conditions, torch_settings, backends.current())
+    return (tuple(x.shape), x.dtype, x.device, conditions, torch_settings, choice.current())
 
 
 def _signature(conditions: Mapping[str, Any]) -> Hashable:

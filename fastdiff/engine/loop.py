@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import backends
 from fastdiff.engine import graph
 from fastdiff.engine.bound import Bound, Callback, choose_engine
 from fastdiff.guidance import Classifier
-from fastdiff.noise import CounterNoise, NoiseFunction
-from fastdiff.program import Program
+from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.program.program import Program
+from fastdiff.runtime import choice
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def run(
     engine = choose_engine(program, x)
     arguments: dict[str, Any] = dict(cond=cond, uncond=uncond, classifier=classifier, counter=counter, draw=draw)
     # What Triton interprets runs on the CPU, where there are no graphs.
-    if engine == "cuda" and callback is None and (x.is_cuda or backends.current() != "triton"):
+    if engine == "cuda" and callback is None and (x.is_cuda or choice.current() != "triton"):
         return graph.run(program, model, x, **arguments)
     bound = Bound(engine, program, model, x, **arguments)
     bound.start(x)

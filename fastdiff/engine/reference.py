@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.noise import NoiseFunction
-from fastdiff.program import Combine, Program, Source
+from fastdiff.process.noise import NoiseFunction
+from fastdiff.program.program import Combine, Program, Source
 
 
 class ReferenceEngine:

@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdiff import backends, cuda, gpu
-from fastdiff.native import core
-from fastdiff.program import KINDS
+from fastdiff.program.program import KINDS
+from fastdiff.runtime import choice, cuda
+from fastdiff.runtime import triton as triton_kernels
+from fastdiff.runtime.native import core
 
 _NAMES = {torch.float64: "float64", torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _NOISE = KINDS.index("noise")
@@ -97,13 +98,13 @@ class TritonSteps:
 def choose(device: torch.device) -> tuple[type[NativeSteps] | type[TritonSteps] | None, str]:
     """Who runs the steps on a device, or None and why nobody can. With the triton backend, Triton alone; in its
     interpreter on the CPU."""
-    insisted = backends.current() == "triton"
-    if device.type != "cuda" and not (insisted and gpu.INTERPRETED and device.type == "cpu"):
+    insisted = choice.current() == "triton"
+    if device.type != "cuda" and not (insisted and triton_kernels.INTERPRETED and device.type == "cpu"):
         return None, f"the state is on {device}, and there are kernels for CUDA devices only"
     native = "it is an AMD GPU" if torch.version.hip else cuda.unavailable()
     if native is None and not insisted:
         return NativeSteps, ""
-    triton = gpu.unavailable()
+    triton = triton_kernels.unavailable()
     if triton is None:
         return TritonSteps, ""
     return None, f"no CUDA kernels ({native}) and no Triton kernels ({triton})"

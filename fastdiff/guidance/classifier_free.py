@@ -9,8 +9,8 @@ from numbers import Real
 from torch import Tensor
 
 from fastdiff.errors import expect
-from fastdiff.schedules import Point
-from fastdiff.transforms import per_sample, transform
+from fastdiff.process.schedules import Point
+from fastdiff.program.transforms import per_sample, transform
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import expect
-from fastdiff.transforms import per_sample, transform
+from fastdiff.program.transforms import per_sample, transform
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Threshold:
 
     @property
     def function(self) -> str:
-        """The name in `fastdiff.transforms.TRANSFORMS`."""
+        """The name in `fastdiff.program.transforms.TRANSFORMS`."""
         return "clip" if self.percentile is None else "dynamic_threshold"
 
     def parameters(self) -> dict[str, float]:

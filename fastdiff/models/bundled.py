@@ -21,7 +21,7 @@ from fastdiff.models.dit import DiTConfig
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.models.text import TextConfig, TextEncoder, Tokenizer
 from fastdiff.models.unet import UNet, UNetConfig
-from fastdiff.schedules import SCHEDULES, Schedule
+from fastdiff.process.schedules import SCHEDULES, Schedule
 
 BundledModel = UNet | PromptLatentDiffusion | ClassLatentDiffusion
 

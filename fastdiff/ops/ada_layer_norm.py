@@ -8,10 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.backends import pick
-from fastdiff.dispatch import transformed, wants_gradient
-from fastdiff.memory import empty_like
-from fastdiff.native import core
 from fastdiff.ops import on_triton
 from fastdiff.ops.registration import (
     TYPES,
@@ -22,6 +18,10 @@ from fastdiff.ops.registration import (
     register,
     through_reference,
 )
+from fastdiff.runtime.choice import pick
+from fastdiff.runtime.dispatcher import transformed, wants_gradient
+from fastdiff.runtime.memory import empty_like
+from fastdiff.runtime.native import core
 
 
 def ada_layer_norm(

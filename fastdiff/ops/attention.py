@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.backends import pick
-from fastdiff.dispatch import transformed
-from fastdiff.memory import empty
-from fastdiff.native import core
 from fastdiff.ops import on_triton
 from fastdiff.ops.registration import TYPES, check_tensor, is_direct, register
+from fastdiff.runtime.choice import pick
+from fastdiff.runtime.dispatcher import transformed
+from fastdiff.runtime.memory import empty
+from fastdiff.runtime.native import core
 
 
 @overload

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.backends import pick
-from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.errors import expect, unknown
-from fastdiff.memory import empty
-from fastdiff.native import core
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
 from fastdiff.ops.conv2d_pointwise import pointwise
 from fastdiff.ops.conv2d_weights import PackedConv2d, as_they_are, large_pages, packed
 from fastdiff.ops.registration import check_tensor, register, through_reference
+from fastdiff.runtime.choice import pick
+from fastdiff.runtime.dispatcher import transformed, wants_gradient
+from fastdiff.runtime.memory import empty
+from fastdiff.runtime.native import core
 
 _ACTIVATIONS = ("silu",)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastdiff.native import core
+from fastdiff.runtime.native import core
 
 # "winograd": weights are transformed once, to four times their size. "winograd-on-the-fly": in every call, from a copy.
 # "winograd-amx": in every call, from the weight itself, for AMX.

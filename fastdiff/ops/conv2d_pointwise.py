@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import backends
+from fastdiff.runtime import choice
 
 linear: Any = importlib.import_module("fastdiff.ops.linear")  # the package has the function by this name
 
@@ -40,7 +40,7 @@ def pointwise(
     if not _channels_last(x) or (residual is not None and not _channels_last(residual)):
         return None
     batch, _, height, width = x.shape
-    backend = backends.current()
+    backend = choice.current()
     if backend == "auto" and batch * height * width * weight.numel() < _FEW_PRODUCTS:
         return None
     rows, matrix = _pixels(x), weight.flatten(1)

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastdiff.errors import expect
-from fastdiff.memory import empty
-from fastdiff.native import core
+from fastdiff.runtime.memory import empty
+from fastdiff.runtime.native import core
 
 
 def large_pages(size: int) -> Tensor:

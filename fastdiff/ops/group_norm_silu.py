@@ -9,11 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.backends import pick
-from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.errors import unknown
-from fastdiff.memory import empty_like
-from fastdiff.native import core
 from fastdiff.ops import on_triton
 from fastdiff.ops.registration import (
     TYPES,
@@ -24,6 +20,10 @@ from fastdiff.ops.registration import (
     register,
     through_reference,
 )
+from fastdiff.runtime.choice import pick
+from fastdiff.runtime.dispatcher import transformed, wants_gradient
+from fastdiff.runtime.memory import empty_like
+from fastdiff.runtime.native import core
 
 _ACTIVATIONS = ("silu", "none")
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.backends import pick
-from fastdiff.dispatch import transformed, wants_gradient
 from fastdiff.errors import expect
-from fastdiff.memory import empty
-from fastdiff.native import core
 from fastdiff.ops.registration import check_tensor, register, through_reference
+from fastdiff.runtime.choice import pick
+from fastdiff.runtime.dispatcher import transformed, wants_gradient
+from fastdiff.runtime.memory import empty
+from fastdiff.runtime.native import core
 
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdiff.backends import pick
-from fastdiff.dispatch import transformed
-from fastdiff.native import core
 from fastdiff.ops import on_triton
 from fastdiff.ops.registration import register
+from fastdiff.runtime.choice import pick
+from fastdiff.runtime.dispatcher import transformed
+from fastdiff.runtime.native import core
 
 _KERNELS = {torch.float32: core.linear_combine_float32, torch.float64: core.linear_combine_float64}
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import backends
 from fastdiff.ops.registration import TYPES, define
+from fastdiff.runtime import choice
 
 MAX_HEAD_DIM = 256
 MAX_CHANNELS = 16384  # of a row of ada_layer_norm, which stays in registers
@@ -20,12 +20,12 @@ MAX_CHANNELS = 16384  # of a row of ada_layer_norm, which stays in registers
 
 def runs(x: Tensor) -> bool:
     """Whether an operator that was called with x runs here."""
-    return x.is_cuda or backends.current() == "triton"
+    return x.is_cuda or choice.current() == "triton"
 
 
 def unsupported(name: str, x: Tensor) -> str | None:
     """Why no kernel takes x: where it is, or its type; or None."""
-    if (reason := backends.out_of_reach(name, x)) is not None:
+    if (reason := choice.out_of_reach(name, x)) is not None:
         return reason
     return None if x.dtype in TYPES else f"Triton's kernel takes float32, bfloat16 and float16, not {x.dtype}"
 
@@ -240,7 +240,7 @@ def ada_layer_norm_gradients(gradient: Tensor, *arguments: Any) -> tuple[Tensor 
 
 def linear_combine_unsupported(x: Tensor) -> str | None:
     """Why the kernel cannot take this, or None."""
-    if (reason := backends.out_of_reach("inputs[0]", x)) is not None:
+    if (reason := choice.out_of_reach("inputs[0]", x)) is not None:
         return reason
     if x.dtype not in (*TYPES, torch.float64):
         return f"Triton's kernel takes float64, float32, bfloat16 and float16, not {x.dtype}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff import backends, dispatch
+from fastdiff.runtime import choice, dispatcher
 
 # What the kernels call the types that they take.
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -23,15 +23,15 @@ def is_direct(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
     ones on the CPU, of a type that kernels take, and no gradient is wanted."""
     return (
         not torch.compiler.is_compiling()
-        and dispatch.is_trivial(tensors)  # at once where a gradient is wanted
+        and dispatcher.is_trivial(tensors)  # at once where a gradient is wanted
         and x.dtype in TYPES
-        and backends.current() in ("auto", "cpu")
+        and choice.current() in ("auto", "cpu")
     )
 
 
 def is_left_to_torch(x: Tensor, slower: str | None) -> bool:
     """Whether torch computes what an operator is given: its kernel would take x, on the CPU, but is slower."""
-    return slower is not None and x.is_cpu and backends.current() == "auto"
+    return slower is not None and x.is_cpu and choice.current() == "auto"
 
 
 def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> None:
@@ -90,7 +90,7 @@ def register(
     name = schema.split("(", 1)[0]
 
     def on_cpu(*arguments: Any) -> Any:
-        run = triton if triton is not None and backends.current() == "triton" else kernel
+        run = triton if triton is not None and choice.current() == "triton" else kernel
         return run(*arguments)
 
     def checked(*arguments: Any) -> Any:
@@ -114,9 +114,9 @@ def register(
     def call(*arguments: Any) -> Any:
         if not torch.compiler.is_compiling():
             tensors = tensors_of(arguments)
-            if dispatch.is_trivial(tensors):
+            if dispatcher.is_trivial(tensors):
                 return on_cpu(*arguments)
-            if recorded is not None and dispatch.only_wants_gradient(tensors):
+            if recorded is not None and dispatcher.only_wants_gradient(tensors):
                 return recorded(*arguments)
         return operator(*arguments)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
+from fastdiff.process.schedules import RectifiedFlow, Schedule, VPDiscrete
 from fastdiff.profiling.subject import Subject
-from fastdiff.schedules import RectifiedFlow, Schedule, VPDiscrete
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 

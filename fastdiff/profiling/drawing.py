@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import fastdiff
-from fastdiff import backends
-from fastdiff.caching import Cached
 from fastdiff.errors import expect
+from fastdiff.models.caching import Cached
 from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.subject import Subject
+from fastdiff.runtime import choice
 from fastdiff.solvers import get_solver
 
 
@@ -135,7 +135,7 @@ class Drawer:
 
 def using(setting: Setting) -> AbstractContextManager[None]:
     """`fastdiff.use` for the setting's backend."""
-    return backends.use("auto" if setting.backend == "optimize" else setting.backend)
+    return choice.use("auto" if setting.backend == "optimize" else setting.backend)
 
 
 def _cast(conditions: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fastdiff.errors import SamplingError
-from fastdiff.grids import make_grid
+from fastdiff.process.grids import make_grid
 from fastdiff.profiling.drawing import Drawer
 from fastdiff.profiling.settings import Setting
 from fastdiff.sampling import traced

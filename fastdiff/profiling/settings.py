@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
 
-from fastdiff import backends
-from fastdiff.caching import Caching
 from fastdiff.errors import expect, unknown
-from fastdiff.grids import GRIDS
 from fastdiff.guidance import CFG, Threshold
+from fastdiff.models.caching import Caching
+from fastdiff.process.grids import GRIDS
+from fastdiff.runtime import choice
 from fastdiff.solvers import get_solver
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -102,7 +102,7 @@ class Setting:
         return cls(**{**data, "interval": tuple(interval) if interval else None})
 
 
-BACKENDS = (*backends.BACKENDS, "optimize")
+BACKENDS = (*choice.BACKENDS, "optimize")
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Setting)}
 _SHOWN = ("guidance", "interval", "threshold", "percentile", "precision", "batch", "grid", "backend", "cache")
 

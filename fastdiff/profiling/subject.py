@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from fastdiff.errors import expect, unknown
 from fastdiff.models import bundled
 from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
-from fastdiff.prediction import Prediction, get_prediction
+from fastdiff.process.prediction import Prediction, get_prediction
+from fastdiff.process.schedules import Schedule
 from fastdiff.profiling.features import entry_point
 from fastdiff.sampling import resolve
-from fastdiff.schedules import Schedule
 
 # What the model cards' pictures are drawn with.
 _GUIDANCE = {"emoji-unet-32": 2.0, "emoji-ldm-64": 3.0, "emoji-dit-64": 4.0}

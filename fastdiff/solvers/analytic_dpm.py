@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import unknown
-from fastdiff.noise import CounterNoise
-from fastdiff.prediction import Prediction, get_prediction
-from fastdiff.schedules import Point, Schedule
+from fastdiff.process.noise import CounterNoise
+from fastdiff.process.prediction import Prediction, get_prediction
+from fastdiff.process.schedules import Point, Schedule
+from fastdiff.program.transforms import transform
 from fastdiff.solvers.ddim import ancestral_sigma
 from fastdiff.solvers.registry import solver
-from fastdiff.transforms import transform
 
 
 @solver(order=1, grid="linspace", source="Bao et al. 2022, Analytic-DPM, Theorem 1; Estimating the Optimal Covariance")

@@ -7,9 +7,9 @@ from math import log
 from torch import Tensor
 
 from fastdiff.errors import unknown
+from fastdiff.program.transforms import transform
 from fastdiff.solvers.ddim import ancestral_sigma
 from fastdiff.solvers.registry import solver
-from fastdiff.transforms import transform
 
 
 @solver(order=1, history=1, grid="linspace", source="Ho et al. 2020, DDPM, Eq. 7 and Algorithm 2")

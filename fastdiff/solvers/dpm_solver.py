@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import isinf, log, sqrt
 
 from fastdiff.errors import expect, unknown
-from fastdiff.grids import fast_orders
+from fastdiff.process.grids import fast_orders
 from fastdiff.solvers.euler import ancestral_split
 from fastdiff.solvers.exponential import exponential_step, first_order, slope_weight
 from fastdiff.solvers.registry import solver

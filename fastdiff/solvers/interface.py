@@ -10,8 +10,8 @@ from typing import Any
 from fastdiff.errors import expect
 from fastdiff.guidance import Classifier, Guidance, Threshold
 from fastdiff.guidance.classifier_free import CFG
-from fastdiff.prediction import Coefficients, Prediction
-from fastdiff.schedules import Point, Schedule
+from fastdiff.process.prediction import Coefficients, Prediction
+from fastdiff.process.schedules import Point, Schedule
 
 
 class StepModel(ABC):
@@ -104,7 +104,7 @@ class StepModel(ABC):
 
     @abstractmethod
     def apply(self, function: str, *quantities: Any, **parameters: float | str) -> Any:
-        """A function in `fastdiff.transforms.TRANSFORMS` of these quantities."""
+        """A function in `fastdiff.program.transforms.TRANSFORMS` of these quantities."""
 
     # ---- for tracers and engines
 

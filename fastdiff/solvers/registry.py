@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any
 
 from fastdiff.errors import expect, unknown
-from fastdiff.schedules import Point
+from fastdiff.process.schedules import Point
 
 Spans = Callable[..., Sequence[int]]
 

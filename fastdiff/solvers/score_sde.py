@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import expect, unknown
-from fastdiff.schedules import VariancePreserving
+from fastdiff.process.schedules import VariancePreserving
+from fastdiff.program.transforms import per_sample, transform
 from fastdiff.solvers.registry import solver
-from fastdiff.transforms import per_sample, transform
 
 SOURCE = "Song et al. 2021, Score SDE"
 

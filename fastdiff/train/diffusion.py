@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.models.unet import UNet
-from fastdiff.schedules import SCHEDULES, VPDiscrete
+from fastdiff.process.schedules import SCHEDULES, VPDiscrete
 from fastdiff.train.emoji_data import EmojiData
 from fastdiff.train.objective import Network, Objective
 from fastdiff.train.recipes import Recipe

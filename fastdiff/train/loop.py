@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastdiff.backends import use
 from fastdiff.errors import expect
 from fastdiff.files import replacing
+from fastdiff.runtime.choice import use
 from fastdiff.train.objective import Objective
 
 LOG_FIELDS = ("step", "loss", "validation_loss", "seconds")

@@ -8,11 +8,12 @@ from conftest import assert_no_worse
 from torch import nn
 
 import fastdiff
-from fastdiff import cuda, gpu, ops, sample
+from fastdiff import ops, sample
 from fastdiff.engine import graph
 from fastdiff.engine.steps import NativeSteps, TritonSteps
 from fastdiff.noise import CounterNoise
 from fastdiff.ops.linear_combine import reference
+from fastdiff.runtime import cuda, triton
 from fastdiff.schedules import VPDiscrete
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
@@ -20,7 +21,9 @@ STEPS = [
     pytest.param(
         NativeSteps, marks=pytest.mark.skipif(cuda.unavailable() is not None, reason=f"CUDA: {cuda.unavailable()}")
     ),
-    pytest.param(TritonSteps, marks=pytest.mark.skipif(gpu.unavailable() is not None, reason=f"{gpu.unavailable()}")),
+    pytest.param(
+        TritonSteps, marks=pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
+    ),
 ]
 DEVICE = "cuda"
 BUFFER, COND, UNCOND, NOISE = range(4)
@@ -39,7 +42,7 @@ class Net(nn.Module):
 
 
 def _small_cases():
-    if not torch.cuda.is_available() or gpu.unavailable() is not None:
+    if not torch.cuda.is_available() or triton.unavailable() is not None:
         return []
     from fastdiff.bench.gpu import cases
 
@@ -65,7 +68,7 @@ OPERATORS = {
 }
 
 
-@pytest.mark.skipif(gpu.unavailable() is not None, reason=f"{gpu.unavailable()}")
+@pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_operators_and_their_gradients(name, dtype):

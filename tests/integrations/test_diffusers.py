@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastdiff
-from fastdiff.backend.report import reports_of
+from fastdiff.compiler.report import reports_of
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers", reason="diffusers leaves out Stable Diffusion's pipelines without transformers")

@@ -9,10 +9,10 @@ from conftest import assert_no_worse
 from torch import nn
 
 import fastdiff
-from fastdiff.native import core
 from fastdiff.ops.conv2d import _call, conv2d, faster_in_torch, reference, supports
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, MEMORY, Problem, choices, choose, explain
 from fastdiff.ops.conv2d_weights import PackedConv2d, packed
+from fastdiff.runtime.native import core
 
 # (N, C, H, W), K: of U-Nets, and what fills no tile, panel or block of channels.
 CASES = [

@@ -5,10 +5,10 @@ import torch
 from conftest import assert_no_worse
 
 import fastdiff
-from fastdiff.native import core
 from fastdiff.ops import conv2d, conv2d_pointwise
 from fastdiff.ops.conv2d import reference
 from fastdiff.ops.conv2d_pointwise import pointwise
+from fastdiff.runtime.native import core
 
 EPS = torch.finfo(torch.float32).eps
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from conftest import assert_no_worse
 
 import fastdiff
-from fastdiff.native import core
 from fastdiff.ops.linear import ACTIVATIONS, faster_in_torch, linear, reference, supports
+from fastdiff.runtime.native import core
 
 # (B, S, K, N): of DiT and Stable Diffusion, of nothing in particular, less than a tile, and empty ones.
 SIZES = [

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdiff.native import core
 from fastdiff.noise import CounterNoise
 from fastdiff.ops.linear_combine import reference
 from fastdiff.program import KINDS
+from fastdiff.runtime.native import core
 
 ROOT = Path(__file__).parents[2]
 BUFFER, COND, UNCOND, NOISE = range(len(KINDS))

@@ -8,10 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
-from fastdiff.dispatch import is_trivial
 from fastdiff.ops import ada_layer_norm, linear_combine
 from fastdiff.ops.ada_layer_norm import reference
 from fastdiff.ops.registration import is_direct
+from fastdiff.runtime.dispatcher import is_trivial
 
 
 class Subclass(torch.Tensor):

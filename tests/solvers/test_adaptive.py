@@ -120,7 +120,7 @@ def test_pure_noise_of_a_flow(solver):
 
 def test_there_is_no_program():
     from fastdiff.prediction import get_prediction
-    from fastdiff.tracing import trace
+    from fastdiff.program.tracing import trace
 
     with pytest.raises(ValueError, match="'rk45' chooses its steps as it runs"):
         trace("rk45", VP, [1.0, 0.5, 0.0], get_prediction("eps"))

@@ -11,9 +11,9 @@ from fastdiff.engine.direct import integrate
 from fastdiff.grids import make_grid
 from fastdiff.noise import CounterNoise
 from fastdiff.prediction import PREDICTIONS
+from fastdiff.program.tracing import trace
 from fastdiff.schedules import EDM, VPDiscrete, VPLinear
 from fastdiff.solvers import SOLVERS, get_solver
-from fastdiff.tracing import trace
 
 VP = VPDiscrete.linear()
 COSINE = VPDiscrete.cosine()  # alpha(1) = 5e-5: formulas that divide by alpha twice lose 9 of float64's 16 digits

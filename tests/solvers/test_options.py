@@ -3,9 +3,9 @@
 import pytest
 
 from fastdiff.prediction import get_prediction
+from fastdiff.program.tracing import trace
 from fastdiff.schedules import VPLinear
 from fastdiff.solvers import get_solver
-from fastdiff.tracing import trace
 
 
 @pytest.mark.parametrize(

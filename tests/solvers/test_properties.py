@@ -15,9 +15,9 @@ from fastdiff.grids import GRIDS, make_grid
 from fastdiff.noise import CounterNoise
 from fastdiff.prediction import PREDICTIONS
 from fastdiff.program import Program
+from fastdiff.program.tracing import trace
 from fastdiff.schedules import EDM, VE, RectifiedFlow, SubVP, VPDiscrete, VPLinear
 from fastdiff.solvers import SOLVERS
-from fastdiff.tracing import trace
 
 FIXED = [s for s in SOLVERS.values() if not s.adaptive]
 searching = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])

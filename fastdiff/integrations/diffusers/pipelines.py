@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.backend.optimize import optimize, restore
+from fastdiff.compiler.optimize import optimize, restore
 from fastdiff.integrations.diffusers.schedulers import SolverScheduler, scheduler_for
 
 _DENOISERS = ("unet", "transformer", "prior")

@@ -20,10 +20,10 @@ from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import expect, unknown
 from fastdiff.guidance import Threshold
 from fastdiff.integrations.diffusers.spacing import training_steps
-from fastdiff.noise import CounterNoise
-from fastdiff.program import Call, Combine, Program
+from fastdiff.process.noise import CounterNoise
+from fastdiff.process.schedules import VPDiscrete
+from fastdiff.program.program import Call, Combine, Program
 from fastdiff.sampling import traced
-from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import get_solver
 
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -206,14 +206,14 @@ class _Run:
 
 def instruction_result(instruction: Any, buffers: list[Tensor]) -> Tensor:
     """What an Apply gives, which the next combine reads."""
-    from fastdiff.transforms import TRANSFORMS
+    from fastdiff.program.transforms import TRANSFORMS
 
     inputs = [buffers[slot] for slot in instruction.inputs]
     return TRANSFORMS[instruction.function](*inputs, **dict(instruction.parameters)).contiguous()
 
 
 def _prediction(config: Any) -> Any:
-    from fastdiff.prediction import get_prediction
+    from fastdiff.process.prediction import get_prediction
 
     return get_prediction(_PREDICTIONS[config.prediction_type])
 

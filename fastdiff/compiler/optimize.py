@@ -1,0 +1,138 @@
+"""`fastdiff.optimize`: a model that runs through the backend, and the way back."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.compiler.capture import check_passes, compile_graph
+from fastdiff.compiler.report import recorded
+from fastdiff.compiler.verify import verified_call
+
+_CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forward and hooks, if it is set
+
+
+class FastCall:
+    """What a module runs when it is called: captured for the shapes of the first call, and once more for any others."""
+
+    def __init__(self, module: nn.Module, disable: Sequence[str], verify: bool) -> None:
+        self.original = module._call_impl
+        self._verify = verify  # the next call
+        self._failed = False
+        self.disable = tuple(disable)
+        self._first: Any = None
+        self._static = self._compiled(dynamic=False)
+        self._dynamic: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._failed:
+            return self.original(*args, **kwargs)
+        if self._verify:
+            result, same = verified_call(self._fast, self.original, args, kwargs)
+            self._verify, self._failed = False, not same
+            return result
+        return self._fast(*args, **kwargs)
+
+    def _fast(self, *args: Any, **kwargs: Any) -> Any:
+        signature = _signature((args, kwargs))
+        if self._first is None:
+            self._first = signature
+            return self._captured(args, kwargs)
+        if signature == self._first:
+            return self._static(*args, **kwargs)
+        if self._dynamic is None:
+            self._dynamic = self._compiled(dynamic=True)
+        import torch._dynamo.config  # takes a second
+
+        with torch._dynamo.config.patch(specialize_float=True):  # a model's constants stay constants
+            return self._dynamic(*args, **kwargs)
+
+    def _captured(self, args: Any, kwargs: Any) -> Any:
+        """The first call, with a warning if not all of the model went into one graph."""
+        from torch._dynamo.utils import counters
+
+        before = counters["graph_break"].copy()
+        with recorded() as made:
+            result = self._static(*args, **kwargs)
+        reasons = [reason for reason, count in counters["graph_break"].items() if count > before[reason]]
+        if len(made) == 1 and not reasons:
+            return result
+        why = reasons[0].strip().splitlines()[0] if reasons else "it holds nothing that PyTorch can capture"
+        for report in made:
+            report.part = why
+        what = f"was captured in {len(made)} parts, what is between them" if made else "could not be captured and"
+        warnings.warn(f"fastdiff: the model {what} runs as it was written: {why}", stacklevel=5)
+        return result
+
+    def _compiled(self, dynamic: bool) -> Callable[..., Any]:
+        original = self.original
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return original(*args, **kwargs)
+
+        # Dynamo keeps what it compiled, and counts it, by code object: each model gets its own.
+        own = types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
+        backend = functools.partial(compile_graph, disable=self.disable)
+        return torch.compile(own, backend=backend, dynamic=dynamic)
+
+
+def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = ()) -> Any:
+    """Make a model run through fastdiff's backend; returns the same object.
+
+    module: a torch.nn.Module, or a pipeline of diffusers, of which the denoiser, the autoencoder and, where ours takes
+    the same steps, the scheduler are replaced (disable=["scheduler"] leaves it). A module's parameters, state_dict,
+    hooks and signature stay; changes of its weights are seen at the next call. verify: compare the first call with the
+    original, and go back to it with a warning if they differ. disable: names of passes to leave out. Where a gradient
+    is wanted the original runs. `restore` undoes it.
+
+    Raises TypeError for anything else, ValueError for the name of a pass that does not exist.
+    """
+    disable = list(disable)
+    check_passes([name for name in disable if name != "scheduler"])
+    if _is_pipeline(module):
+        from fastdiff.integrations.diffusers import optimize_pipeline
+
+        return optimize_pipeline(module, verify=verify, disable=disable)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"optimize() takes a torch.nn.Module or a pipeline of diffusers, got {type(module).__name__}")
+    passes = [name for name in disable if name != "scheduler"]
+    setattr(module, _CALL, FastCall(module, passes, verify))
+    return module
+
+
+def restore(module: Any) -> Any:
+    """Undo `optimize`; returns the same object."""
+    if _is_pipeline(module):
+        from fastdiff.integrations.diffusers import restore_pipeline
+
+        return restore_pipeline(module)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"restore() takes what optimize() took, got {type(module).__name__}")
+    for each in module.modules():
+        if isinstance(getattr(each, _CALL, None), FastCall):
+            setattr(each, _CALL, None)
+    return module
+
+
+def _is_pipeline(x: Any) -> bool:
+    """Whether this is a pipeline of diffusers, which is not imported if nobody did."""
+    pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
+    return pipelines is not None and isinstance(x, pipelines.DiffusionPipeline)
+
+
+def _signature(x: Any) -> Any:
+    """Shapes of the tensors, and numbers, in the arguments."""
+    if isinstance(x, Tensor):
+        return x.shape
+    if isinstance(x, dict):
+        return tuple((key, _signature(each)) for key, each in x.items())
+    if isinstance(x, (list, tuple)):
+        return tuple(map(_signature, x))
+    return x if isinstance(x, (int, float)) else None

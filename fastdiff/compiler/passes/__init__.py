@@ -1,0 +1,31 @@
+"""The passes over a captured graph, in the order in which they run. Each is a module with NAME and `apply(graph,
+notes)`, and each can be turned off by its name."""
+
+from fastdiff.compiler.passes import (
+    ada_layer_norm,
+    attention,
+    constant_folding,
+    conv2d,
+    group_norm_silu,
+    invariants,
+    layout,
+    linear,
+    weight_budget,
+)
+
+PASSES = {
+    module.NAME: module.apply
+    for module in (
+        constant_folding,
+        attention,
+        group_norm_silu,
+        ada_layer_norm,
+        conv2d,
+        weight_budget,
+        linear,
+        layout,
+        invariants,
+    )
+}
+
+__all__ = ["PASSES"]

@@ -1,0 +1,148 @@
+"""What does not change between the steps of a sampling loop: keys and values of the text, a label's embedding. They are
+moved to a graph of their own, whose results are kept as long as its inputs have the same values.
+
+Which inputs could stay the same is guessed from their shapes, and found out by comparing values: tensors of two or
+three dimensions, such as (B, S, C) of a text encoder. Images have four, times none or one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from fastdiff.compiler import functions
+from fastdiff.compiler.convolution import Conv2d
+from fastdiff.compiler.matrix import Linear, Linears
+from fastdiff.compiler.nodes import Node, calls, value
+from fastdiff.compiler.packing import Watch
+from fastdiff.compiler.report import Notes
+
+NAME = "invariants"
+
+_LARGEST = 8 << 20  # bytes of an input that is worth comparing
+_MISSES = 3  # calls in a row whose inputs differ, after which nobody compares any more
+
+
+def apply(graph: fx.Graph, notes: Notes) -> None:
+    """Move what depends on such inputs alone, if a layer is among it."""
+    owner = graph.owning_module
+    assert owner is not None
+    slow: set[Node] = set()
+    weights: set[Node] = set()
+    inputs: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            fake = value(node)
+            if not isinstance(fake, Tensor):
+                continue  # a size
+            if is_weight(node):
+                weights.add(node)
+            elif fake.ndim in (2, 3) and fake.is_floating_point() and _small(fake):
+                inputs.add(node)
+        elif node.op == "get_attr":
+            weights.add(node)
+        elif node.op != "output":
+            sources = set(node.all_input_nodes)
+            if sources and sources <= slow | inputs | weights and sources & (slow | inputs) and _is_pure(node):
+                slow.add(node)
+    if not any(_is_layer(owner, node) for node in slow):
+        return
+    order = [node for node in graph.nodes if node in slow]
+    outputs = [node for node in order if any(user not in slow for user in node.users)]
+    used = [node for node in graph.nodes if node in inputs and any(user in slow for user in node.users)]
+    given = [node for node in graph.nodes if node in weights and any(user in slow for user in node.users)]
+
+    inner = fx.Graph()
+    places: dict[Node, Node] = {}
+    for node in (*used, *given):
+        if node.op == "get_attr":
+            places[node] = inner.get_attr(node.target)
+        else:
+            places[node] = inner.placeholder(node.name)
+        places[node].meta = dict(node.meta)
+    for node in order:
+        places[node] = inner.node_copy(node, lambda each: places[each])
+    inner.output(tuple(places[node] for node in outputs))
+    given = [node for node in given if node.op == "placeholder"]
+    module = Kept(fx.GraphModule(owner, inner), len(used))
+    owner.add_submodule("kept", module)
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        kept = graph.call_module("kept", (*used, *given))
+    kept.meta["pass"] = NAME
+    anchor = kept
+    for number, node in enumerate(outputs):
+        with graph.inserting_after(anchor):
+            anchor = graph.call_function(_item, (kept, number))
+        anchor.meta = dict(node.meta)
+        node.replace_all_uses_with(anchor)
+    notes.matches = sum(_is_layer(owner, node) for node in slow)
+
+
+def is_weight(node: Node) -> bool:
+    """Whether a placeholder is a parameter or buffer of the model; Dynamo's names say so."""
+    name = str(node.target)
+    return "_parameters_" in name or "_buffers_" in name or isinstance(value(node), nn.Parameter)
+
+
+class Kept(nn.Module):
+    """Results of a graph, kept while its first `count` inputs have the same values and the others are unchanged."""
+
+    def __init__(self, module: fx.GraphModule, count: int) -> None:
+        super().__init__()
+        self.module, self.count = module, count
+        self._inputs: list[Tensor] | None = None
+        self._weights: list[tuple[int, int]] | None = None
+        self._watches: list[Watch] = []
+        self._results: Any = None
+        self._misses = 0
+        self.hits = 0
+
+    def forward(self, *inputs: Tensor) -> Any:
+        given, weights = inputs[: self.count], inputs[self.count :]
+        if self._misses >= _MISSES or any(weight.is_inference() for weight in weights):
+            return self.module(*inputs)
+        if not self._watches:
+            self._watches = [Watch() for _ in weights]
+        for watch, weight in zip(self._watches, weights, strict=True):
+            watch(weight)
+        versions = [(id(weight), weight._version) for weight in weights]
+        if self._inputs is not None and all(map(_equal, given, self._inputs)):
+            if versions == self._weights and self._results is not None:
+                self.hits += 1
+                return self._results
+            self._results, self._weights = self.module(*inputs), versions
+            return self._results
+        self._misses = self._misses + 1 if self._inputs is not None else 0
+        self._inputs = [tensor.clone() for tensor in given]
+        self._results = None  # kept from the second call with the same values on: a single call keeps nothing
+        return self.module(*inputs)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype is b.dtype and a.device == b.device and a.shape == b.shape and torch.equal(a, b)
+
+
+def _item(results: tuple[Tensor, ...], number: int) -> Tensor:
+    return results[number]
+
+
+def _small(fake: Tensor) -> bool:
+    size = math.prod(fake.shape) * fake.element_size()  # a symbol where a dimension is one
+    return not isinstance(size, int) or size <= _LARGEST
+
+
+def _is_layer(owner: nn.Module, node: Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(owner.get_submodule(str(node.target)), (Linear, Linears, Conv2d))
+    return calls(node, F.linear, torch.conv2d, functions.product)
+
+
+def _is_pure(node: Node) -> bool:
+    """Whether the node may be kept: it is no tuple, and nothing random."""
+    name = str(getattr(node.target, "__name__", node.target))
+    return isinstance(value(node), Tensor) and "rand" not in name and "dropout" not in name

@@ -1,0 +1,193 @@
+"""Whether a fast model gives what the original gives, and if not, where in its graph the difference begins."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fastdiff.compiler import lockstep
+from fastdiff.compiler.capture import FastGraph
+from fastdiff.compiler.nodes import Node
+from fastdiff.compiler.report import reports_of
+from fastdiff.errors import expect
+
+# Of the output's RMS, in float32; other dtypes may differ as many units in their last place.
+_BOUND = 1e-4 / torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two tensors, in units of the RMS of the expected one. bound: of maximum."""
+
+    name: str
+    maximum: float
+    rms: float
+    bound: float
+
+    @property
+    def within(self) -> bool:
+        """Whether it is within its bound; NaN is not."""
+        return self.maximum <= self.bound
+
+
+@dataclass
+class Verification:
+    """What `verify` found.
+
+    outputs: each of the model's results. nodes: how many were compared with the original's; first: the first one beyond
+    its bound, if there is one. against: what the outputs were compared with, "float64" or the model's dtype.
+    """
+
+    outputs: list[Difference]
+    nodes: int = 0
+    first: Difference | None = None
+    against: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all outputs are within their bounds. A node beyond its own is reported, and may be made up for."""
+        return all(output.within for output in self.outputs)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        lines = [f"{'same' if self.ok else 'DIFFERENT'}: the fast model against {self.against}, {self.nodes} nodes"]
+        for found in self.outputs:
+            sign = "<=" if found.within else "> "
+            lines.append(f"  {found.name}: max {found.maximum:.1e} {sign} {found.bound:.1e}, RMS {found.rms:.1e}")
+        if self.first is not None:
+            lines.append(f"  first beyond its bound: {self.first.name}, max {self.first.maximum:.1e}")
+        return "\n".join([*lines, *("  " + note for note in self.notes)])
+
+
+def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
+    """Run the original and the fast model, and compare their results and the nodes of their graphs.
+
+    model: the original; may be the same object as `fast`, since `optimize` works in place. inputs: a tuple of the
+    arguments, or a dictionary of named ones, or (tuple, dictionary). The differences are in units of the expected
+    tensor's RMS; the bound is twice that of the original against the same in float64 where that fits into memory, plus
+    1e-4 in float32 (as many roundings in other dtypes).
+
+    Raises ValueError if `fast` is not a model that went through `fastdiff.optimize` or torch.compile.
+    """
+    args, kwargs = _arguments(inputs)
+    original = model._call_impl
+    expect(
+        getattr(fast, "_compiled_call_impl", None) is not None or hasattr(fast, "_orig_mod"),
+        "fast must come from fastdiff.optimize or torch.compile",
+    )
+    reports = reports_of(list(fast.parameters()))
+    grabbed: dict[int, tuple[FastGraph, tuple[Any, ...]]] = {}
+    FastGraph.observer = lambda graph, values: grabbed.setdefault(id(graph), (graph, values))
+    try:
+        with torch.no_grad():
+            found = _tensors(fast(*args, **kwargs))
+    finally:
+        FastGraph.observer = None
+    with torch.no_grad():
+        expected = _tensors(original(*args, **kwargs))
+        result = Verification([], against=_dtype(expected))
+        wide = (
+            len(grabbed) == 1
+            and not any(r.fallback for r in reports)
+            and _fits(sum(p.numel() for p in model.parameters()))
+        )
+        for graph, values in grabbed.values():
+            _compare_nodes(graph, values, result)
+        exact = None
+        if wide:
+            ((graph, values),) = grabbed.values()
+            exact = _tensors(lockstep.in_float64(graph.original, values))
+            result.against = "float64"
+    expect(len(found) == len(expected), f"the fast model gives {len(found)} tensors, the original {len(expected)}")
+    for number, (ours, theirs) in enumerate(zip(found, expected)):
+        name = "output" if len(expected) == 1 else f"output {number}"
+        result.outputs.append(_difference(name, ours, theirs, None if exact is None else exact[number]))
+    for report in reports:
+        if report.fallback is not None:
+            result.notes.append(f"the original ran: {report.fallback}")
+    if not grabbed:
+        result.notes.append("no graph of fastdiff ran")
+    return result
+
+
+def verified_call(
+    fast: Callable[..., Any], original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, bool]:
+    """The fast result and True, or the original's and False with a warning that says by how much it differs."""
+    found, expected = fast(*args, **kwargs), original(*args, **kwargs)
+    with torch.no_grad():
+        differences = [
+            _difference(f"output {n}", a, b, None)
+            for n, (a, b) in enumerate(zip(_tensors(found), _tensors(expected), strict=True))
+        ]
+    wrong = [each for each in differences if not each.within]
+    if not wrong:
+        return found, True
+    what = ", ".join(f"{each.name} differs by {each.maximum:.1e} of its RMS" for each in wrong)
+    warnings.warn(f"fastdiff: {what}; the original runs from here on", stacklevel=3)
+    return expected, False
+
+
+def _compare_nodes(graph: FastGraph, inputs: tuple[Any, ...], result: Verification) -> None:
+    def visit(node: Node, ours: Tensor, theirs: Tensor) -> None:
+        result.nodes += 1
+        if result.first is None and ours.numel() and ours.shape == theirs.shape:
+            found = _difference(str(node.meta["origin"]), ours, theirs, None)
+            result.first = None if found.within else found
+
+    lockstep.compare(graph.original, graph.module, inputs, visit)
+
+
+def _difference(name: str, ours: Tensor, theirs: Tensor, exact: Tensor | None) -> Difference:
+    """exact: the expected tensor in float64, if it is known."""
+    if not theirs.is_floating_point() or not theirs.numel():
+        differ = float(ours.shape != theirs.shape or bool((ours != theirs).any()))
+        return Difference(name, differ, differ, 0.0)
+    expected = theirs.double() if exact is None else exact
+    if ours.shape != expected.shape:
+        return Difference(name, float("inf"), float("inf"), 0.0)
+    unit = float(expected.square().mean().sqrt()) or 1.0
+    error = (ours.double() - expected).abs()
+    bound = _BOUND * torch.finfo(theirs.dtype).eps
+    if exact is not None:
+        bound = max(bound, 2 * float((theirs.double() - expected).abs().max()) / unit)
+    return Difference(name, float(error.max()) / unit, float(error.square().mean().sqrt()) / unit, bound)
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict):
+        return inputs
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, dict):  # outputs of diffusers and transformers are dictionaries
+        result = list(result.values())
+    return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
+
+
+def _fits(parameters: int) -> bool:
+    """Whether the model fits into half the free memory in float64."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, AttributeError):  # not on this system
+        return parameters < 100_000_000
+    return 8 * parameters < free // 2
+
+
+def _dtype(tensors: list[Tensor]) -> str:
+    return str(tensors[0].dtype).removeprefix("torch.") if tensors else "nothing"

@@ -1,0 +1,1 @@
+"""The diffusion process itself: schedules, predictions, grids of times, noise."""

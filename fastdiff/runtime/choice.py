@@ -1,0 +1,99 @@
+"""Which implementation runs: `fastdiff.use(...)`, the environment variable FASTDIFF_BACKEND, or the best that fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fastdiff.errors import unknown
+from fastdiff.runtime import triton as triton_kernels
+
+# "auto" takes the compiled kernels where they support the input and the reference elsewhere; the others insist.
+BACKENDS = ("auto", "reference", "cpu", "triton")
+MAX_NOTES = 100
+
+# A plain global and not a context variable: torch.compile guards on the former and cannot trace the latter.
+_chosen = os.environ.get("FASTDIFF_BACKEND") or "auto"
+_notes: dict[tuple[str, str], int] = {}
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Run everything inside the `with` block on one implementation: a free comparison of two. For the whole process.
+
+    backend: "reference" (plain PyTorch), "cpu" (C++), "triton" (Triton, on a GPU; with TRITON_INTERPRET=1 in Triton's
+    interpreter, on the CPU) or "auto". With "cpu" and "triton", an input that the kernels cannot take is an error; with
+    "auto" it goes to the reference. So do, with "triton", operators that have no Triton kernel. Raises ValueError for
+    other names, NotImplementedError for "triton" where no Triton kernel can run.
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "triton" and (reason := triton_kernels.unavailable()):
+        raise NotImplementedError(f"the triton backend was asked for, but {reason}")
+    global _chosen  # noqa: PLW0603
+    before, _chosen = _chosen, backend
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def current() -> str:
+    """The backend in force: the innermost `use`, else FASTDIFF_BACKEND when fastdiff was imported, else "auto"."""
+    if _chosen not in BACKENDS:
+        raise unknown("backend in FASTDIFF_BACKEND", _chosen, BACKENDS)
+    return _chosen
+
+
+def pick(
+    reason: str | None, slower: str | None = None, *, triton: Callable[[], str | None] | None = None, op: str = ""
+) -> str:
+    """ "cpu", "triton" or "reference", given why the compiled kernels cannot take the input (None if they can), and why
+    they are slower with it than the reference (None if they are not): then they run if they are insisted on.
+
+    triton: says why Triton's kernels cannot take the input, None if they can. op: who asks; where neither can, the
+    reason is kept for fastdiff.explain. Raises NotImplementedError if what was insisted on cannot take the input.
+    """
+    backend = current()
+    if backend == "cpu" and reason:
+        raise NotImplementedError(f"the cpu backend was asked for, but {reason}")
+    if backend == "cpu":
+        return "cpu"
+    if backend == "reference":
+        return "reference"
+    if backend == "auto" and not reason:
+        return "reference" if slower else "cpu"
+    why = "there is no Triton kernel for this" if triton is None else triton()
+    if backend == "triton" and why and triton is not None:
+        raise NotImplementedError(f"the triton backend was asked for, but {triton_kernels.unavailable() or why}")
+    if not why:
+        return "triton"
+    if op and not torch.compiler.is_compiling():
+        _note(op, f"{reason}; {why}")
+    return "reference"
+
+
+def out_of_reach(name: str, tensor: Tensor) -> str | None:
+    """Why Triton's kernels cannot run on a tensor where it is, or None. name: of the tensor, for the message."""
+    if triton_kernels.MISSING is not None:
+        return triton_kernels.MISSING
+    if tensor.is_cuda:
+        return triton_kernels.too_old(tensor.device)
+    if triton_kernels.INTERPRETED and tensor.is_cpu and current() == "triton":
+        return None
+    return f"{name} is on {tensor.device}, and Triton's kernels run on GPUs"
+
+
+def notes() -> dict[tuple[str, str], int]:
+    """How often the reference ran because no kernel could take the input, by operation and reason; the first
+    MAX_NOTES of them. Calls inside torch.compile are not among them."""
+    return dict(_notes)
+
+
+def _note(op: str, reason: str) -> None:
+    if (op, reason) in _notes or len(_notes) < MAX_NOTES:
+        _notes[op, reason] = _notes.get((op, reason), 0) + 1
