@@ -32,7 +32,7 @@ from fastdiff.bench.timing import copy_bandwidth, interleave
 from fastdiff.cli.info import collect
 from fastdiff.process.prediction import get_prediction
 from fastdiff.process.schedules import RectifiedFlow, Schedule, VPDiscrete
-from fastdiff.program.program import KINDS, Program
+from fastdiff.program import KINDS, Program
 from fastdiff.program.tracing import trace
 from fastdiff.solvers import Solver, get_solver
 

@@ -35,12 +35,11 @@ void bind_plan(py::module_& module, const char* name) {
              return new Plan<T>(pointers<T>(buffers), pointers<T>(copies), batch, elements, std::move(seeds),
                                 std::move(samples), num_threads);
            }),
-           py::kw_only(), py::arg("buffers"), py::arg("copies"), py::arg("batch"), py::arg("elements"), py::arg("seeds"),
-           py::arg("samples"), py::arg("num_threads"))
+           py::kw_only(), py::arg("buffers"), py::arg("copies"), py::arg("batch"), py::arg("elements"),
+           py::arg("seeds"), py::arg("samples"), py::arg("num_threads"))
       .def("add", &Plan<T>::add, py::arg("outputs"), py::arg("kinds"), py::arg("numbers"), py::arg("coefficients"))
-      .def("set_noise", [](Plan<T>& plan, int draw, uintptr_t address) {
-        plan.set_noise(draw, reinterpret_cast<const T*>(address));
-      })
+      .def("set_noise", [](Plan<T>& plan, int draw,
+                           uintptr_t address) { plan.set_noise(draw, reinterpret_cast<const T*>(address)); })
       // Positional only, and the interpreter lock is kept: letting it go costs more than a small step.
       .def("run", [](const Plan<T>& plan, int combine, uintptr_t cond, uintptr_t uncond) {
         return plan.run(combine, reinterpret_cast<const T*>(cond), reinterpret_cast<const T*>(uncond));
@@ -59,11 +58,12 @@ fastdiff::StepTypes step_types(const std::string& state, const std::string& mode
 void bind_step_plan(py::module_& module) {
   using fastdiff::StepPlan;
   py::class_<StepPlan>(module, "StepPlan")
-      .def(py::init([](const std::string& state, const std::string& model, int64_t batch, int64_t elements, uintptr_t keys,
-                       uintptr_t broken, uintptr_t launch, int device) {
+      .def(py::init([](const std::string& state, const std::string& model, int64_t batch, int64_t elements,
+                       uintptr_t keys, uintptr_t broken, uintptr_t launch, int device) {
              return new StepPlan(step_types(state, model), batch, elements, reinterpret_cast<const uint64_t*>(keys),
                                  reinterpret_cast<int32_t*>(broken),
-                                 launch ? reinterpret_cast<fastdiff::StepLaunch>(launch) : fastdiff::step_on_cpu, device);
+                                 launch ? reinterpret_cast<fastdiff::StepLaunch>(launch) : fastdiff::step_on_cpu,
+                                 device);
            }),
            py::kw_only(), py::arg("state"), py::arg("model"), py::arg("batch"), py::arg("elements"), py::arg("keys"),
            py::arg("broken"), py::arg("launch"), py::arg("device"))
@@ -93,8 +93,9 @@ fastdiff::Type type_of(const std::string& name) {
   throw std::invalid_argument("no kernel for " + name);
 }
 
-// A result larger than this does not stay in a cache until it is read, and is written around them. Measured: ada_layer_norm is
-// 1.3 times as fast that way at 144 MiB, and not faster at 72 MiB, where the result's lines are asked for ahead instead.
+// A result larger than this does not stay in a cache until it is read, and is written around them. Measured:
+// ada_layer_norm is 1.3 times as fast that way at 144 MiB, and not faster at 72 MiB, where the result's lines are asked
+// for ahead instead.
 bool streams(fastdiff::Type type, int64_t size) {
   return size * (type == fastdiff::Type::float32 ? 4 : 2) >= int64_t{96} << 20;
 }
@@ -135,7 +136,8 @@ void run_kernel(void (*kernel)(const Op&, int64_t, int64_t), const Op& op, int64
 
 int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
 
-// Whether groups are worked on one by one. That does not depend on the number of threads, and so the result does not either.
+// Whether groups are worked on one by one. That does not depend on the number of threads, and so the result does not
+// either.
 bool whole_groups(const fastdiff::GroupNorm& op) { return !op.channels_last && op.samples * op.groups >= 8; }
 
 void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& x, const RowsArgument& scale,
@@ -144,8 +146,18 @@ void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& 
   const auto address = [](uintptr_t a) { return reinterpret_cast<const void*>(a); };
   const fastdiff::Type number = type_of(type);
   const int64_t size = batch * rows * channels;
-  const fastdiff::AdaLayerNorm op = {number, rows_of(x), rows_of(scale), rows_of(shift), rows_of(gate), rows_of(residual),
-                                     address(weight), address(bias), reinterpret_cast<void*>(out), rows, channels, eps,
+  const fastdiff::AdaLayerNorm op = {number,
+                                     rows_of(x),
+                                     rows_of(scale),
+                                     rows_of(shift),
+                                     rows_of(gate),
+                                     rows_of(residual),
+                                     address(weight),
+                                     address(bias),
+                                     reinterpret_cast<void*>(out),
+                                     rows,
+                                     channels,
+                                     eps,
                                      streams(number, size)};
   run_kernel(fastdiff::kernels().ada_layer_norm, op, batch * rows, size > fastdiff::kSerialElements ? num_threads : 1);
 }
@@ -157,9 +169,22 @@ void group_norm_silu(const std::string& type, uintptr_t out, uintptr_t x, uintpt
   const fastdiff::Type number = type_of(type);
   const int64_t size = samples * channels * pixels, parts = parts_of(pixels, fastdiff::kNormPart);
   channels_last = channels_last || pixels == 1;
-  fastdiff::GroupNorm op = {number, address(x), address(weight), address(bias), rows_of(scale), rows_of(shift),
-                            reinterpret_cast<void*>(out), samples, channels, pixels, groups, channels_last, silu, eps,
-                            streams(number, size), nullptr};
+  fastdiff::GroupNorm op = {number,
+                            address(x),
+                            address(weight),
+                            address(bias),
+                            rows_of(scale),
+                            rows_of(shift),
+                            reinterpret_cast<void*>(out),
+                            samples,
+                            channels,
+                            pixels,
+                            groups,
+                            channels_last,
+                            silu,
+                            eps,
+                            streams(number, size),
+                            nullptr};
   const int threads = size > fastdiff::kSerialElements ? num_threads : 1;
   const fastdiff::Kernels& kernels = fastdiff::kernels();
   if (whole_groups(op)) {
@@ -173,18 +198,35 @@ void group_norm_silu(const std::string& type, uintptr_t out, uintptr_t x, uintpt
 }
 
 // found: the addresses of the gradients of x, scale, shift, gate, weight and bias. sizes: batch, rows, channels.
-void ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t, 6>& found, const RowsArgument& gradient,
-                              const RowsArgument& x, const RowsArgument& scale, const RowsArgument& shift,
-                              const RowsArgument& gate, uintptr_t weight, uintptr_t bias,
-                              const std::array<int64_t, 3>& sizes, float eps, int num_threads) {
+void ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t, 6>& found,
+                             const RowsArgument& gradient, const RowsArgument& x, const RowsArgument& scale,
+                             const RowsArgument& shift, const RowsArgument& gate, uintptr_t weight, uintptr_t bias,
+                             const std::array<int64_t, 3>& sizes, float eps, int num_threads) {
   const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
   const int64_t batch = sizes[0], rows = sizes[1], channels = sizes[2], parts = parts_of(rows, fastdiff::kNormRows);
   std::vector<float> sums(static_cast<size_t>(batch * parts * 2 * channels));
-  const fastdiff::AdaLayerNormBackward op = {
-      {type_of(type), rows_of(x), rows_of(scale), rows_of(shift), rows_of(gate), {}, address(weight), address(bias), nullptr, rows,
-       channels, eps, false},
-      rows_of(gradient), address(found[0]), address(found[1]), address(found[2]), address(found[3]), address(found[4]),
-      address(found[5]), batch, sums.data()};
+  const fastdiff::AdaLayerNormBackward op = {{type_of(type),
+                                              rows_of(x),
+                                              rows_of(scale),
+                                              rows_of(shift),
+                                              rows_of(gate),
+                                              {},
+                                              address(weight),
+                                              address(bias),
+                                              nullptr,
+                                              rows,
+                                              channels,
+                                              eps,
+                                              false},
+                                             rows_of(gradient),
+                                             address(found[0]),
+                                             address(found[1]),
+                                             address(found[2]),
+                                             address(found[3]),
+                                             address(found[4]),
+                                             address(found[5]),
+                                             batch,
+                                             sums.data()};
   const fastdiff::Kernels& kernels = fastdiff::kernels();
   const py::gil_scoped_release released;
   run_kernel(kernels.ada_layer_norm_backward_rows, op, batch * parts,
@@ -194,16 +236,22 @@ void ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t
 }
 
 // found: the addresses of the gradients of x, weight, bias, scale and shift. sizes: samples, channels, pixels, groups.
-void group_norm_silu_backward(const std::string& type, const std::array<uintptr_t, 5>& found, uintptr_t gradient, uintptr_t x,
-                               uintptr_t weight, uintptr_t bias, const RowsArgument& scale, const RowsArgument& shift,
-                               const std::array<int64_t, 4>& sizes, bool channels_last, bool silu, float eps,
-                               int num_threads) {
+void group_norm_silu_backward(const std::string& type, const std::array<uintptr_t, 5>& found, uintptr_t gradient,
+                              uintptr_t x, uintptr_t weight, uintptr_t bias, const RowsArgument& scale,
+                              const RowsArgument& shift, const std::array<int64_t, 4>& sizes, bool channels_last,
+                              bool silu, float eps, int num_threads) {
   const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
   const int64_t samples = sizes[0], channels = sizes[1], pixels = sizes[2], groups = sizes[3];
   fastdiff::GroupNormBackward op = {
-      {type_of(type), address(x), address(weight), address(bias), rows_of(scale), rows_of(shift), nullptr, samples, channels,
-       pixels, groups, channels_last || pixels == 1, silu, eps, false, nullptr},
-      address(gradient), address(found[0]), address(found[1]), address(found[2]), address(found[3]), address(found[4]), 1,
+      {type_of(type), address(x), address(weight), address(bias), rows_of(scale), rows_of(shift), nullptr, samples,
+       channels, pixels, groups, channels_last || pixels == 1, silu, eps, false, nullptr},
+      address(gradient),
+      address(found[0]),
+      address(found[1]),
+      address(found[2]),
+      address(found[3]),
+      address(found[4]),
+      1,
       nullptr};
   const bool whole = whole_groups(op.forward);
   if (!whole) op.parts = parts_of(pixels, fastdiff::kNormPart);
@@ -281,8 +329,7 @@ void attention(const std::string& type, const HeadsArgument& q, const HeadsArgum
   const int64_t units = fastdiff::kernels().attention_units(job.op);
   const int64_t products = sizes[0] * sizes[1] * sizes[2] * sizes[3] * (sizes[4] + sizes[5]);
   const py::gil_scoped_release released;
-  fastdiff::parallel_for(units, products > 16 * fastdiff::kSerialElements ? num_threads : 1, body,
-                         &job);
+  fastdiff::parallel_for(units, products > 16 * fastdiff::kSerialElements ? num_threads : 1, body, &job);
 }
 
 fastdiff::Activation activation_of(const std::string& name) {
@@ -297,9 +344,9 @@ fastdiff::Activation activation_of(const std::string& name) {
 using WeightArgument = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;
 
 // sizes: batch, rows of a batch, inputs, outputs.
-void linear(uintptr_t out, uintptr_t packed, const RowsArgument& x,
-            const std::vector<WeightArgument>& weights, const RowsArgument& gate, const RowsArgument& residual,
-            const std::string& activation, bool glu, const std::array<int64_t, 4>& sizes, int num_threads) {
+void linear(uintptr_t out, uintptr_t packed, const RowsArgument& x, const std::vector<WeightArgument>& weights,
+            const RowsArgument& gate, const RowsArgument& residual, const std::string& activation, bool glu,
+            const std::array<int64_t, 4>& sizes, int num_threads) {
   struct Job {
     fastdiff::Linear op;
     fastdiff::LinearKernel kernel;
@@ -308,11 +355,12 @@ void linear(uintptr_t out, uintptr_t packed, const RowsArgument& x,
   if (!kernels.linear_multiply) throw std::invalid_argument(std::string(kernels.isa) + " has no kernel for linear");
   Job job{};
   fastdiff::Linear& op = job.op;
-  if (weights.empty() || weights.size() > sizeof(op.weights) / sizeof(op.weights[0])) throw std::invalid_argument("linear takes one to three weights");
+  if (weights.empty() || weights.size() > sizeof(op.weights) / sizeof(op.weights[0]))
+    throw std::invalid_argument("linear takes one to three weights");
   op.x = rows_of(x), op.gate = rows_of(gate), op.residual = rows_of(residual);
   for (const WeightArgument& w : weights)
-    op.weights[op.count++] = {reinterpret_cast<const float*>(std::get<0>(w)), reinterpret_cast<const float*>(std::get<1>(w)),
-                              std::get<2>(w), std::get<3>(w)};
+    op.weights[op.count++] = {reinterpret_cast<const float*>(std::get<0>(w)),
+                              reinterpret_cast<const float*>(std::get<1>(w)), std::get<2>(w), std::get<3>(w)};
   op.out = reinterpret_cast<float*>(out);
   op.batch = sizes[0], op.rows = sizes[1], op.inputs = sizes[2], op.outputs = sizes[3];
   op.activation = activation_of(activation), op.glu = glu;
@@ -333,7 +381,8 @@ void linear(uintptr_t out, uintptr_t packed, const RowsArgument& x,
 // (address or 0, channels, strides of a sample, a row and a pixel)
 using ImageArgument = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t>;
 fastdiff::Image image_of(const ImageArgument& i) {
-  return {reinterpret_cast<const float*>(std::get<0>(i)), std::get<1>(i), std::get<2>(i), std::get<3>(i), std::get<4>(i)};
+  return {reinterpret_cast<const float*>(std::get<0>(i)), std::get<1>(i), std::get<2>(i), std::get<3>(i),
+          std::get<4>(i)};
 }
 
 fastdiff::Way way_of(const std::string& name) {
@@ -354,7 +403,11 @@ std::tuple<std::map<std::string, int64_t>, int64_t> conv2d_plan(int64_t tiles, i
   }
   const int64_t panel = fastdiff::kernels().conv2d_panel();
   const fastdiff::ConvPlan p = fastdiff::plan_conv2d(tiles, channels, out_channels, panel, way, threads);
-  return {{{"shared", p.shared}, {"tile_parts", p.tile_parts}, {"panel_parts", p.panel_parts}, {"block", p.block}, {"group", p.group}},
+  return {{{"shared", p.shared},
+           {"tile_parts", p.tile_parts},
+           {"panel_parts", p.panel_parts},
+           {"block", p.block},
+           {"group", p.group}},
           fastdiff::conv2d_scratch(p, channels, panel, way)};
 }
 
@@ -375,12 +428,13 @@ void conv2d_weights(uintptr_t filters, int64_t channels, int64_t panels, uintptr
   fastdiff::parallel_for(panels * (channels / fastdiff::kChannelBlock), num_threads, body, &job);
 }
 
-// sizes: batch, height, width (after upsampling), log2 of the upsampling, padding, output channels, height, width. weights: address, and
-// strides of an output channel, an input channel and a tap, where they are read as they are. scratch: of the floats that conv2d_plan says.
+// sizes: batch, height, width (after upsampling), log2 of the upsampling, padding, output channels, height, width.
+// weights: address, and strides of an output channel, an input channel and a tap, where they are read as they are.
+// scratch: of the floats that conv2d_plan says.
 void conv2d(const std::vector<ImageArgument>& x, const std::array<int64_t, 8>& sizes,
-            const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& weights, const std::string& algorithm, uintptr_t bias,
-            uintptr_t channel_bias, int64_t channel_bias_row, const ImageArgument& residual, bool silu, float scale, uintptr_t out,
-            uintptr_t scratch, int num_threads) {
+            const std::tuple<uintptr_t, int64_t, int64_t, int64_t>& weights, const std::string& algorithm,
+            uintptr_t bias, uintptr_t channel_bias, int64_t channel_bias_row, const ImageArgument& residual, bool silu,
+            float scale, uintptr_t out, uintptr_t scratch, int num_threads) {
   struct Job {
     fastdiff::Conv2d op;
     fastdiff::Conv2dKernel kernel;
@@ -449,13 +503,13 @@ PYBIND11_MODULE(_core, module) {
   module.def("linear_combine_float32", linear_combine<float>);
   module.def("linear_combine_float64", linear_combine<double>);
   // Called by position: names cost 0.7 us a call.
-  module.def("ada_layer_norm", ada_layer_norm, py::arg("type"), py::arg("out"), py::arg("x"),
-             py::arg("scale"), py::arg("shift"), py::arg("gate"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
+  module.def("ada_layer_norm", ada_layer_norm, py::arg("type"), py::arg("out"), py::arg("x"), py::arg("scale"),
+             py::arg("shift"), py::arg("gate"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
              py::arg("batch"), py::arg("rows"), py::arg("channels"), py::arg("eps"), py::arg("num_threads"));
-  module.def("group_norm_silu", group_norm_silu, py::arg("type"), py::arg("out"), py::arg("x"),
-             py::arg("weight"), py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("samples"),
-             py::arg("channels"), py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"),
-             py::arg("eps"), py::arg("num_threads"));
+  module.def("group_norm_silu", group_norm_silu, py::arg("type"), py::arg("out"), py::arg("x"), py::arg("weight"),
+             py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("samples"), py::arg("channels"),
+             py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"), py::arg("eps"),
+             py::arg("num_threads"));
   module.def("ada_layer_norm_backward", ada_layer_norm_backward);
   module.def("group_norm_silu_backward", group_norm_silu_backward);
   module.attr("POOL_MINIMUM") = fastdiff::kPoolMinimum;
@@ -467,26 +521,29 @@ PYBIND11_MODULE(_core, module) {
     const fastdiff::PoolStatistics s = fastdiff::pool_statistics();
     return std::make_tuple(s.limit, s.used, s.idle, s.mapped, s.reused);
   });
-  module.def("attention", attention, py::arg("type"), py::arg("q"), py::arg("k"), py::arg("v"),
-             py::arg("mask_type"), py::arg("mask"), py::arg("mask_column"), py::arg("out"), py::arg("lse"), py::arg("maps"),
-             py::arg("sizes"), py::arg("scale"), py::arg("num_threads"));
+  module.def("attention", attention, py::arg("type"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask_type"),
+             py::arg("mask"), py::arg("mask_column"), py::arg("out"), py::arg("lse"), py::arg("maps"), py::arg("sizes"),
+             py::arg("scale"), py::arg("num_threads"));
   module.def("has_linear", [] { return fastdiff::kernels().linear_multiply != nullptr; });
   module.def("linear", linear, py::arg("out"), py::arg("packed"), py::arg("x"), py::arg("weights"), py::arg("gate"),
              py::arg("residual"), py::arg("activation"), py::arg("glu"), py::arg("sizes"), py::arg("num_threads"));
-  module.def("linear_packed_bytes", [](int64_t rows, int64_t inputs, int64_t outputs, bool glu) {
-    fastdiff::Linear op{};
-    op.batch = 1, op.rows = rows, op.inputs = inputs, op.outputs = outputs, op.glu = glu;
-    op.rows_shared = fastdiff::linear_shares_rows(op);
-    return fastdiff::linear_packed_bytes(op);
-  }, py::arg("rows"), py::arg("inputs"), py::arg("outputs"), py::arg("glu"));
+  module.def(
+      "linear_packed_bytes",
+      [](int64_t rows, int64_t inputs, int64_t outputs, bool glu) {
+        fastdiff::Linear op{};
+        op.batch = 1, op.rows = rows, op.inputs = inputs, op.outputs = outputs, op.glu = glu;
+        op.rows_shared = fastdiff::linear_shares_rows(op);
+        return fastdiff::linear_packed_bytes(op);
+      },
+      py::arg("rows"), py::arg("inputs"), py::arg("outputs"), py::arg("glu"));
   module.def("conv2d_panel", [] { return fastdiff::kernels().conv2d_panel(); });
-  module.def("conv2d_plan", conv2d_plan, py::arg("tiles"), py::arg("channels"), py::arg("out_channels"), py::arg("algorithm"),
-             py::arg("threads"));
+  module.def("conv2d_plan", conv2d_plan, py::arg("tiles"), py::arg("channels"), py::arg("out_channels"),
+             py::arg("algorithm"), py::arg("threads"));
   module.def("conv2d_weights", conv2d_weights, py::arg("filters"), py::arg("channels"), py::arg("panels"), py::arg("u"),
              py::arg("num_threads"));
-  module.def("conv2d", conv2d, py::arg("x"), py::arg("sizes"), py::arg("weights"), py::arg("algorithm"), py::arg("bias"),
-             py::arg("channel_bias"), py::arg("channel_bias_row"), py::arg("residual"), py::arg("silu"), py::arg("scale"),
-             py::arg("out"), py::arg("scratch"), py::arg("num_threads"));
+  module.def("conv2d", conv2d, py::arg("x"), py::arg("sizes"), py::arg("weights"), py::arg("algorithm"),
+             py::arg("bias"), py::arg("channel_bias"), py::arg("channel_bias_row"), py::arg("residual"),
+             py::arg("silu"), py::arg("scale"), py::arg("out"), py::arg("scratch"), py::arg("num_threads"));
   module.attr("CONV2D_MAX_INPUTS") = fastdiff::kMaxConcatenated;
   module.attr("CONV2D_CHANNEL_BLOCK") = fastdiff::kChannelBlock;
   module.def("normal", [](uintptr_t out, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw) {

@@ -20,7 +20,7 @@ from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise, Noise, given_noise
 from fastdiff.process.prediction import Prediction, get_prediction
 from fastdiff.process.schedules import SCHEDULES, Float64Array, Schedule
-from fastdiff.program.program import Program
+from fastdiff.program import Program
 from fastdiff.program.tracing import trace
 from fastdiff.solvers import Solver, get_solver
 

@@ -41,9 +41,12 @@ void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
 
 void ada_layer_norm(const AdaLayerNorm& op, int64_t begin, int64_t end) {
   switch (op.type) {
-    case Type::float32: return run<float>(op, begin, end);
-    case Type::bfloat16: return run<bfloat16>(op, begin, end);
-    case Type::float16: return run<float16>(op, begin, end);
+    case Type::float32:
+      return run<float>(op, begin, end);
+    case Type::bfloat16:
+      return run<bfloat16>(op, begin, end);
+    case Type::float16:
+      return run<float16>(op, begin, end);
   }
 }
 

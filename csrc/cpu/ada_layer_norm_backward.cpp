@@ -1,6 +1,7 @@
-// Gradients of adaLN where the modulation is the same for all rows of a batch. With n the normalized x and d the gradient of the
-// result, all of them follow from d and from two sums over rows, of d and of d n: the gradient of a factor or an offset of a
-// channel is such a sum times what the channel has in common. Compiled once an instruction set (see simd.h).
+// Gradients of adaLN where the modulation is the same for all rows of a batch. With n the normalized x and d the
+// gradient of the result, all of them follow from d and from two sums over rows, of d and of d n: the gradient of a
+// factor or an offset of a channel is such a sum times what the channel has in common. Compiled once an instruction set
+// (see simd.h).
 #include "fastdiff/modulation.h"
 #include "fastdiff/moments.h"
 
@@ -82,13 +83,18 @@ void run_parameters(const AdaLayerNormBackward& op, int64_t begin, int64_t end) 
 
 }  // namespace
 
-#define FASTDIFF_FOR_TYPE(run)                                       \
-  switch (op.forward.type) {                                         \
-    case Type::float32: return run<float>(op, begin, end);           \
-    case Type::bfloat16: return run<bfloat16>(op, begin, end);       \
-    case Type::float16: return run<float16>(op, begin, end);         \
+#define FASTDIFF_FOR_TYPE(run)              \
+  switch (op.forward.type) {                \
+    case Type::float32:                     \
+      return run<float>(op, begin, end);    \
+    case Type::bfloat16:                    \
+      return run<bfloat16>(op, begin, end); \
+    case Type::float16:                     \
+      return run<float16>(op, begin, end);  \
   }
-void ada_layer_norm_backward_rows(const AdaLayerNormBackward& op, int64_t begin, int64_t end) { FASTDIFF_FOR_TYPE(run_rows) }
+void ada_layer_norm_backward_rows(const AdaLayerNormBackward& op, int64_t begin, int64_t end) {
+  FASTDIFF_FOR_TYPE(run_rows)
+}
 void ada_layer_norm_backward_parameters(const AdaLayerNormBackward& op, int64_t begin, int64_t end) {
   FASTDIFF_FOR_TYPE(run_parameters)
 }

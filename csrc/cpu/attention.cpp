@@ -1,7 +1,7 @@
-// Attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022, FlashAttention): the scores of a block of keys
-// are all that exists of the queries x keys matrix. Everything is transposed: the lanes of a vector are queries, so that a key's
-// channel or a value's is one number for all lanes, and maxima and sums over the keys need no horizontal step. Compiled once an
-// instruction set (see simd.h).
+// Attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022, FlashAttention): the scores of a block
+// of keys are all that exists of the queries x keys matrix. Everything is transposed: the lanes of a vector are
+// queries, so that a key's channel or a value's is one number for all lanes, and maxima and sums over the keys need no
+// horizontal step. Compiled once an instruction set (see simd.h).
 #include "fastdiff/kernels.h"
 #include "fastdiff/scores.h"
 #include "fastdiff/scratch.h"
@@ -89,16 +89,16 @@ struct Workspace {
   float *q, *out, *scores, *bias;
 };
 
-// Without a mask the scores are in units of log 2, and those of all blocks but the first come as differences from the largest of
-// the first block, for nothing: the sums begin there. A score that is larger by more than kMargin is seen in the sum of the
-// weights; then the block is computed once more, from its own largest. With a mask, where all of a block may be -infinity, the
-// largest is looked for in every block.
+// Without a mask the scores are in units of log 2, and those of all blocks but the first come as differences from the
+// largest of the first block, for nothing: the sums begin there. A score that is larger by more than kMargin is seen in
+// the sum of the weights; then the block is computed once more, from its own largest. With a mask, where all of a block
+// may be -infinity, the largest is looked for in every block.
 constexpr float kMargin = 1.1e9f;  // 2^30
 
 // The queries [query, query + C * kLanes) of a head, as far as they exist. next: the queries of the next block.
 template <int C, class T>
-void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhead* next, const Floats& k, const Floats& v,
-               const Workspace& space) {
+void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhead* next, const Floats& k,
+               const Floats& v, const Workspace& space) {
   constexpr int64_t kQueries = C * kLanes;
   const bool masked = op.mask_type != Mask::none;
   const int64_t count = op.queries - query < kQueries ? op.queries - query : kQueries;
@@ -119,10 +119,11 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhe
     F start[C];
     for (int c = 0; c < C; ++c) start[c] = from_reference ? zero - reference[c] : zero;
     const int64_t first = first_key(block), keys = first_key(block + 1) - first;
-    tiles.runs(tiles.count * block / blocks, tiles.count * (block + 1) / blocks, [&](int64_t key, int64_t rows, int64_t n) {
-      kProducts<C>.of_rows[rows](n, k.data + key * k.row, k.row, space.q, op.channels, start,
-                                 space.scores + (key - first) * kQueries, &results);
-    });
+    tiles.runs(tiles.count * block / blocks, tiles.count * (block + 1) / blocks,
+               [&](int64_t key, int64_t rows, int64_t n) {
+                 kProducts<C>.of_rows[rows](n, k.data + key * k.row, k.row, space.q, op.channels, start,
+                                            space.scores + (key - first) * kQueries, &results);
+               });
     if (!masked) return;
     load_bias<C, T>(op, b, h, query, count, first, keys, space.bias);
     for (int64_t i = 0; i < keys * kQueries; i += kLanes)
@@ -153,8 +154,8 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhe
     }
     for (int c = 0; c < C; ++c) total[c] = fma(total[c], decay[c], sums[c]);
     columns.runs(0, columns.count, [&](int64_t column, int64_t rows, int64_t n) {
-      kProducts<C>.of_columns[rows](n, v.data + first * v.row + column, v.row, space.scores, keys, block ? decay : nullptr,
-                                    space.out + column * kQueries, next);
+      kProducts<C>.of_columns[rows](n, v.data + first * v.row + column, v.row, space.scores, keys,
+                                    block ? decay : nullptr, space.out + column * kQueries, next);
     });
   }
 
@@ -184,8 +185,8 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhe
   }
 }
 
-// Blocks are of 48 queries, two or three vectors, but for one or two of 32 where fewer lanes stay empty then; block i begins at
-// block_start(queries, i).
+// Blocks are of 48 queries, two or three vectors, but for one or two of 32 where fewer lanes stay empty then; block i
+// begins at block_start(queries, i).
 int64_t blocks_of_48(int64_t queries) {
   const int64_t vectors = (queries + 15) / 16, short_ones = (3 - vectors % 3) % 3;
   return vectors > 1 ? (vectors - 2 * short_ones) / 3 : 0;
@@ -199,8 +200,8 @@ int64_t block_start(int64_t queries, int64_t i) {
   return i <= long_ones ? 48 * i : 48 * long_ones + 32 * (i - long_ones);
 }
 
-// As many heads as have their keys and values in the second cache take turns in a block of queries: what they read and write lies
-// together in the (B, S, H, D) layout.
+// As many heads as have their keys and values in the second cache take turns in a block of queries: what they read and
+// write lies together in the (B, S, H, D) layout.
 constexpr int64_t kNear = 1 << 18;  // floats
 
 template <class T>
@@ -225,20 +226,24 @@ void run(const Attention& op, int64_t begin, int64_t end) {
     if (kCopies<T> && group != loaded) {
       for (int64_t i = 0; i < heads; ++i) {
         copy(head_of<T>(op.k, b, first + i), op.k.row, op.keys, op.channels, copies + i * k_size);
-        copy(head_of<T>(op.v, b, first + i), op.v.row, op.keys, op.value_channels, copies + heads * k_size + i * v_size);
+        copy(head_of<T>(op.v, b, first + i), op.v.row, op.keys, op.value_channels,
+             copies + heads * k_size + i * v_size);
       }
       loaded = group;
     }
     const Floats k = floats(head_of<T>(op.k, b, h), op.k.row, copies + (h - first) * k_size, op.channels);
-    const Floats v = floats(head_of<T>(op.v, b, h), op.v.row, copies + heads * k_size + (h - first) * v_size, op.value_channels);
+    const Floats v =
+        floats(head_of<T>(op.v, b, h), op.v.row, copies + heads * k_size + (h - first) * v_size, op.value_channels);
     const int64_t start = block_start(op.queries, inside / heads), next = block_start(op.queries, inside / heads + 1);
     const bool last = h + 1 == first + heads;
     const int64_t then = last ? next : start, there = op.queries - then < kMost ? op.queries - then : kMost;
     RowsAhead ahead = ahead_of<T>(op.q, b, last ? first : h + 1, then, there, op.channels);
     if (next - start == 48) {
-      for (int64_t query = start; query < next && query < op.queries; query += 3 * kLanes) run_block<3, T>(op, b, h, query, &ahead, k, v, space);
+      for (int64_t query = start; query < next && query < op.queries; query += 3 * kLanes)
+        run_block<3, T>(op, b, h, query, &ahead, k, v, space);
     } else {
-      for (int64_t query = start; query < next && query < op.queries; query += 2 * kLanes) run_block<2, T>(op, b, h, query, &ahead, k, v, space);
+      for (int64_t query = start; query < next && query < op.queries; query += 2 * kLanes)
+        run_block<2, T>(op, b, h, query, &ahead, k, v, space);
     }
   }
 }
@@ -249,9 +254,12 @@ int64_t attention_units(const Attention& op) { return op.batch * op.heads * bloc
 
 void attention(const Attention& op, int64_t begin, int64_t end) {
   switch (op.type) {
-    case Type::float32: return run<float>(op, begin, end);
-    case Type::bfloat16: return run<bfloat16>(op, begin, end);
-    case Type::float16: return run<float16>(op, begin, end);
+    case Type::float32:
+      return run<float>(op, begin, end);
+    case Type::bfloat16:
+      return run<bfloat16>(op, begin, end);
+    case Type::float16:
+      return run<float16>(op, begin, end);
   }
 }
 

@@ -1,7 +1,7 @@
-// Attention (see attention.cpp) with the products on AMX, to float32's precision: see amx.h. Scores are transposed here as well: lanes
-// are queries, so that the weights of two keys, side by side, are a row of the right factor of the second product as they are
-// computed. Blocks of keys are in the outer loop and 32 queries in the inner one, so that keys and values are read from afar once for all
-// queries of a unit.
+// Attention (see attention.cpp) with the products on AMX, to float32's precision: see amx.h. Scores are transposed here
+// as well: lanes are queries, so that the weights of two keys, side by side, are a row of the right factor of the
+// second product as they are computed. Blocks of keys are in the outer loop and 32 queries in the inner one, so that
+// keys and values are read from afar once for all queries of a unit.
 #include "fastdiff/amx.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/scores.h"
@@ -30,16 +30,19 @@ constexpr int64_t kChunk = 512;        // keys whose products are summed before 
 
 int64_t tiles_of(int64_t size, int64_t side) { return (size + side - 1) / side; }
 
-// Of the N parts of two numbers those products matter that these numbers of parts have, in the order of the slots below.
+// Of the N parts of two numbers those products matter that these numbers of parts have, in the order of the slots
+// below.
 template <int N>
 constexpr int kSlots = N * (N + 1) / 2;
 
-// Channels come 32 at a time, a tile for each part. What is left, an even number, comes with a slot for each product of two parts, side by
-// side: keys as [k0 | k0 | k0 | k1 | k1 | k2], queries as [q0 | q1 | q2 | q0 | q1 | q0]. No tile is filled up but the last.
+// Channels come 32 at a time, a tile for each part. What is left, an even number, comes with a slot for each product of
+// two parts, side by side: keys as [k0 | k0 | k0 | k1 | k1 | k2], queries as [q0 | q1 | q2 | q0 | q1 | q0]. No tile is
+// filled up but the last.
 template <int N>
 struct Depth {
   int64_t whole, rest, shared;  // tiles of 32 channels, channels that are left, their tiles
-  explicit Depth(int64_t channels) : whole(channels / kDepth), rest((channels % kDepth + 1) / 2 * 2), shared(tiles_of(kSlots<N> * rest, kDepth)) {
+  explicit Depth(int64_t channels)
+      : whole(channels / kDepth), rest((channels % kDepth + 1) / 2 * 2), shared(tiles_of(kSlots<N> * rest, kDepth)) {
     if (shared == kSlots<N>) ++whole, rest = shared = 0;
   }
   int64_t tiles() const { return N * whole + shared; }
@@ -62,11 +65,13 @@ struct Workspace {
 };
 
 void store_part(uint16_t* to, __m256i numbers, int64_t n) {
-  n == kSide ? _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), numbers) : _mm256_mask_storeu_epi16(to, first(n), numbers);
+  n == kSide ? _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), numbers)
+             : _mm256_mask_storeu_epi16(to, first(n), numbers);
 }
 
 template <int N, class T>
-FASTDIFF_NOINLINE void pack_keys(const T* k, int64_t row, int64_t keys, int64_t channels, uint16_t* parts, uint8_t* to) {
+FASTDIFF_NOINLINE void pack_keys(const T* k, int64_t row, int64_t keys, int64_t channels, uint16_t* parts,
+                                 uint8_t* to) {
   const Depth<N> depth(channels);
   for (int64_t i = 0; i < depth.tiles() * kDepth; i += kDepth) _mm512_storeu_si512(parts + i, _mm512_setzero_si512());
   for (int64_t key = 0; key < tiles_of(keys, kSide) * kSide; ++key) {
@@ -82,7 +87,8 @@ FASTDIFF_NOINLINE void pack_keys(const T* k, int64_t row, int64_t keys, int64_t 
       }
     }
     for (int64_t t = 0; t < depth.tiles(); ++t)
-      _mm512_store_si512(tile + t * kTileBytes, key < keys ? _mm512_loadu_si512(parts + t * kDepth) : _mm512_setzero_si512());
+      _mm512_store_si512(tile + t * kTileBytes,
+                         key < keys ? _mm512_loadu_si512(parts + t * kDepth) : _mm512_setzero_si512());
   }
 }
 
@@ -91,7 +97,8 @@ template <int N, class T>
 FASTDIFF_NOINLINE void pack_values(const T* v, int64_t row, int64_t keys, int64_t channels, uint8_t* to) {
   const int64_t steps = tiles_of(keys, kDepth);
   for (int64_t start = 0; start < steps * kDepth; start += kSide) {
-    for (int64_t i = 0; i < kSide && start + kSide + i < keys; ++i) ask_for(v + (start + kSide + i) * row, row, 1, channels);
+    for (int64_t i = 0; i < kSide && start + kSide + i < keys; ++i)
+      ask_for(v + (start + kSide + i) * row, row, 1, channels);
     for (int64_t c = 0; c < channels; c += kSide) {
       const int64_t n = channels - c < kSide ? channels - c : kSide;
       uint8_t* tile = to + (c / kSide * steps + start / kDepth) * N * kTileBytes + start % kDepth * 2;
@@ -163,8 +170,8 @@ inline void store_sums_of_one(float* out, bool fresh) {
 
 // scores[key][query] of 32 keys and 32 queries. background.some(n) is called for each product of two parts of a tile.
 template <int N, class Background>
-FASTDIFF_INLINE void multiply_queries_of_two(const uint8_t* keys, const uint8_t* q, const Depth<N>& depth, float* scores,
-                                             Background& background, int64_t n) {
+FASTDIFF_INLINE void multiply_queries_of_two(const uint8_t* keys, const uint8_t* q, const Depth<N>& depth,
+                                             float* scores, Background& background, int64_t n) {
   const uint8_t* lower = keys + depth.tiles() * kTileBytes;
   zero_sums();
   for (int64_t t = 0; t < depth.whole * N; t += N)
@@ -191,10 +198,11 @@ FASTDIFF_INLINE void multiply_queries_of_two(const uint8_t* keys, const uint8_t*
   }
   store_sums(scores);
 }
-// The same of 16 keys. Products go to two pairs of sums by turns: an instruction waits for the one before it on its sum.
+// The same of 16 keys. Products go to two pairs of sums by turns: an instruction waits for the one before it on its
+// sum.
 template <int N, class Background>
-FASTDIFF_INLINE void multiply_queries_of_one(const uint8_t* keys, const uint8_t* q, const Depth<N>& depth, float* scores,
-                                             Background& background, int64_t n) {
+FASTDIFF_INLINE void multiply_queries_of_one(const uint8_t* keys, const uint8_t* q, const Depth<N>& depth,
+                                             float* scores, Background& background, int64_t n) {
   zero_sums();
   int64_t product = 0;
   const auto add = [&](int64_t of_keys, int64_t of_queries) __attribute__((always_inline)) {
@@ -220,8 +228,8 @@ FASTDIFF_INLINE void multiply_queries_of_one(const uint8_t* keys, const uint8_t*
   store_sums_of_one(scores, true);
 }
 template <int N, class Background>
-FASTDIFF_INLINE void multiply_queries(const uint8_t* keys, bool both, const uint8_t* q, const Depth<N>& depth, float* scores,
-                                      Background& background, int64_t n) {
+FASTDIFF_INLINE void multiply_queries(const uint8_t* keys, bool both, const uint8_t* q, const Depth<N>& depth,
+                                      float* scores, Background& background, int64_t n) {
   both ? multiply_queries_of_two<N>(keys, q, depth, scores, background, n)
        : multiply_queries_of_one<N>(keys, q, depth, scores, background, n);
 }
@@ -230,8 +238,8 @@ FASTDIFF_INLINE void multiply_queries(const uint8_t* keys, bool both, const uint
 #define FASTDIFF_VALUES(r, part) (values + (r) * stride + (s * N + (part)) * kTileBytes)
 #define FASTDIFF_WEIGHTS(part, side) (weights + ((s * W + (part)) * 2 + (side)) * kTileBytes)
 template <int N, int W>
-FASTDIFF_NOINLINE void multiply_values_of_two(const uint8_t* values, int64_t stride, const uint8_t* weights, int64_t steps,
-                                              bool fresh, float* partial, Asking* ahead) {
+FASTDIFF_NOINLINE void multiply_values_of_two(const uint8_t* values, int64_t stride, const uint8_t* weights,
+                                              int64_t steps, bool fresh, float* partial, Asking* ahead) {
   Asking asking = *ahead;
   fresh ? zero_sums() : load_sums(partial);
   for (int64_t s = 0; s < steps; ++s)
@@ -248,7 +256,8 @@ FASTDIFF_NOINLINE void multiply_values_of_two(const uint8_t* values, int64_t str
   store_sums(partial);
   *ahead = asking;
 }
-// The same of one tile of channels. Steps go to two pairs of sums by turns: an instruction waits for the one before it on its sum.
+// The same of one tile of channels. Steps go to two pairs of sums by turns: an instruction waits for the one before it
+// on its sum.
 template <int N, int W>
 FASTDIFF_NOINLINE void multiply_values_of_one(const uint8_t* values, const uint8_t* weights, int64_t steps, bool fresh,
                                               float* partial, Asking* ahead) {
@@ -367,8 +376,8 @@ constexpr float kMargin = 1.1e9f;  // 2^30
 
 // Of a block of keys; with a mask, times the scale and with the mask added.
 template <class T, bool masked>
-void all_scores(const Attention& op, int64_t b, int64_t h, int64_t key, int64_t count, const uint8_t* keys, const Workspace& space,
-                const Column& column, Asking* results) {
+void all_scores(const Attention& op, int64_t b, int64_t h, int64_t key, int64_t count, const uint8_t* keys,
+                const Workspace& space, const Column& column, Asking* results) {
   constexpr int N = Count<T>::numbers;
   const Depth<N> depth(op.channels);
   for (int64_t j = 0; j < count; j += kColumns)
@@ -395,7 +404,8 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t key, const uin
   };
   F sums[2];
   bool larger = masked;
-  if (!masked) {  // the reference comes from the first 32 keys, and the weights of 32 keys are computed while the next are multiplied
+  if (!masked) {  // the reference comes from the first 32 keys, and the weights of 32 keys are computed while the next
+                  // are multiplied
     multiply_queries<N>(tiles_at(0), count > kSide, column.q, depth, space.scores, *results, 0);
     if (key == 0) add_maxima<masked>(space.scores, count < kColumns ? count : kColumns, factor, column.reference);
     Weigher<masked, W> weigher(space.scores, space.weights, count, factor, column.reference, results);
@@ -429,14 +439,15 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t key, const uin
   int64_t c = 0;
   for (; c + kSide < op.value_channels; c += 2 * kSide, values += 2 * stride)
     multiply_values_of_two<N, W>(values, stride, space.weights, steps, fresh, column.partial + c * kColumns, queries);
-  if (c < op.value_channels) multiply_values_of_one<N, W>(values, space.weights, steps, fresh, column.partial + c * kColumns, queries);
+  if (c < op.value_channels)
+    multiply_values_of_one<N, W>(values, space.weights, steps, fresh, column.partial + c * kColumns, queries);
   column.pending += count;
   if (column.pending >= kChunk && key + count < op.keys) add_partial(column, op.value_channels, nullptr);
 }
 
 template <class T, bool masked>
-FASTDIFF_NOINLINE void finish(const Attention& op, int64_t b, int64_t h, const uint8_t* keys, const Workspace& space, Column& column,
-                              Asking* results) {
+FASTDIFF_NOINLINE void finish(const Attention& op, int64_t b, int64_t h, const uint8_t* keys, const Workspace& space,
+                              Column& column, Asking* results) {
   if (column.summed || !column.pending) add_partial(column, op.value_channels, nullptr);
   float total[kColumns], top[kColumns], inverse[kColumns];
   for (int c = 0; c < 2; ++c) column.total[c].store(total + c * kLanes), column.reference[c].store(top + c * kLanes);
@@ -452,15 +463,16 @@ FASTDIFF_NOINLINE void finish(const Attention& op, int64_t b, int64_t h, const u
   for (int64_t key = 0; key < op.keys; key += kKeys) {  // the scores once more, now that the denominators are known
     const int64_t count = op.keys - key < kKeys ? op.keys - key : kKeys;
     all_scores<T, masked>(op, b, h, key, count, keys, space, column, results);
-    const Weigher<masked, 1> weigher(space.scores, nullptr, count, F::broadcast(op.scale * kLog2E), column.reference, results);
+    const Weigher<masked, 1> weigher(space.scores, nullptr, count, F::broadcast(op.scale * kLog2E), column.reference,
+                                     results);
     for (int64_t j = 0; j < count; ++j)
       for (int c = 0; c < 2; ++c) weigher.weight(j, c).store(space.scores + (2 * j + c) * kLanes);
     turn_out<2>(space.scores, count, column.count, factor, static_cast<T*>(op.maps) + row * op.keys + key, op.keys);
   }
 }
 
-// How the queries are divided: heads whose keys and values are in the second cache take turns in a block of queries, because what they
-// read and write lies together in the (B, S, H, D) layout.
+// How the queries are divided: heads whose keys and values are in the second cache take turns in a block of queries,
+// because what they read and write lies together in the (B, S, H, D) layout.
 struct Division {
   int64_t heads, blocks, queries;  // of a group; of a head; of a block
   explicit Division(const Attention& op) : heads(op.heads) {
@@ -485,25 +497,40 @@ void run(const Attention& op, int64_t begin, int64_t end) {
   const int64_t columns = division.queries / kColumns;
   const int64_t row_bytes = depth.tiles() * 64;
 
-  const int64_t sizes[] = {division.heads * key_bytes, division.heads * value_bytes, columns * q_bytes,
-                           kKeys / kDepth * W * 2 * kTileBytes, columns * out_size * 4, columns * out_size * 4,
-                           kKeys * kColumns * 4, masked ? kKeys * kColumns * 4 : 0, row_bytes};
+  const int64_t sizes[] = {division.heads * key_bytes,
+                           division.heads * value_bytes,
+                           columns * q_bytes,
+                           kKeys / kDepth * W * 2 * kTileBytes,
+                           columns * out_size * 4,
+                           columns * out_size * 4,
+                           kKeys * kColumns * 4,
+                           masked ? kKeys * kColumns * 4 : 0,
+                           row_bytes};
   int64_t bytes = 0;
   for (const int64_t size : sizes) bytes += size;
   uint8_t* memory = static_cast<uint8_t*>(scratch(bytes));
   uint8_t* parts[9];
   for (int i = 0; i < 9; ++i) parts[i] = memory, memory += sizes[i];
-  Workspace space = {parts[0], parts[1], parts[2], parts[3], reinterpret_cast<float*>(parts[4]), reinterpret_cast<float*>(parts[5]),
-                     reinterpret_cast<float*>(parts[6]), reinterpret_cast<float*>(parts[7]), reinterpret_cast<uint16_t*>(parts[8])};
+  Workspace space = {parts[0],
+                     parts[1],
+                     parts[2],
+                     parts[3],
+                     reinterpret_cast<float*>(parts[4]),
+                     reinterpret_cast<float*>(parts[5]),
+                     reinterpret_cast<float*>(parts[6]),
+                     reinterpret_cast<float*>(parts[7]),
+                     reinterpret_cast<uint16_t*>(parts[8])};
 
   struct Place {
     int64_t group, slot, b, h, query, count;
   };
   const auto place = [&](int64_t unit) {
-    const int64_t inside = unit % (division.blocks * division.heads), query = inside / division.heads * division.queries;
+    const int64_t inside = unit % (division.blocks * division.heads),
+                  query = inside / division.heads * division.queries;
     const int64_t group = unit / (division.blocks * division.heads), slot = inside % division.heads;
     const int64_t head = group * division.heads + slot, left = op.queries - query;
-    return Place{group, slot, head / op.heads, head % op.heads, query, left < division.queries ? left : division.queries};
+    return Place{group,           slot,  head / op.heads,
+                 head % op.heads, query, left < division.queries ? left : division.queries};
   };
   int64_t loaded = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
@@ -511,8 +538,10 @@ void run(const Attention& op, int64_t begin, int64_t end) {
     if (here.group != loaded)
       for (int64_t i = 0; i < division.heads; ++i) {
         const int64_t h = here.h - here.slot + i;
-        pack_keys<N>(head_of<T>(op.k, here.b, h), op.k.row, op.keys, op.channels, space.rows, space.keys + i * key_bytes);
-        pack_values<N>(head_of<T>(op.v, here.b, h), op.v.row, op.keys, op.value_channels, space.values + i * value_bytes);
+        pack_keys<N>(head_of<T>(op.k, here.b, h), op.k.row, op.keys, op.channels, space.rows,
+                     space.keys + i * key_bytes);
+        pack_values<N>(head_of<T>(op.v, here.b, h), op.v.row, op.keys, op.value_channels,
+                       space.values + i * value_bytes);
       }
     loaded = here.group;
     Asking results = {ahead_of<T>(op.out, here.b, here.h, here.query, here.count, op.value_channels)};
@@ -542,8 +571,8 @@ void run_masked(const Attention& op, int64_t begin, int64_t end) {
   op.mask_type == Mask::none ? run<T, false>(op, begin, end) : run<T, true>(op, begin, end);
 }
 
-// With few keys turned queries and results pay too little: see attention_few_amx.cpp. With few channels weights in parts cost more than
-// products of vectors.
+// With few keys turned queries and results pay too little: see attention_few_amx.cpp. With few channels weights in
+// parts cost more than products of vectors.
 bool in_tiles(const Attention& op) { return op.keys > 128 && (op.channels > 16 || op.value_channels > 16); }
 
 }  // namespace
@@ -557,9 +586,12 @@ void attention(const Attention& op, int64_t begin, int64_t end) {
   if (attention_few_takes(op)) return attention_few(op, begin, end);
   if (!in_tiles(op)) return avx512::attention(op, begin, end);
   switch (op.type) {
-    case Type::float32: return run_masked<float>(op, begin, end);
-    case Type::bfloat16: return run_masked<bfloat16>(op, begin, end);
-    case Type::float16: return run_masked<float16>(op, begin, end);
+    case Type::float32:
+      return run_masked<float>(op, begin, end);
+    case Type::bfloat16:
+      return run_masked<bfloat16>(op, begin, end);
+    case Type::float16:
+      return run_masked<float16>(op, begin, end);
   }
 }
 

@@ -1,6 +1,6 @@
-// Attention with so few keys that all scores of a query are in registers at once, with the products on AMX to float32's precision (see
-// amx.h). Queries are rows: they, their weights and their results are read and written as they lie (see factors.h), and only the keys are
-// turned, once for all queries of a head.
+// Attention with so few keys that all scores of a query are in registers at once, with the products on AMX to float32's
+// precision (see amx.h). Queries are rows: they, their weights and their results are read and written as they lie (see
+// factors.h), and only the keys are turned, once for all queries of a head.
 #include "fastdiff/factors.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/scores.h"
@@ -15,7 +15,8 @@ constexpr int64_t kMostVectors = 8;  // of scores of a query
 template <class T>
 struct Few {
   static constexpr int N = Count<T>::numbers, W = Count<T>::weights;
-  // The keys have the sign of the scale, so that the largest score is the largest product; and all of it, where they have the bits for that.
+  // The keys have the sign of the scale, so that the largest score is the largest product; and all of it, where they
+  // have the bits for that.
   static constexpr bool kScaled = N == 3;
 
   // 32 queries of a head, and those that follow. keys, values: tiles of the head.
@@ -31,18 +32,25 @@ struct Few {
   const Depth<N, N> channels;
   const Depth<W, N> keys;
   const int64_t vectors, score_row, value_tiles, key_bytes, value_bytes;
-  int64_t heads, blocks;  // of a group; of a head
-  float factor;           // of a score, in units of log 2, but for its sign
+  int64_t heads, blocks;   // of a group; of a head
+  float factor;            // of a score, in units of log 2, but for its sign
   uint8_t *packed, *left;  // tiles: of the heads of a group; of the queries of a block, then of their weights
   float *scores, *sums, *top, *totals, *inverse, *turned;
 
   explicit Few(const Attention& a)
-      : op(a), channels(a.channels), keys(a.keys), vectors(tiles_of(a.keys, kSide)), score_row(tiles_of(vectors, 2) * kBlock),
-        value_tiles(tiles_of(a.value_channels, kSide)), key_bytes(vectors * channels.right_tiles() * kTileBytes),
-        value_bytes(value_tiles * keys.right_tiles() * kTileBytes), heads(a.heads), blocks(tiles_of(a.queries, kBlock)),
+      : op(a),
+        channels(a.channels),
+        keys(a.keys),
+        vectors(tiles_of(a.keys, kSide)),
+        score_row(tiles_of(vectors, 2) * kBlock),
+        value_tiles(tiles_of(a.value_channels, kSide)),
+        key_bytes(vectors * channels.right_tiles() * kTileBytes),
+        value_bytes(value_tiles * keys.right_tiles() * kTileBytes),
+        heads(a.heads),
+        blocks(tiles_of(a.queries, kBlock)),
         factor((a.scale < 0 ? -a.scale : a.scale) * kLog2E) {
-    // Heads whose keys and values are in the second cache take turns in a block of queries: what they read and write lies together in the
-    // (B, S, H, D) layout.
+    // Heads whose keys and values are in the second cache take turns in a block of queries: what they read and write
+    // lies together in the (B, S, H, D) layout.
     constexpr int64_t kNear = 1 << 20;
     while (heads > 1 && (op.heads % heads != 0 || heads * (key_bytes + value_bytes) > kNear)) --heads;
   }
@@ -96,15 +104,17 @@ struct Few {
     }
   }
 
-  // The parts of the weights, V vectors of a query, not yet divided by their sums; the lines of the results are asked for.
+  // The parts of the weights, V vectors of a query, not yet divided by their sums; the lines of the results are asked
+  // for.
   template <int V>
   FASTDIFF_NOINLINE void weigh(const Block& block) const {
     const __mmask16 last = first(op.keys - (V - 1) * kSide);
     const F scale = F::broadcast(factor);
-    const auto score = [&](int64_t row, int i) __attribute__((always_inline)) {  // with an odd number of vectors the last is in halves
-      const float* s = scores + row * score_row + i * kLanes;
-      return V % 2 && i == V - 1 ? F::load(s) + F::load(s + kLanes) : F::load(s);
-    };
+    const auto score = [&](int64_t row, int i)
+                           __attribute__((always_inline)) {  // with an odd number of vectors the last is in halves
+                             const float* s = scores + row * score_row + i * kLanes;
+                             return V % 2 && i == V - 1 ? F::load(s) + F::load(s + kLanes) : F::load(s);
+                           };
     for (int64_t start = 0; start < kBlock; start += kSide) {
       F rows[kSide];
       for (int64_t r = 0; r < kSide; ++r) {
@@ -126,7 +136,8 @@ struct Few {
         all.store(totals + (row - start) * kLanes);
         for (int i = 0; i < V && op.maps; ++i) x[i].store(scores + row * score_row + i * kLanes);
         // (Where V is 1 there are no steps of two vectors, but the compiler does not know.)
-        put_row<W, N, W == 3>(keys, [&](int64_t i) __attribute__((always_inline)) { return x[V == 1 ? 0 : i]; }, left_row(row));
+        put_row<W, N, W == 3>(
+            keys, [&](int64_t i) __attribute__((always_inline)) { return x[V == 1 ? 0 : i]; }, left_row(row));
       }
       for (int64_t r = 0; r < kSide; ++r) rows[r] = F::load(totals + r * kLanes);
       const F total = across(rows, [](F a, F b) { return a + b; });
@@ -143,7 +154,8 @@ struct Few {
   FASTDIFF_NOINLINE void multiply_queries(const Block& block) const {
     const int64_t stride = channels.right_tiles() * kTileBytes;
     int64_t i = 0;
-    for (; i + 2 <= vectors; i += 2) multiply_by_two(channels, left, block.keys + i * stride, scores + i * kSide, score_row);
+    for (; i + 2 <= vectors; i += 2)
+      multiply_by_two(channels, left, block.keys + i * stride, scores + i * kSide, score_row);
     if (i < vectors) multiply_by_one(channels, left, block.keys + i * stride, scores + i * kSide, score_row);
   }
 
@@ -165,7 +177,8 @@ struct Few {
     T* out = block.out + channel;
     const int64_t n = op.value_channels - channel;
     for (int64_t row = 0; row < block.count; ++row, out += op.out.row) {
-      const F factor = F::broadcast(inverse[row]), a = F::load(sums + row * kBlock), b = F::load(sums + row * kBlock + kSide);
+      const F factor = F::broadcast(inverse[row]), a = F::load(sums + row * kBlock),
+              b = F::load(sums + row * kBlock + kSide);
       if (n >= kBlock) {
         store(out, a * factor);
         store(out + kSide, b * factor);
@@ -233,8 +246,8 @@ struct Few {
 
 }  // namespace
 
-// Whether the keys are few enough, and there is enough to multiply that the parts, of which float32 has the most, pay: measured. Masks are left
-// to AVX-512.
+// Whether the keys are few enough, and there is enough to multiply that the parts, of which float32 has the most, pay:
+// measured. Masks are left to AVX-512.
 bool attention_few_takes(const Attention& op) {
   if (op.keys > kMostVectors * kSide || op.mask_type != Mask::none) return false;
   const int64_t parts = op.type == Type::float32 ? 3 : op.type == Type::float16 ? 2 : 1;
@@ -245,9 +258,12 @@ int64_t attention_few_units(const Attention& op) { return op.batch * op.heads * 
 
 void attention_few(const Attention& op, int64_t begin, int64_t end) {
   switch (op.type) {
-    case Type::float32: return Few<float>(op).run(begin, end);
-    case Type::bfloat16: return Few<bfloat16>(op).run(begin, end);
-    case Type::float16: return Few<float16>(op).run(begin, end);
+    case Type::float32:
+      return Few<float>(op).run(begin, end);
+    case Type::bfloat16:
+      return Few<bfloat16>(op).run(begin, end);
+    case Type::float16:
+      return Few<float16>(op).run(begin, end);
   }
 }
 

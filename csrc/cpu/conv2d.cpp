@@ -1,6 +1,6 @@
-// 3x3 convolution by Winograd's algorithm (see winograd.h), channels last: patches of the input are transformed, multiplied with
-// transformed weights at each of 36 points, and transformed back, with what follows a convolution in a network added on the way
-// out. Compiled once an instruction set (see simd.h).
+// 3x3 convolution by Winograd's algorithm (see winograd.h), channels last: patches of the input are transformed,
+// multiplied with transformed weights at each of 36 points, and transformed back, with what follows a convolution in a
+// network added on the way out. Compiled once an instruction set (see simd.h).
 //
 // V, the transformed input of a block of tiles: [point][channels / 16][tiles][16]. U, the transformed weights:
 // [point][panel][channels][kPanel]. M, their products: [point][panel][tiles][kPanel].
@@ -11,10 +11,12 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-constexpr int64_t kAheadOfProduct = 9 * kChannelBlock * kPanel / kPoints;  // numbers of the next filters for a product on the fly
+constexpr int64_t kAheadOfProduct =
+    9 * kChannelBlock * kPanel / kPoints;  // numbers of the next filters for a product on the fly
 
 // V of the tiles [first, first + count) and the blocks of channels [begin, end). room: tiles that V has space for.
-FASTDIFF_NOINLINE void transform_input(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end, int64_t room, float* v) {
+FASTDIFF_NOINLINE void transform_input(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end,
+                                       int64_t room, float* v) {
   const int64_t stride = input_stride(op.channels, room);
   transform_tiles(op, first, count, begin, end, [&](int point, int64_t tile, int64_t channel, F value) {
     const int64_t inside = channel % kChannelBlock;
@@ -49,7 +51,8 @@ FASTDIFF_NOINLINE void transform_filters_pair(const float* filters, int64_t stri
 }
 
 // M of panels [begin, end) from V of `count` tiles.
-FASTDIFF_NOINLINE void multiply(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin, int64_t end, int64_t m_stride, float* m) {
+FASTDIFF_NOINLINE void multiply(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin,
+                                int64_t end, int64_t m_stride, float* m) {
   const int64_t channels = round_up(op.channels, kChannelBlock), panels = (op.out_channels + kPanel - 1) / kPanel;
   const int64_t v_stride = input_stride(op.channels, room), panel_size = channels * kPanel;
   for (int64_t point = 0; point < kPoints; ++point)
@@ -61,13 +64,15 @@ FASTDIFF_NOINLINE void multiply(const Conv2d& op, const float* v, int64_t room, 
     }
 }
 
-// What channels [first, last) of a panel add to the points of a pair of rows of M, which the first channels begin. The weights of a
-// block of channels are transformed here, and stay in the first cache with the sums of their products. ahead: filters that come
-// next, from memory, of which each product asks for a part.
+// What channels [first, last) of a panel add to the points of a pair of rows of M, which the first channels begin. The
+// weights of a block of channels are transformed here, and stay in the first cache with the sums of their products.
+// ahead: filters that come next, from memory, of which each product asks for a part.
 template <int pair>
-FASTDIFF_NOINLINE void multiply_pair(const Conv2d& op, const float* v, int64_t room, int64_t count, const float* filters, int64_t first, int64_t last,
-                   const float* ahead, int64_t m_stride, float* scratch, float* m) {
-  const int64_t v_stride = input_stride(op.channels, room), u_stride = fly_stride(kPanel), sum_stride = product_stride(kPanel, 1, room);
+FASTDIFF_NOINLINE void multiply_pair(const Conv2d& op, const float* v, int64_t room, int64_t count,
+                                     const float* filters, int64_t first, int64_t last, const float* ahead,
+                                     int64_t m_stride, float* scratch, float* m) {
+  const int64_t v_stride = input_stride(op.channels, room), u_stride = fly_stride(kPanel),
+                sum_stride = product_stride(kPanel, 1, room);
   float *u = scratch, *sums = u + kPairPoints * u_stride;
   for (int64_t c = first; c < last; c += kChannelBlock) {
     transform_filters_pair<pair>(filters + c * 9 * kPanel, u_stride, u);
@@ -76,22 +81,23 @@ FASTDIFF_NOINLINE void multiply_pair(const Conv2d& op, const float* v, int64_t r
       for (int64_t i = 0; i < kAheadOfProduct; i += 64 / sizeof(float)) prefetch_far(ahead + i);
       const int64_t point = point_of_pair(pair, n);
       float* sum = sums + n * sum_stride;
-      multiply_block(v + point * v_stride + c * room, room, count, u + n * u_stride, c > first ? sum : nullptr, done && first > 0,
-                     done ? m + point * m_stride : sum);
+      multiply_block(v + point * v_stride + c * room, room, count, u + n * u_stride, c > first ? sum : nullptr,
+                     done && first > 0, done ? m + point * m_stride : sum);
     }
   }
 }
 
 // M as above, to the bit, with weights that are transformed in passing, for few tiles.
-FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin, int64_t end,
-                         int64_t m_stride, float* scratch, float* m) {
+FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int64_t room, int64_t count, int64_t begin,
+                                           int64_t end, int64_t m_stride, float* scratch, float* m) {
   const int64_t channels = round_up(op.channels, kChannelBlock), parts = sums_of(channels);
   // Channels outside, so that what is read of V stays near for all panels.
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t first = sum_begin(channels, parts, part), last = sum_begin(channels, parts, part + 1);
     for (int64_t panel = begin; panel < end; ++panel) {
       const float* filters = op.weights + panel * channels * 9 * kPanel;
-      const float* ahead = panel + 1 < end ? filters + (channels + first) * 9 * kPanel : op.weights + (begin * channels + last) * 9 * kPanel;
+      const float* ahead = panel + 1 < end ? filters + (channels + first) * 9 * kPanel
+                                           : op.weights + (begin * channels + last) * 9 * kPanel;
       const int64_t share = (last - first) * 3 * kPanel;  // of a pair of rows
       float* to = m + (panel - begin) * room * kPanel;
       multiply_pair<0>(op, v, room, count, filters, first, last, ahead, m_stride, scratch, to);
@@ -101,9 +107,10 @@ FASTDIFF_NOINLINE void multiply_on_the_fly(const Conv2d& op, const float* v, int
   }
 }
 
-// The outputs of tiles [first, first + count) and panels [begin, end) from their products, which have room for `room` tiles.
-FASTDIFF_NOINLINE void transform_products(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end, int64_t room, int64_t stride,
-                        const float* m) {
+// The outputs of tiles [first, first + count) and panels [begin, end) from their products, which have room for `room`
+// tiles.
+FASTDIFF_NOINLINE void transform_products(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end,
+                                          int64_t room, int64_t stride, const float* m) {
   for (int64_t t = 0; t < count; ++t) {
     const Tile tile = tile_at(op, first + t);
     for (int64_t panel = begin; panel < end; ++panel)
@@ -129,7 +136,8 @@ int64_t conv2d_panel() { return kPanel; }
 void conv2d_weights(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {  // a block of channels of a panel
     const int64_t blocks = channels / kChannelBlock, panel = unit / blocks, c = unit % blocks * kChannelBlock;
-    transform_filters(filters + (panel * channels + c) * 9 * kPanel, panels * channels * kPanel, u + (panel * channels + c) * kPanel);
+    transform_filters(filters + (panel * channels + c) * 9 * kPanel, panels * channels * kPanel,
+                      u + (panel * channels + c) * kPanel);
   }
 }
 
@@ -140,7 +148,8 @@ void conv2d_input(const Conv2d& op, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end;) {
     const int64_t part = unit / blocks, block = unit % blocks;
     const int64_t stop = end - unit < blocks - block ? block + end - unit : blocks;
-    const int64_t first = part_begin(tiles, op.plan.tile_parts, part), last = part_begin(tiles, op.plan.tile_parts, part + 1);
+    const int64_t first = part_begin(tiles, op.plan.tile_parts, part),
+                  last = part_begin(tiles, op.plan.tile_parts, part + 1);
     transform_input(op, first, last - first, block, stop, op.plan.block, op.scratch + part * size);
     unit += stop - block;
   }
@@ -149,7 +158,8 @@ void conv2d_input(const Conv2d& op, int64_t begin, int64_t end) {
 void conv2d_products(const Conv2d& op, int64_t begin, int64_t end) {
   const ConvPlan& plan = op.plan;
   const int64_t tiles = op.batch * tiles_of(op.out_height) * tiles_of(op.out_width);
-  const int64_t panels = (op.out_channels + kPanel - 1) / kPanel, blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
+  const int64_t panels = (op.out_channels + kPanel - 1) / kPanel,
+                blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
   const int64_t v_size = kPoints * input_stride(op.channels, plan.block);
   const int64_t m_stride = product_stride(kPanel, plan.group, plan.block), m_size = kPoints * m_stride;
   const int64_t u_size = op.way == Way::on_the_fly ? fly_scratch(kPanel, plan.block) : 0;
@@ -168,7 +178,7 @@ void conv2d_products(const Conv2d& op, int64_t begin, int64_t end) {
       for (int64_t panel = left; panel < right; panel += plan.group) {
         const int64_t stop = panel + plan.group < right ? panel + plan.group : right;
         op.way == Way::on_the_fly ? multiply_on_the_fly(op, v, plan.block, count, panel, stop, m_stride, m + m_size, m)
-                      : multiply(op, v, plan.block, count, panel, stop, m_stride, m);
+                                  : multiply(op, v, plan.block, count, panel, stop, m_stride, m);
         transform_products(op, tile, count, panel, stop, plan.block, m_stride, m);
       }
     }

@@ -1,6 +1,6 @@
-// 3x3 convolution by Winograd's algorithm (see winograd.h) with the products on AMX, to float32's precision (see amx.h), in stages (see
-// conv2d_stages.h). The weights are read as they are and transformed in every call: for many tiles this takes less time than reading
-// 36 numbers for 9 from memory would.
+// 3x3 convolution by Winograd's algorithm (see winograd.h) with the products on AMX, to float32's precision (see
+// amx.h), in stages (see conv2d_stages.h). The weights are read as they are and transformed in every call: for many
+// tiles this takes less time than reading 36 numbers for 9 from memory would.
 #include "fastdiff/amx.h"
 #include "fastdiff/conv2d_stages.h"
 #include "fastdiff/conv2d_tiles.h"
@@ -17,9 +17,11 @@ static_assert(kStageDepth == amx::kDepth && kStagePanel == 2 * kSide, "tiles of 
 
 int64_t steps_of(int64_t channels) { return (channels + kStageDepth - 1) / kStageDepth; }
 
-// The weights of 32 channels from `channel` on for 16 output channels from `column` on, which go to the lanes: [channel][tap].
+// The weights of 32 channels from `channel` on for 16 output channels from `column` on, which go to the lanes:
+// [channel][tap].
 void gather_filters(const Conv2d& op, int64_t column, int64_t channel, F* filters) {
-  const int64_t columns = op.out_channels - column, channels = op.channels - channel < kStageDepth ? op.channels - channel : kStageDepth;
+  const int64_t columns = op.out_channels - column,
+                channels = op.channels - channel < kStageDepth ? op.channels - channel : kStageDepth;
   const float* from = op.weights + column * op.weight_out + channel * op.weight_in;
   const auto turn = [&](const float* first, int64_t n, F* rows) {  // n numbers of each row
     for (int64_t i = 0; i < kSide; ++i) {
@@ -30,7 +32,8 @@ void gather_filters(const Conv2d& op, int64_t column, int64_t channel, F* filter
   };
   const auto up_to_lanes = [](int64_t n) { return n < kLanes ? n : kLanes; };
   if (op.weight_tap == 1) {
-    for (int64_t k = 0; k < kStageDepth * kTaps; k += kLanes) turn(from + k, up_to_lanes(channels * kTaps - k), filters + k);
+    for (int64_t k = 0; k < kStageDepth * kTaps; k += kLanes)
+      turn(from + k, up_to_lanes(channels * kTaps - k), filters + k);
     return;
   }
   F rows[kSide];
@@ -45,12 +48,13 @@ void gather_filters(const Conv2d& op, int64_t column, int64_t channel, F* filter
 FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t first, int64_t rows, uint8_t* to) {
   const int64_t channels = round_up(stage.op->channels, kChannelBlock), steps = steps_of(channels);
   const float* from = stage.v + point * stage.v_stride;
-  const __m512i upper_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21, 19,
-                                                17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i upper_halves = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29,
+                                                27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   for (int64_t r = 0; r < round_up(rows, kStagePanel); ++r) {
     uint8_t* line = to + r / kSide * steps * kStep + r % kSide * 64;
     const int64_t tile = first + r;
-    const float* x = tile < stage.tiles ? from + tile / kStagePanel * stage.v_block + tile % kStagePanel * channels : nullptr;
+    const float* x =
+        tile < stage.tiles ? from + tile / kStagePanel * stage.v_block + tile % kStagePanel * channels : nullptr;
     for (int64_t c = 0; c < channels; c += kStageDepth, line += kStep) {
       const Parts left = split<kParts>((x ? F::load(x + c) : F::broadcast(0)).v);
       const Parts right = split<kParts>((x && c + kLanes < channels ? F::load(x + c + kLanes) : F::broadcast(0)).v);
@@ -60,7 +64,8 @@ FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t 
   }
 }
 
-// U of a panel of columns in parts, as right factors, a few pairs of channels at a time: the vectors work while the matrix unit does.
+// U of a panel of columns in parts, as right factors, a few pairs of channels at a time: the vectors work while the
+// matrix unit does.
 struct ColumnPacker {
   const float* u;
   uint8_t* to;
@@ -99,7 +104,8 @@ void conv2d_stage_input(const ConvStage& stage, int64_t begin, int64_t end) {
   transform_tiles(*stage.op, stage.tile + begin, end - begin, 0, channels / kChannelBlock,
                   [&](int point, int64_t tile, int64_t channel, F value) {
                     tile += begin;
-                    float* to = stage.v + point * stage.v_stride + tile / kStagePanel * stage.v_block + tile % kStagePanel * channels + channel;
+                    float* to = stage.v + point * stage.v_stride + tile / kStagePanel * stage.v_block +
+                                tile % kStagePanel * channels + channel;
                     prefetch_to_write(to + kLanes);
                     value.store(to);
                   });
@@ -108,7 +114,8 @@ void conv2d_stage_input(const ConvStage& stage, int64_t begin, int64_t end) {
 void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end) {
   const TileRegisters registers;
   const int64_t steps = steps_of(stage.op->channels);
-  const int64_t panels = round_up(stage.columns, kStagePanel) / kStagePanel, blocks = round_up(stage.tiles, kStagePanel) / kStagePanel;
+  const int64_t panels = round_up(stage.columns, kStagePanel) / kStagePanel,
+                blocks = round_up(stage.tiles, kStagePanel) / kStagePanel;
   const int64_t most = (blocks + stage.row_parts - 1) / stage.row_parts, side = steps * kStep;
   uint8_t* columns = static_cast<uint8_t*>(scratch((2 + most) * 2 * side));  // two panels, in turn
   uint8_t* rows = columns + 4 * side;

@@ -8,10 +8,13 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr int64_t kFewTiles = 64;      // of a thread: with fewer, its weights are read too often for what is done with them
-constexpr int64_t kFewChannels = 512;  // of input and output: then all of a block stays near, and half as many tiles will do
-constexpr int64_t kFlyProducts = 512 << 10;  // bytes of products that stay in the second cache beside weights on the fly
-constexpr int64_t kManyChannels = 256;  // of input: weights are then read less often, and the block leaves the second cache
+constexpr int64_t kFewTiles = 64;  // of a thread: with fewer, its weights are read too often for what is done with them
+constexpr int64_t kFewChannels =
+    512;  // of input and output: then all of a block stays near, and half as many tiles will do
+constexpr int64_t kFlyProducts =
+    512 << 10;  // bytes of products that stay in the second cache beside weights on the fly
+constexpr int64_t kManyChannels =
+    256;  // of input: weights are then read less often, and the block leaves the second cache
 
 }  // namespace
 
@@ -26,8 +29,8 @@ ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int6
     const int64_t block = divide_up(of_part, divide_up(of_part, wanted));
     return {false, threads, 1, block, panels};
   }
-  // Parts of tiles by parts of panels: as many as there are threads, so that the largest has the least to do; a panel costs about
-  // as much as kLoad tiles, for being read.
+  // Parts of tiles by parts of panels: as many as there are threads, so that the largest has the least to do; a panel
+  // costs about as much as kLoad tiles, for being read.
   constexpr int64_t kLoad = 8;
   ConvPlan best = {true, 1, 1, tiles, panels};
   int64_t least = -1;
@@ -38,7 +41,8 @@ ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int6
     const int64_t cost = group * (block + kLoad);
     if (least < 0 || cost < least) {
       least = cost;
-      best = {true, tile_parts, panel_parts, block, on_the_fly ? at_most(group, at_least(1, kFlyProducts / (kPoints * 4 * panel * block))) : group};
+      best = {true, tile_parts, panel_parts, block,
+              on_the_fly ? at_most(group, at_least(1, kFlyProducts / (kPoints * 4 * panel * block))) : group};
     }
   }
   return best;

@@ -20,9 +20,9 @@
 
 namespace fastdiff {
 
-#define FASTDIFF_DECLARE(isa)   \
-  namespace isa {               \
-  extern const Kernels table;   \
+#define FASTDIFF_DECLARE(isa) \
+  namespace isa {             \
+  extern const Kernels table; \
   }
 FASTDIFF_DECLARE(baseline)
 #if defined(FASTDIFF_HAS_X86)

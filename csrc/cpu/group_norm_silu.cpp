@@ -5,11 +5,12 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-// Channels last, statistics are those of this many pixels by this many vectors of channels, which stay in the first cache.
+// Channels last, statistics are those of this many pixels by this many vectors of channels, which stay in the first
+// cache.
 constexpr int64_t kPixels = 64;
 constexpr int kColumns = 4;
-// The output of about so many bytes at a time is written from the last pixels to the first, those that were read last being in
-// the second cache still.
+// The output of about so many bytes at a time is written from the last pixels to the first, those that were read last
+// being in the second cache still.
 constexpr int64_t kFew = 1 << 17;
 constexpr int64_t kWriteAhead = 4096;  // bytes, whole pixels: lines of the result are asked for so long before
 
@@ -49,12 +50,12 @@ void run_groups(const GroupNorm& op, int64_t begin, int64_t end) {
   if (op.stream) stream_fence();
 }
 
-// Adds `count` pixels to the means and squared deviations of `vectors` vectors of channels, which are those of `before` pixels.
-// x: the first of these channels in the first pixel, `stride` numbers from that in the next one. next: the same of what is
-// read afterwards, which is fetched meanwhile.
+// Adds `count` pixels to the means and squared deviations of `vectors` vectors of channels, which are those of `before`
+// pixels. x: the first of these channels in the first pixel, `stride` numbers from that in the next one. next: the same
+// of what is read afterwards, which is fetched meanwhile.
 template <int vectors, class At, class T, class Put>
-void add_pixels(const T* x, int64_t stride, int64_t before, int64_t count, float* means, float* squares, const T* next, At at,
-                Put put) {
+void add_pixels(const T* x, int64_t stride, int64_t before, int64_t count, float* means, float* squares, const T* next,
+                At at, Put put) {
   const F share = F::broadcast(1.0f / static_cast<float>(count));
   F sum[vectors], mean[vectors], rest[vectors], square[vectors];
   for (int v = 0; v < vectors; ++v) sum[v] = rest[v] = square[v] = F::broadcast(0);
@@ -108,7 +109,8 @@ void channel_statistics(const T* x, int64_t channels, int64_t pixels, int64_t be
   }
 }
 
-// partial[(unit * 2 + 0) * channels + c]: the mean of channel c in the unit's pixels, [(unit * 2 + 1) ...]: its squares.
+// partial[(unit * 2 + 0) * channels + c]: the mean of channel c in the unit's pixels, [(unit * 2 + 1) ...]: its
+// squares.
 template <class T>
 void run_statistics(const GroupNorm& op, int64_t begin, int64_t end) {
   const int64_t parts = (op.pixels + kNormPart - 1) / kNormPart, channels = op.channels;
@@ -133,8 +135,8 @@ void run_statistics(const GroupNorm& op, int64_t begin, int64_t end) {
 
 // before: how many pixels that come before these in memory are written next, 0 for none.
 template <class T>
-void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, int64_t before, const float* means, const float* factors,
-                  const float* offsets) {
+void write_pixels(const GroupNorm& op, const T* x, T* out, int64_t pixels, int64_t before, const float* means,
+                  const float* factors, const float* offsets) {
   const int64_t pixel = op.channels * static_cast<int64_t>(sizeof(T)), ahead = (kWriteAhead + pixel - 1) / pixel;
   const auto later = [=](int64_t p) { return (p < pixels ? p : p - pixels - before) * op.channels; };
   for (int64_t p = 0; p < pixels; ++p) {
@@ -181,8 +183,8 @@ void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t start = (sample * channels + c) * op.pixels + first;
       const T* x = static_cast<const T*>(op.x) + start;
-      write_channel(op, x, static_cast<T*>(op.out) + start, pixels, x + (c + 1 < channels ? op.pixels : 0), means[c], scales[c],
-                    offsets[c]);
+      write_channel(op, x, static_cast<T*>(op.out) + start, pixels, x + (c + 1 < channels ? op.pixels : 0), means[c],
+                    scales[c], offsets[c]);
     }
   }
   if (op.stream) stream_fence();
@@ -190,11 +192,14 @@ void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define FASTDIFF_FOR_TYPE(run)                                       \
-  switch (op.type) {                                                 \
-    case Type::float32: return run<float>(op, begin, end);           \
-    case Type::bfloat16: return run<bfloat16>(op, begin, end);       \
-    case Type::float16: return run<float16>(op, begin, end);         \
+#define FASTDIFF_FOR_TYPE(run)              \
+  switch (op.type) {                        \
+    case Type::float32:                     \
+      return run<float>(op, begin, end);    \
+    case Type::bfloat16:                    \
+      return run<bfloat16>(op, begin, end); \
+    case Type::float16:                     \
+      return run<float16>(op, begin, end);  \
   }
 void group_norm_groups(const GroupNorm& op, int64_t begin, int64_t end) { FASTDIFF_FOR_TYPE(run_groups) }
 void group_norm_statistics(const GroupNorm& op, int64_t begin, int64_t end) { FASTDIFF_FOR_TYPE(run_statistics) }

@@ -1,6 +1,6 @@
-// Gradients of group norm with SiLU. With n the normalized x and d the gradient before the activation, all of them follow from d
-// and from two sums over the pixels of each channel, of d and of d n. d is computed again from x where it is needed: for the sums
-// and for dx. Compiled once an instruction set (see simd.h).
+// Gradients of group norm with SiLU. With n the normalized x and d the gradient before the activation, all of them
+// follow from d and from two sums over the pixels of each channel, of d and of d n. d is computed again from x where it
+// is needed: for the sums and for dx. Compiled once an instruction set (see simd.h).
 #include "fastdiff/group_norm.h"
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -17,10 +17,11 @@ F before_activation(F gradient, F distance, const Channel& c) {
   return Silu ? gradient * silu_slope(fma(distance, c.factor, c.offset)) : gradient;
 }
 
-// Sums of d and of d (x - mean) over contiguous numbers, in blocks, so that a long sum does not lose digits. d itself is stored
-// in kept if that is wanted.
+// Sums of d and of d (x - mean) over contiguous numbers, in blocks, so that a long sum does not lose digits. d itself
+// is stored in kept if that is wanted.
 template <bool Silu, bool Keep, class T>
-void add_channel(const T* x, const T* gradient, T* kept, int64_t size, const Channel& c, double* total, double* product) {
+void add_channel(const T* x, const T* gradient, T* kept, int64_t size, const Channel& c, double* total,
+                 double* product) {
   for (int64_t i = 0; i < size; i += kBlock) {
     F sums = F::broadcast(0), products = F::broadcast(0);
     each(size - i < kBlock ? size - i : kBlock, [&](auto at) {
@@ -37,15 +38,16 @@ void add_channel(const T* x, const T* gradient, T* kept, int64_t size, const Cha
 
 // dx of contiguous numbers: d * factor + (x - mean) * slope + constant. `next` is where x is read from afterwards.
 template <bool Silu, class T>
-void write_channel(const T* x, const T* gradient, T* out, int64_t size, const T* next, const Channel& c, F slope, F constant) {
+void write_channel(const T* x, const T* gradient, T* out, int64_t size, const T* next, const Channel& c, F slope,
+                   F constant) {
   map_ahead(out, size, next, [=](auto at) {
     const F distance = at.load(x) - c.mean, d = before_activation<Silu>(at.load(gradient), distance, c);
     return fma(d, c.factor, fma(distance, slope, constant));
   });
 }
 
-// What every number of a group gets beside its own gradient: (x - mean) * slope + constant. total and product: of the sums of d
-// and of d n in each channel, times the channel's factor; count: numbers in the group.
+// What every number of a group gets beside its own gradient: (x - mean) * slope + constant. total and product: of the
+// sums of d and of d n in each channel, times the channel's factor; count: numbers in the group.
 void group_part(double total, double product, double inverse, double count, float* slope, float* constant) {
   *slope = static_cast<float>(-inverse * product / count);
   *constant = static_cast<float>(-total / count);
@@ -72,7 +74,8 @@ void run_whole_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
       factors<T>(forward, sample, first + c, inverse, &factor[c], &offset[c]);
       const Channel channel = {center, F::broadcast(factor[c]), F::broadcast(offset[c])};
       double total = 0, product = 0;
-      add_channel<Silu, Keep>(x + c * pixels, gradient + c * pixels, out + c * pixels, pixels, channel, &total, &product);
+      add_channel<Silu, Keep>(x + c * pixels, gradient + c * pixels, out + c * pixels, pixels, channel, &total,
+                              &product);
       product *= inverse;
       sums[c] = static_cast<float>(total);
       products[c] = static_cast<float>(product);
@@ -85,7 +88,8 @@ void run_whole_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
       const T* from = x + c * pixels;
       T* to = out + c * pixels;
       if (Keep) {
-        write_channel<false>(from, to, to, pixels, from + to_next, channel, F::broadcast(slope), F::broadcast(constant));
+        write_channel<false>(from, to, to, pixels, from + to_next, channel, F::broadcast(slope),
+                             F::broadcast(constant));
       } else {
         write_channel<Silu>(from, gradient + c * pixels, to, pixels, from + to_next, channel, F::broadcast(slope),
                             F::broadcast(constant));
@@ -94,7 +98,8 @@ void run_whole_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
   }
 }
 
-// d of a group is kept in the place of its dx while both passes over it stay in the cache, if no digits are lost by that.
+// d of a group is kept in the place of its dx while both passes over it stay in the cache, if no digits are lost by
+// that.
 template <bool Silu, class T>
 void run_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
   constexpr bool exact = Silu && sizeof(T) == sizeof(float);
@@ -106,8 +111,15 @@ void run_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
 // What is known of the channels of a sample, as rows of numbers.
 struct Table {
   explicit Table(int64_t channels)
-      : scratch(8, channels), mean(scratch.row(0)), inverse(scratch.row(1)), factor(scratch.row(2)), offset(scratch.row(3)),
-        slope(scratch.row(4)), constant(scratch.row(5)), block_sums(scratch.row(6)), block_products(scratch.row(7)) {}
+      : scratch(8, channels),
+        mean(scratch.row(0)),
+        inverse(scratch.row(1)),
+        factor(scratch.row(2)),
+        offset(scratch.row(3)),
+        slope(scratch.row(4)),
+        constant(scratch.row(5)),
+        block_sums(scratch.row(6)),
+        block_products(scratch.row(7)) {}
 
   template <class At>
   Channel channel(At at) const {
@@ -119,8 +131,9 @@ struct Table {
   float *mean, *inverse, *factor, *offset, *slope, *constant, *block_sums, *block_products;
 };
 
-// body(sample, its part, offset of the part's first number, pixels of the part) for the units of [begin, end) from the last to
-// the first, those of the last phase that are still in the cache coming first; prepare(sample) before those of a sample.
+// body(sample, its part, offset of the part's first number, pixels of the part) for the units of [begin, end) from the
+// last to the first, those of the last phase that are still in the cache coming first; prepare(sample) before those of
+// a sample.
 template <class Prepare, class Body>
 void for_parts(const GroupNorm& op, int64_t begin, int64_t end, Prepare prepare, Body body) {
   const int64_t parts = (op.pixels + kNormPart - 1) / kNormPart;
@@ -212,8 +225,8 @@ void run_input(const GroupNormBackward& op, int64_t begin, int64_t end) {
       for (int64_t c = 0; c < channels; ++c) {
         const int64_t at = c * forward.pixels;
         const T* next = x + at + (c + 1 < channels ? forward.pixels : 0);
-        write_channel<Silu>(x + at, gradient + at, out + at, pixels, next, table.channel(c), F::broadcast(table.slope[c]),
-                            F::broadcast(table.constant[c]));
+        write_channel<Silu>(x + at, gradient + at, out + at, pixels, next, table.channel(c),
+                            F::broadcast(table.slope[c]), F::broadcast(table.constant[c]));
       }
       return;
     }
@@ -263,19 +276,24 @@ void run_parameters(const GroupNormBackward& op, int64_t begin, int64_t end) {
 
 }  // namespace
 
-#define FASTDIFF_FOR_TYPE(run, silu)                                       \
-  switch (op.forward.type) {                                               \
-    case Type::float32: return run<silu, float>(op, begin, end);           \
-    case Type::bfloat16: return run<silu, bfloat16>(op, begin, end);       \
-    case Type::float16: return run<silu, float16>(op, begin, end);         \
+#define FASTDIFF_FOR_TYPE(run, silu)              \
+  switch (op.forward.type) {                      \
+    case Type::float32:                           \
+      return run<silu, float>(op, begin, end);    \
+    case Type::bfloat16:                          \
+      return run<silu, bfloat16>(op, begin, end); \
+    case Type::float16:                           \
+      return run<silu, float16>(op, begin, end);  \
   }
-#define FASTDIFF_FOR_BOTH(run)          \
-  if (op.forward.silu) {                \
-    FASTDIFF_FOR_TYPE(run, true)        \
-  } else {                              \
-    FASTDIFF_FOR_TYPE(run, false)       \
+#define FASTDIFF_FOR_BOTH(run)    \
+  if (op.forward.silu) {          \
+    FASTDIFF_FOR_TYPE(run, true)  \
+  } else {                        \
+    FASTDIFF_FOR_TYPE(run, false) \
   }
-void group_norm_backward_groups(const GroupNormBackward& op, int64_t begin, int64_t end) { FASTDIFF_FOR_BOTH(run_groups) }
+void group_norm_backward_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
+  FASTDIFF_FOR_BOTH(run_groups)
+}
 void group_norm_backward_sums(const GroupNormBackward& op, int64_t begin, int64_t end) { FASTDIFF_FOR_BOTH(run_sums) }
 void group_norm_backward_input(const GroupNormBackward& op, int64_t begin, int64_t end) { FASTDIFF_FOR_BOTH(run_input) }
 void group_norm_backward_parameters(const GroupNormBackward& op, int64_t begin, int64_t end) {

@@ -1,5 +1,6 @@
-// A linear layer with what follows it, on AMX, to float32's precision (see amx.h). Of both factors the smaller one is packed once for
-// all threads; of the other each thread packs what is its own, a panel at a time, and goes through the whole of the first with it.
+// A linear layer with what follows it, on AMX, to float32's precision (see amx.h). Of both factors the smaller one is
+// packed once for all threads; of the other each thread packs what is its own, a panel at a time, and goes through the
+// whole of the first with it.
 #include "fastdiff/amx.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/scratch.h"
@@ -11,8 +12,9 @@ namespace {
 
 constexpr int64_t kBlock = kLinearBlock, kSide = 16, kSums = kBlock * kBlock;
 constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 numbers in its three parts
-// A panel is of so many blocks of 32 rows or columns and steps of 32 numbers, or of more blocks and fewer steps: 576 KiB, in the second
-// cache beside what passes by. The sums of more steps than these are added to those of the ones before.
+// A panel is of so many blocks of 32 rows or columns and steps of 32 numbers, or of more blocks and fewer steps: 576
+// KiB, in the second cache beside what passes by. The sums of more steps than these are added to those of the ones
+// before.
 constexpr int64_t kPanelBlocks = 4, kPanelSteps = 24, kMostBlocks = 12;
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -31,8 +33,10 @@ const LinearWeight& weight_of(const Linear& op, int64_t* row) {
 // The row of W of a column of out; half: 0, or 1 for what a GLU is gated with.
 int64_t row_of_weight(const Linear& op, int64_t column, int64_t half) { return half * op.outputs + column; }
 
-// Tiles of a block of 32 columns of out, i.e. of W^T, from step `first` on; `tile` bytes each. Columns that are not there are 0.
-void pack_columns(const Linear& op, int64_t block, int64_t half, int64_t first, int64_t steps, int64_t tile, uint8_t* to) {
+// Tiles of a block of 32 columns of out, i.e. of W^T, from step `first` on; `tile` bytes each. Columns that are not
+// there are 0.
+void pack_columns(const Linear& op, int64_t block, int64_t half, int64_t first, int64_t steps, int64_t tile,
+                  uint8_t* to) {
   for (int64_t side = 0; side < kBlock; side += kSide) {
     const int64_t column = block * kBlock + side;
     int64_t row = row_of_weight(op, column, half);
@@ -75,10 +79,11 @@ void pack_rows(const Linear& op, int64_t block, int64_t first, int64_t steps, in
   }
 }
 
-// GELU, x P(X < x) of a normal X. With w = |x| this is max(x, 0) - w P(X > w), and P(X > w) e^(w^2 / 2) is a polynomial of
-// t = 1 / (1 + 0.26 w), times t, to 3.9e-8 of itself where w < 16; beyond, it is nothing.
+// GELU, x P(X < x) of a normal X. With w = |x| this is max(x, 0) - w P(X > w), and P(X > w) e^(w^2 / 2) is a polynomial
+// of t = 1 / (1 + 0.26 w), times t, to 3.9e-8 of itself where w < 16; beyond, it is nothing.
 F gelu(F x) {
-  const F w = min(max(x, F::broadcast(0) - x), F::broadcast(16)), t = F::broadcast(1) / fma(w, F::broadcast(0.26f), F::broadcast(1));
+  const F w = min(max(x, F::broadcast(0) - x), F::broadcast(16)),
+          t = F::broadcast(1) / fma(w, F::broadcast(0.26f), F::broadcast(1));
   F p = F::broadcast(0.0294357371528814f);
   p = fma(p, t, F::broadcast(-0.14766510234259086f));
   p = fma(p, t, F::broadcast(0.24089387005320784f));
@@ -165,23 +170,29 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
   const bool shared = op.rows_shared;
   const int64_t halves = op.glu ? 2 : 1, panel_halves = shared ? halves : 1;
   const int64_t steps = linear_blocks(op.inputs), chunks = steps ? ceil_divide(steps, kPanelSteps) : 1;
-  const int64_t others = shared ? linear_row_blocks(op) : linear_column_blocks(op);  // units of the factor that is packed
+  const int64_t others =
+      shared ? linear_row_blocks(op) : linear_column_blocks(op);  // units of the factor that is packed
   const int64_t most_steps = ceil_divide(steps, chunks);
   const int64_t blocks = most_steps ? smaller(kMostBlocks, kPanelBlocks * kPanelSteps / most_steps) : kPanelBlocks;
   const int64_t panels = ceil_divide(end - begin, blocks / panel_halves), packed_tile = steps * kStepBytes;
-  // In scratch memory: the panel, the sums of one unit, and, where they are added up, those of all units of a panel with all others.
-  const int64_t panel_bytes = most_steps * kStepBytes * 2 * blocks, unit_sums = halves * kSums, total_sums = blocks / panel_halves * unit_sums;
+  // In scratch memory: the panel, the sums of one unit, and, where they are added up, those of all units of a panel
+  // with all others.
+  const int64_t panel_bytes = most_steps * kStepBytes * 2 * blocks, unit_sums = halves * kSums,
+                total_sums = blocks / panel_halves * unit_sums;
   const int64_t floats = unit_sums + (chunks > 1 ? others * total_sums : 0);
   uint8_t* panel = static_cast<uint8_t*>(scratch(panel_bytes + floats * static_cast<int64_t>(sizeof(float))));
   float *sums = reinterpret_cast<float*>(panel + panel_bytes), *totals = sums + unit_sums;
   for (int64_t p = 0; p < panels; ++p)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t first = begin + (end - begin) * p / panels, units = begin + (end - begin) * (p + 1) / panels - first;
-      const int64_t step = steps * chunk / chunks, count = steps * (chunk + 1) / chunks - step, tile = count * kStepBytes;
+      const int64_t first = begin + (end - begin) * p / panels,
+                    units = begin + (end - begin) * (p + 1) / panels - first;
+      const int64_t step = steps * chunk / chunks, count = steps * (chunk + 1) / chunks - step,
+                    tile = count * kStepBytes;
       for (int64_t unit = 0; unit < units; ++unit)
         for (int64_t half = 0; half < panel_halves; ++half) {
           uint8_t* to = panel + 2 * (unit * panel_halves + half) * tile;
-          shared ? pack_columns(op, first + unit, half, step, count, tile, to) : pack_rows(op, first + unit, step, count, tile, to);
+          shared ? pack_columns(op, first + unit, half, step, count, tile, to)
+                 : pack_rows(op, first + unit, step, count, tile, to);
         }
       for (int64_t other = 0; other < others; ++other)
         for (int64_t unit = 0; unit < units; ++unit) {

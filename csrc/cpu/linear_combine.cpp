@@ -13,8 +13,8 @@ namespace {
 // M outputs at U vectors a time, all sums in registers. Returns a value that is NaN if any result is not finite:
 // 0 * y is 0 for a finite y and NaN for the others, and a NaN stays in the sum.
 template <class T, int M, int U>
-int64_t combine_vectors(const T* const* inputs, int num_inputs, T* const* outputs, T* const* copies, const T* coefficients,
-                        int64_t size, T* finite) {
+int64_t combine_vectors(const T* const* inputs, int num_inputs, T* const* outputs, T* const* copies,
+                        const T* coefficients, int64_t size, T* finite) {
   using V = Vec<T>;
   const V zero = V::broadcast(0);
   V check = zero;
@@ -41,8 +41,10 @@ template <class T, int M>
 bool combine(const T* const* inputs, int num_inputs, T* const* outputs, T* const* copies, const T* coefficients,
              int64_t size) {
   T finite = 0;
-  int64_t i = combine_vectors<T, M, (M <= 2 ? 4 : M <= 4 ? 2 : 1)>(inputs, num_inputs, outputs, copies, coefficients,
-                                                                 size, &finite);
+  int64_t i = combine_vectors<T, M,
+                              (M <= 2   ? 4
+                               : M <= 4 ? 2
+                                        : 1)>(inputs, num_inputs, outputs, copies, coefficients, size, &finite);
   for (; i < size; ++i) {
     T sums[M][1];
     weighted_sums(sums, coefficients, num_inputs, [&](int k, T(&x)[1]) { x[0] = inputs[k][i]; });
@@ -59,14 +61,22 @@ template <class T>
 bool linear_combine(const T* const* inputs, int num_inputs, T* const* outputs, T* const* copies, int num_outputs,
                     const T* coefficients, int64_t size) {
   switch (num_outputs) {
-    case 1: return combine<T, 1>(inputs, num_inputs, outputs, copies, coefficients, size);
-    case 2: return combine<T, 2>(inputs, num_inputs, outputs, copies, coefficients, size);
-    case 3: return combine<T, 3>(inputs, num_inputs, outputs, copies, coefficients, size);
-    case 4: return combine<T, 4>(inputs, num_inputs, outputs, copies, coefficients, size);
-    case 5: return combine<T, 5>(inputs, num_inputs, outputs, copies, coefficients, size);
-    case 6: return combine<T, 6>(inputs, num_inputs, outputs, copies, coefficients, size);
-    case 7: return combine<T, 7>(inputs, num_inputs, outputs, copies, coefficients, size);
-    case 8: return combine<T, 8>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 1:
+      return combine<T, 1>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 2:
+      return combine<T, 2>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 3:
+      return combine<T, 3>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 4:
+      return combine<T, 4>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 5:
+      return combine<T, 5>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 6:
+      return combine<T, 6>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 7:
+      return combine<T, 7>(inputs, num_inputs, outputs, copies, coefficients, size);
+    case 8:
+      return combine<T, 8>(inputs, num_inputs, outputs, copies, coefficients, size);
   }
   return false;
 }

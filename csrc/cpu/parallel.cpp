@@ -41,7 +41,7 @@ namespace {
 
 // Threads that sleep until there is work. One job at a time: a second caller waits for the first.
 class Pool {
- public:
+public:
   void run(int64_t count, int parts, void (*body)(void*, int64_t, int64_t), void* context) {
     std::lock_guard<std::mutex> one_job(job_mutex_);
     std::unique_lock<std::mutex> lock(mutex_);
@@ -68,7 +68,7 @@ class Pool {
     for (std::thread& thread : threads_) thread.join();
   }
 
- private:
+private:
   void work(int part, uint64_t seen) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
@@ -103,7 +103,8 @@ void parallel_for(int64_t count, int num_threads, void (*body)(void*, int64_t, i
     body(context, 0, count);
     return;
   }
-  // Never destroyed: at exit the threads may already be gone (Windows). A forked child has none of its parent's threads.
+  // Never destroyed: at exit the threads may already be gone (Windows). A forked child has none of its parent's
+  // threads.
   static Pool* pool = new Pool;
 #if !defined(_WIN32)
   static pid_t owner = getpid();

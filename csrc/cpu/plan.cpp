@@ -57,7 +57,8 @@ int Plan<T>::add(const std::vector<int>& outputs, const std::vector<int>& kinds,
   for (size_t k = 0; k < inputs; ++k) {
     const Source kind = static_cast<Source>(kinds[k]);
     if (kind == Source::buffer) buffers_.at(numbers[k]);  // throws if it is not there
-    if (kind == Source::noise && numbers[k] >= static_cast<int>(noises_.size())) noises_.resize(numbers[k] + 1, nullptr);
+    if (kind == Source::noise && numbers[k] >= static_cast<int>(noises_.size()))
+      noises_.resize(numbers[k] + 1, nullptr);
     combine.kinds.push_back(kind);
   }
   combine.numbers = numbers;
@@ -87,7 +88,8 @@ struct Plan<T>::Task {
   void run(const T* const* in, int64_t base, int64_t first, int64_t size) {
     const T* from[kMaxInputs];
     T *to[kMaxOutputs], *copies[kMaxOutputs];
-    const int num_inputs = static_cast<int>(combine->kinds.size()), num_outputs = static_cast<int>(combine->outputs.size());
+    const int num_inputs = static_cast<int>(combine->kinds.size()),
+              num_outputs = static_cast<int>(combine->outputs.size());
     for (int k = 0; k < num_inputs; ++k) from[k] = inputs[k] ? inputs[k] + first : in[k] + (first - base);
     for (int m = 0; m < num_outputs; ++m) {
       to[m] = combine->outputs[m] + first;
@@ -115,7 +117,7 @@ struct Plan<T>::Task {
       for (size_t k = 0; k < noise.size(); ++k) {
         if (inputs[k]) continue;
         kernels->normal(normal, first, size, plan->seeds_[sample], plan->samples_[sample],
-                         static_cast<uint32_t>(combine->numbers[k]) + 1);  // draw 0 is the initial state
+                        static_cast<uint32_t>(combine->numbers[k]) + 1);  // draw 0 is the initial state
         widen(normal, noise[k].data(), size);
       }
       const int64_t start = sample * plan->elements_ + first;
@@ -136,13 +138,22 @@ bool Plan<T>::run(int index, const T* cond, const T* uncond) const {
   for (size_t k = 0; k < combine.kinds.size(); ++k) {
     const int number = combine.numbers[k];
     switch (combine.kinds[k]) {
-      case Source::buffer: task.inputs[k] = buffers_[number]; break;
-      case Source::cond: task.inputs[k] = cond; break;
-      case Source::uncond: task.inputs[k] = uncond; break;
-      case Source::noise: task.inputs[k] = noises_[number]; break;
+      case Source::buffer:
+        task.inputs[k] = buffers_[number];
+        break;
+      case Source::cond:
+        task.inputs[k] = cond;
+        break;
+      case Source::uncond:
+        task.inputs[k] = uncond;
+        break;
+      case Source::noise:
+        task.inputs[k] = noises_[number];
+        break;
     }
     if (task.inputs[k]) continue;
-    if (combine.kinds[k] != Source::noise) throw std::invalid_argument("this combine needs an output that was not given");
+    if (combine.kinds[k] != Source::noise)
+      throw std::invalid_argument("this combine needs an output that was not given");
     if (seeds_.empty()) throw std::invalid_argument("this combine needs noise, and there are no seeds");
     computes_noise = true;
   }
@@ -150,11 +161,13 @@ bool Plan<T>::run(int index, const T* cond, const T* uncond) const {
   const int64_t values = size * static_cast<int64_t>(combine.kinds.size() + combine.outputs.size());
   if (computes_noise) {
     const int64_t tiles = batch_ * ((elements_ + kTile - 1) / kTile);
-    parallel_for(tiles, size > 8 * kTile ? num_threads_ : 1,
-                 [](void* t, int64_t begin, int64_t end) { static_cast<Task*>(t)->run_with_noise(begin, end); }, &task);
+    parallel_for(
+        tiles, size > 8 * kTile ? num_threads_ : 1,
+        [](void* t, int64_t begin, int64_t end) { static_cast<Task*>(t)->run_with_noise(begin, end); }, &task);
   } else {
-    parallel_for(size, values > kSerialValues ? num_threads_ : 1,
-                 [](void* t, int64_t begin, int64_t end) { static_cast<Task*>(t)->run(begin, end); }, &task);
+    parallel_for(
+        size, values > kSerialValues ? num_threads_ : 1,
+        [](void* t, int64_t begin, int64_t end) { static_cast<Task*>(t)->run(begin, end); }, &task);
   }
   return task.finite.load();
 }

@@ -1,5 +1,5 @@
-// Blocks of whole huge pages, cut from a few large mappings and joined again when they are free, so that tensors of any sizes use the
-// same memory one after the other.
+// Blocks of whole huge pages, cut from a few large mappings and joined again when they are free, so that tensors of any
+// sizes use the same memory one after the other.
 #include "fastdiff/pool.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ namespace fastdiff {
 
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20;  // a huge page
+constexpr size_t kPage = size_t{2} << 20;     // a huge page
 constexpr size_t kMapping = size_t{1} << 30;  // of addresses; memory comes with the first write
 
 struct Block {
@@ -42,13 +42,13 @@ Block map(size_t size) {
 }
 
 class Pool {
- public:
+public:
   // Never destroyed: tensors may outlive every static object.
   static Pool& get() {
     static Pool* pool = [] {
       Pool* made = new Pool;
-      // A fork while another thread holds the mutex would leave it locked in the child for ever. And what is idle would be
-      // copied page by page as the child writes to it: the child starts without.
+      // A fork while another thread holds the mutex would leave it locked in the child for ever. And what is idle would
+      // be copied page by page as the child writes to it: the child starts without.
       pthread_atfork([] { get().mutex_.lock(); }, [] { get().mutex_.unlock(); },
                      [] {
                        get().trim(0);
@@ -103,7 +103,7 @@ class Pool {
     return statistics_;
   }
 
- private:
+private:
   // Memory that no tensor uses. written: the system has given pages for it, and they were not returned.
   struct Free {
     size_t size;
@@ -118,7 +118,8 @@ class Pool {
 
   // All of these are called with the mutex held.
 
-  // Where `size` bytes fit: where most of them are written, and then in the smallest such place. No size if there is none.
+  // Where `size` bytes fit: where most of them are written, and then in the smallest such place. No size if there is
+  // none.
   Run find(size_t size) const {
     Run best, run;
     const auto consider = [&] {
@@ -239,8 +240,13 @@ DLManagedTensor* pool_tensor(const std::vector<int64_t>& shape, bool channels_la
     delete held;
     throw;
   }
-  held->managed = {{held->block.data, {kDLCPU, 0}, static_cast<int32_t>(shape.size()), dtype, held->shape.data(),
-                    held->strides.data(), 0},
+  held->managed = {{held->block.data,
+                    {kDLCPU, 0},
+                    static_cast<int32_t>(shape.size()),
+                    dtype,
+                    held->shape.data(),
+                    held->strides.data(),
+                    0},
                    held,
                    [](DLManagedTensor* self) {
                      Held* held = static_cast<Held*>(self->context);

@@ -36,7 +36,8 @@ struct Block {
     if (!data) throw std::bad_alloc();
     size = whole;
 #if defined(__linux__)
-    if (page == kHugePage) madvise(data, whole, MADV_HUGEPAGE);  // advice: without huge pages it is slower and no less right
+    if (page == kHugePage)
+      madvise(data, whole, MADV_HUGEPAGE);  // advice: without huge pages it is slower and no less right
 #endif
   }
   ~Block() { free(); }

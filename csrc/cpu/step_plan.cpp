@@ -54,11 +54,15 @@ int StepPlan::add(const std::vector<int>& kinds, const std::vector<uintptr_t>& n
     const Source kind = static_cast<Source>(kinds[k]);
     added.kinds.push_back(kind);
     switch (kind) {
-      case Source::buffer: step.inputs[k] = {reinterpret_cast<const void*>(numbers[k]), Read::state, 0}; break;
+      case Source::buffer:
+        step.inputs[k] = {reinterpret_cast<const void*>(numbers[k]), Read::state, 0};
+        break;
       case Source::noise:  // draw 0 is the initial state
         step.inputs[k] = {nullptr, Read::noise, static_cast<uint32_t>(numbers[k]) + 1};
         break;
-      default: step.inputs[k] = {nullptr, Read::model, 0}; break;
+      default:
+        step.inputs[k] = {nullptr, Read::model, 0};
+        break;
     }
   }
   for (size_t m = 0; m < outputs.size(); ++m)
@@ -88,7 +92,8 @@ bool StepPlan::fits(const Step& step) const {
   }
   for (int m = 0; m < step.num_outputs; ++m) {
     const StepOutput& output = step.outputs[m];
-    if (!aligned(output.state, state) || !aligned(output.model[0], model) || !aligned(output.model[1], model)) return false;
+    if (!aligned(output.state, state) || !aligned(output.model[0], model) || !aligned(output.model[1], model))
+      return false;
   }
   return true;
 }

@@ -29,11 +29,26 @@ void conv2d_products(const Conv2d& op, int64_t begin, int64_t end);
 #define FASTDIFF_STRING_(x) #x
 #define FASTDIFF_STRING(x) FASTDIFF_STRING_(x)
 extern const Kernels table;
-const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA), linear_combine_f32, linear_combine_f64, normal,
-                       ada_layer_norm, ada_layer_norm_backward_rows, ada_layer_norm_backward_parameters,
-                       group_norm_groups, group_norm_statistics, group_norm_output,
-                       group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input,
-                       group_norm_backward_parameters, attention_units, attention, nullptr, nullptr,
-                       conv2d_panel, {conv2d_weights, conv2d_input, conv2d_products}, {}};
+const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA),
+                       linear_combine_f32,
+                       linear_combine_f64,
+                       normal,
+                       ada_layer_norm,
+                       ada_layer_norm_backward_rows,
+                       ada_layer_norm_backward_parameters,
+                       group_norm_groups,
+                       group_norm_statistics,
+                       group_norm_output,
+                       group_norm_backward_groups,
+                       group_norm_backward_sums,
+                       group_norm_backward_input,
+                       group_norm_backward_parameters,
+                       attention_units,
+                       attention,
+                       nullptr,
+                       nullptr,
+                       conv2d_panel,
+                       {conv2d_weights, conv2d_input, conv2d_products},
+                       {}};
 
 }  // namespace fastdiff::FASTDIFF_ISA

@@ -1,8 +1,8 @@
 // The solver's step on an NVIDIA GPU: the counterpart of csrc/cpu/linear_combine.cpp. No GPU has run it.
 //
 // A library of its own with a C interface, so that the extension links nothing of CUDA and loads without a driver; the
-// extension is given the address of fastdiff_cuda_step (see fastdiff/step_plan.h). Compiled with --fmad=false: the arithmetic
-// is that of step_thread.h, rounded as on the CPU.
+// extension is given the address of fastdiff_cuda_step (see fastdiff/step_plan.h). Compiled with --fmad=false: the
+// arithmetic is that of step_thread.h, rounded as on the CPU.
 #include <cuda_runtime.h>
 #include <stdint.h>
 
@@ -46,7 +46,8 @@ struct Launch {
 FASTDIFF_EXPORT int fastdiff_cuda_step(const void* step, int device, uintptr_t stream) {
   // The runtime in here is linked statically and has a current device of its own.
   if (const cudaError_t error = cudaSetDevice(device)) return error;
-  const fastdiff::cuda::Launch launch{*static_cast<const fastdiff::Step*>(step), reinterpret_cast<cudaStream_t>(stream)};
+  const fastdiff::cuda::Launch launch{*static_cast<const fastdiff::Step*>(step),
+                                      reinterpret_cast<cudaStream_t>(stream)};
   fastdiff::cuda::visit_step(launch.step, launch);
   return cudaGetLastError();
 }

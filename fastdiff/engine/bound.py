@@ -16,7 +16,7 @@ from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import SamplingError
 from fastdiff.guidance import Classifier
 from fastdiff.process.noise import CounterNoise, NoiseFunction
-from fastdiff.program.program import Apply, Call, Combine, Program
+from fastdiff.program import Apply, Call, Combine, Program
 from fastdiff.program.transforms import TRANSFORMS
 from fastdiff.runtime import choice
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.process.noise import CounterNoise, NoiseFunction
-from fastdiff.program.program import KINDS, Program
+from fastdiff.program import KINDS, Program
 from fastdiff.runtime.native import core
 
 _PLANS = {torch.float32: core.PlanFloat32, torch.float64: core.PlanFloat64}

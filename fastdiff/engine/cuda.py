@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdiff.engine import steps
 from fastdiff.engine.steps import Steps
 from fastdiff.process.noise import CounterNoise, NoiseFunction
-from fastdiff.program.program import KINDS, Apply, Call, Combine, Program
+from fastdiff.program import KINDS, Apply, Call, Combine, Program
 from fastdiff.runtime.native import core
 
 _BUFFER, _COND, _NOISE = (KINDS.index(kind) for kind in ("buffer", "cond", "noise"))

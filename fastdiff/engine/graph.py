@@ -27,7 +27,7 @@ from fastdiff.engine.references import Unseen, fingerprint, owner
 from fastdiff.errors import SamplingError
 from fastdiff.guidance import Classifier
 from fastdiff.process.noise import CounterNoise, NoiseFunction
-from fastdiff.program.program import Apply, Call, Program
+from fastdiff.program import Apply, Call, Program
 from fastdiff.runtime import choice
 
 MAX_GRAPHS = 4  # of a model; each keeps the memory of its activations

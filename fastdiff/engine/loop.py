@@ -12,7 +12,7 @@ from fastdiff.engine import graph
 from fastdiff.engine.bound import Bound, Callback, choose_engine
 from fastdiff.guidance import Classifier
 from fastdiff.process.noise import CounterNoise, NoiseFunction
-from fastdiff.program.program import Program
+from fastdiff.program import Program
 from fastdiff.runtime import choice
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.process.noise import NoiseFunction
-from fastdiff.program.program import Combine, Program, Source
+from fastdiff.program import Combine, Program, Source
 
 
 class ReferenceEngine:

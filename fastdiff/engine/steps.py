@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastdiff.program.program import KINDS
+from fastdiff.program import KINDS
 from fastdiff.runtime import choice, cuda
 from fastdiff.runtime import triton as triton_kernels
 from fastdiff.runtime.native import core

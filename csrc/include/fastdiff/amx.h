@@ -1,12 +1,14 @@
-// Products of float32 matrices on Intel's matrix units (AMX), which multiply bfloat16 and sum float32. A float32 is the sum of
-// three bfloat16, exactly: of its 24 bits each takes 8. Of the nine products of the parts of two numbers the three least, of the
-// 2^-25th part of the whole and below, are left out (as in Henry, Tang & Heinecke 2019, "Leveraging the bfloat16 artificial
-// intelligence datatype for higher-precision computations"). Six products of 1024 flops a cycle are faster than one of 64.
+// Products of float32 matrices on Intel's matrix units (AMX), which multiply bfloat16 and sum float32. A float32 is the
+// sum of three bfloat16, exactly: of its 24 bits each takes 8. Of the nine products of the parts of two numbers the
+// three least, of the 2^-25th part of the whole and below, are left out (as in Henry, Tang & Heinecke 2019, "Leveraging
+// the bfloat16 artificial intelligence datatype for higher-precision computations"). Six products of 1024 flops a cycle
+// are faster than one of 64.
 //
 // Infinity has no parts: infinity minus itself is NaN, in the result too. Parts below the normal numbers count as 0.
 //
-// Only for files that are compiled for AMX. A tile is 16 rows of 64 bytes, at an address that is a multiple of 64: of the left factor
-// 16 rows of 32 numbers, of the right factor 16 pairs of rows of 16 columns, the two numbers of a pair side by side.
+// Only for files that are compiled for AMX. A tile is 16 rows of 64 bytes, at an address that is a multiple of 64: of
+// the left factor 16 rows of 32 numbers, of the right factor 16 pairs of rows of 16 columns, the two numbers of a pair
+// side by side.
 #pragma once
 
 #include <immintrin.h>
@@ -19,7 +21,7 @@ constexpr int64_t kDepth = 32;  // of the numbers that one instruction multiplie
 
 // The tile registers of this thread, from here to the end of the scope.
 class TileRegisters {
- public:
+public:
   TileRegisters() {
     struct alignas(64) Palette {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -34,14 +36,14 @@ class TileRegisters {
   TileRegisters& operator=(const TileRegisters&) = delete;
 };
 
-// As instructions, with the compiler's view of memory: its own intrinsics do not say that they read and write it. A register is one
-// of the numbers 0 to 7, written out.
+// As instructions, with the compiler's view of memory: its own intrinsics do not say that they read and write it. A
+// register is one of the numbers 0 to 7, written out.
 #define FASTDIFF_TILE_LOAD(tile, address, stride) \
-  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(address), "r"(static_cast<int64_t>(stride)) : "memory")
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(address), "r"(static_cast<int64_t>(stride)) : "memory")
 #define FASTDIFF_TILE_STORE(tile, address, stride) \
   asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(address), "r"(static_cast<int64_t>(stride)) : "memory")
-#define FASTDIFF_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile :::)
-#define FASTDIFF_TILE_MULTIPLY(to, left, right) asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #to :::)
+#define FASTDIFF_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile:::)
+#define FASTDIFF_TILE_MULTIPLY(to, left, right) asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #to:::)
 
 // Asks for a line that will be written, and that another core may have. (All processors with AMX have the instruction.)
 inline void prefetch_to_write(const void* p) { asm volatile("prefetchw (%0)" ::"r"(p)); }
@@ -51,8 +53,8 @@ struct Parts {
   __m512i part[3];
 };
 
-// The first `count` parts, to nearest, so that what is left out has no sign of its own. whole: the numbers have no more bits than
-// the parts hold, and nothing is left out.
+// The first `count` parts, to nearest, so that what is left out has no sign of its own. whole: the numbers have no more
+// bits than the parts hold, and nothing is left out.
 template <int count, bool whole = count == 3>
 inline Parts split(__m512 x) {
   const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
@@ -74,9 +76,9 @@ inline __m512i pair_lanes(__m512i first, __m512i second) {
 // The sixteen numbers one after the other.
 inline __m256i narrow(__m512i part) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(part, 16)); }
 
-// The sums in registers 0 to 3, of two tiles of rows by two of columns. left(p) loads part p of the rows into registers 4 and 5, right(p) of
-// the columns into 6 and 7. Every product of parts that matters is added, in an order that loads few tiles twice; meanwhile() is what else
-// is done, once after each. L and R: the numbers of parts.
+// The sums in registers 0 to 3, of two tiles of rows by two of columns. left(p) loads part p of the rows into registers
+// 4 and 5, right(p) of the columns into 6 and 7. Every product of parts that matters is added, in an order that loads
+// few tiles twice; meanwhile() is what else is done, once after each. L and R: the numbers of parts.
 template <int L, int R, class Left, class Right, class Meanwhile>
 inline __attribute__((always_inline)) void add_products(const Left& left, const Right& right, Meanwhile&& meanwhile) {
   static_assert(L == R || (L == 1 && R == 2) || (L == 2 && R == 1), "no order of loads for these");
@@ -118,12 +120,12 @@ inline void load_sums(const float* sums) {
   FASTDIFF_TILE_LOAD(3, sums + 16 * 32 + 16, row);
 }
 
-// sums[32][32] = of 32 rows of the left factor and 32 columns of the right one, over `steps` of 32 numbers: the second tile of each is
-// left_stride and right_stride bytes after the first, and in both the three parts of a step follow each other. meanwhile: as above, six
-// times a step.
+// sums[32][32] = of 32 rows of the left factor and 32 columns of the right one, over `steps` of 32 numbers: the second
+// tile of each is left_stride and right_stride bytes after the first, and in both the three parts of a step follow each
+// other. meanwhile: as above, six times a step.
 template <class Meanwhile>
-inline void multiply(const uint8_t* left, int64_t left_stride, const uint8_t* right, int64_t right_stride, int64_t steps, float* sums,
-                     Meanwhile&& meanwhile) {
+inline void multiply(const uint8_t* left, int64_t left_stride, const uint8_t* right, int64_t right_stride,
+                     int64_t steps, float* sums, Meanwhile&& meanwhile) {
   zero_sums();
   for (; steps > 0; --steps, left += 3 * kTileBytes, right += 3 * kTileBytes)
     add_products<3, 3>(

@@ -1,4 +1,5 @@
-// 3x3 convolutions by Winograd's algorithm: what the kernels are given, and how the work is divided. Raw pointers and sizes.
+// 3x3 convolutions by Winograd's algorithm: what the kernels are given, and how the work is divided. Raw pointers and
+// sizes.
 #pragma once
 
 #include <stdint.h>
@@ -11,7 +12,8 @@ constexpr int64_t kOutTile = 4, kPatch = 6, kPoints = kPatch * kPatch;
 constexpr int64_t kPointPairs = 3, kPairPoints = kPoints / kPointPairs;
 // Input channels are stored in blocks of this many, whatever the instruction set.
 constexpr int64_t kChannelBlock = 16;
-// Sums over more channels than this are made in parts, so that their rounding errors do not grow with the number of channels.
+// Sums over more channels than this are made in parts, so that their rounding errors do not grow with the number of
+// channels.
 constexpr int64_t kDepth = 64;
 constexpr int kMaxConcatenated = 2;
 
@@ -21,12 +23,13 @@ struct Image {
   int64_t channels, batch, row, column;
 };
 
-// Who multiplies, and with what: vectors, with weights that were transformed ahead or that are transformed in passing; or AMX, in stages of
-// which the first transforms the weights: see conv2d_stages.h.
+// Who multiplies, and with what: vectors, with weights that were transformed ahead or that are transformed in passing;
+// or AMX, in stages of which the first transforms the weights: see conv2d_stages.h.
 enum class Way { ahead, on_the_fly, in_stages };
 
-// How the work is divided. shared: all tiles are transformed first, then part (i, j) of tile_parts x panel_parts multiplies
-// tile part i with panel part j; otherwise each of tile_parts does all for its tiles, `block` of them at a time.
+// How the work is divided. shared: all tiles are transformed first, then part (i, j) of tile_parts x panel_parts
+// multiplies tile part i with panel part j; otherwise each of tile_parts does all for its tiles, `block` of them at a
+// time.
 struct ConvPlan {
   bool shared;
   int64_t tile_parts, panel_parts;
@@ -35,15 +38,17 @@ struct ConvPlan {
 };
 
 // out = scale * activation(conv(x) + bias + channel_bias + residual), stride 1. x: up to kMaxConcatenated images, whose
-// channels follow each other, each but the last with a multiple of kChannelBlock; nearest upsampling by 2^upsample comes first.
-// height and width are those after the upsampling. out is contiguous with channels last.
+// channels follow each other, each but the last with a multiple of kChannelBlock; nearest upsampling by 2^upsample
+// comes first. height and width are those after the upsampling. out is contiguous with channels last.
 struct Conv2d {
   Image x[kMaxConcatenated];
   int num_inputs;
   int64_t batch, channels, height, width, upsample, padding;
   int64_t out_channels, out_height, out_width;
-  const float* weights;  // as the way's kernel for weights writes them, or, on the fly, as it reads them, or, in stages, as they are
-  int64_t weight_out, weight_in, weight_tap;  // in stages: strides of an output channel, an input channel and one of the nine taps
+  const float* weights;  // as the way's kernel for weights writes them, or, on the fly, as it reads them, or, in
+                         // stages, as they are
+  int64_t weight_out, weight_in,
+      weight_tap;  // in stages: strides of an output channel, an input channel and one of the nine taps
   Way way;
   const float *bias, *channel_bias;  // may be null; of each output channel, and also of each sample
   int64_t channel_bias_row;
@@ -64,8 +69,12 @@ static inline int64_t sum_begin(int64_t channels, int64_t sums, int64_t sum) {
 }
 
 // Floats between the matrices of two points, with room against addresses that differ by a multiple of 4096 bytes.
-static inline int64_t input_stride(int64_t channels, int64_t tiles) { return round_up(channels, kChannelBlock) * tiles + 16; }
-static inline int64_t product_stride(int64_t panel, int64_t panels, int64_t tiles) { return panel * panels * tiles + 16; }
+static inline int64_t input_stride(int64_t channels, int64_t tiles) {
+  return round_up(channels, kChannelBlock) * tiles + 16;
+}
+static inline int64_t product_stride(int64_t panel, int64_t panels, int64_t tiles) {
+  return panel * panels * tiles + 16;
+}
 // On the fly: floats between two points of the weights of a block of channels and a panel.
 static inline int64_t fly_stride(int64_t panel) { return kChannelBlock * panel + 16; }
 // Floats that a thread needs besides, for these weights and for sums of products with them.

@@ -1,16 +1,15 @@
-// A 3x3 convolution by Winograd's algorithm in stages, each of them done by all threads before the next begins: for AMX, whose products
-// are so fast that what is read for them counts. Raw pointers and sizes.
+// A 3x3 convolution by Winograd's algorithm in stages, each of them done by all threads before the next begins: for
+// AMX, whose products are so fast that what is read for them counts. Raw pointers and sizes.
 #pragma once
 
 #include "fastdiff/conv2d.h"
 
 namespace fastdiff {
 
-// What a stage works on: `tiles` tiles of the image from `tile` on, and `columns` output channels from `column` on, a multiple of
-// kStagePanel.
-// U, the transformed weights: [point][columns / 16][channels][16].
-// V, the transformed input: [point][tiles / 32][32][channels]. M, the products: [point][tiles / 32][columns / 32][32][32]. m is v where
-// V is not needed again: each block of 32 tiles then has room for the larger of the two, and M is written where V was read.
+// What a stage works on: `tiles` tiles of the image from `tile` on, and `columns` output channels from `column` on, a
+// multiple of kStagePanel. U, the transformed weights: [point][columns / 16][channels][16]. V, the transformed input:
+// [point][tiles / 32][32][channels]. M, the products: [point][tiles / 32][columns / 32][32][32]. m is v where V is not
+// needed again: each block of 32 tiles then has room for the larger of the two, and M is written where V was read.
 struct ConvStage {
   const Conv2d* op;
   int64_t tile, tiles, column, columns;
@@ -53,6 +52,7 @@ static inline int64_t stage_output_units(const ConvStage& s) {
 }
 
 // All stages of a convolution, on at most so many threads.
-void conv2d_in_stages(const Conv2d& op, const StagePlan& plan, const ConvStages& stages, void* scratch, int num_threads);
+void conv2d_in_stages(const Conv2d& op, const StagePlan& plan, const ConvStages& stages, void* scratch,
+                      int num_threads);
 
 }  // namespace fastdiff

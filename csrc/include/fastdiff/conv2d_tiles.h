@@ -1,5 +1,5 @@
-// Where the patches of a 3x3 convolution come from, and what is made of the products on the way out: shared by the ways to multiply.
-// For the files that are compiled once an instruction set (see simd.h).
+// Where the patches of a 3x3 convolution come from, and what is made of the products on the way out: shared by the ways
+// to multiply. For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
 #include "fastdiff/conv2d.h"
@@ -8,7 +8,7 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-constexpr int64_t kPanel = 2 * kLanes;  // output channels that are computed at once
+constexpr int64_t kPanel = 2 * kLanes;                // output channels that are computed at once
 constexpr int64_t kVectors = kChannelBlock / kLanes;  // of a block of channels
 
 struct Tile {
@@ -33,15 +33,17 @@ Patch patch_of(const Conv2d& op, const Image& x, const Tile& tile) {
       const bool inside = row >= 0 && row < op.height && column >= 0 && column < op.width;
       patch.whole = patch.whole && inside;
       patch.pixel[i * kPatch + j] =
-          inside ? x.data + tile.sample * x.batch + (row >> op.upsample) * x.row + (column >> op.upsample) * x.column : nullptr;
+          inside ? x.data + tile.sample * x.batch + (row >> op.upsample) * x.row + (column >> op.upsample) * x.column
+                 : nullptr;
     }
   return patch;
 }
 
-// Transforms the patches of tiles [first, first + count) and the blocks of channels [begin, end): store(point, tile, channel, vector),
-// the tile counted from first.
+// Transforms the patches of tiles [first, first + count) and the blocks of channels [begin, end): store(point, tile,
+// channel, vector), the tile counted from first.
 template <class Store>
-void transform_tiles(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end, const Store& store_vector) {
+void transform_tiles(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end,
+                     const Store& store_vector) {
   for (int64_t t = 0; t < count; ++t) {
     const Tile tile = tile_at(op, first + t);
     int64_t before = 0;  // channels of the images before
@@ -88,7 +90,8 @@ void write_tile(const Conv2d& op, const Tile& tile, int64_t channel, const F* y)
       const int64_t row = tile.row + i, column = tile.column + j;
       if (op.residual.data)
         value = value + load_up_to(op.residual.data + tile.sample * op.residual.batch + row * op.residual.row +
-                                       column * op.residual.column + channel, size);
+                                       column * op.residual.column + channel,
+                                   size);
       if (silu_after) value = silu(value);
       value = value * scale;
       float* to = op.out + ((tile.sample * op.out_height + row) * op.out_width + column) * op.out_channels + channel;

@@ -1,5 +1,5 @@
-// Functions that run on the CPU and on a GPU alike. Both are compiled without floating-point contraction, so that they round
-// alike.
+// Functions that run on the CPU and on a GPU alike. Both are compiled without floating-point contraction, so that they
+// round alike.
 #pragma once
 
 #if defined(__CUDACC__)

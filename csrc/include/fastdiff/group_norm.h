@@ -1,6 +1,6 @@
 // What group_norm_silu and its gradients share: statistics of groups, and what a channel's numbers are multiplied by.
-// Statistics are those of blocks that stay in the cache for two passes, merged exactly (Chan et al. 1983), so that a mean far
-// from 0 costs no digits. For the files that are compiled once an instruction set (see simd.h).
+// Statistics are those of blocks that stay in the cache for two passes, merged exactly (Chan et al. 1983), so that a
+// mean far from 0 costs no digits. For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
 #include "fastdiff/kernels.h"
@@ -8,8 +8,9 @@
 
 namespace fastdiff::FASTDIFF_ISA {
 
-constexpr int64_t kBlock = 4096;    // numbers: 16 KiB of float32, which stay in the first cache
-constexpr int64_t kNear = 1 << 19;  // bytes of a group that the second cache holds while another is read and one is written
+constexpr int64_t kBlock = 4096;  // numbers: 16 KiB of float32, which stay in the first cache
+constexpr int64_t kNear =
+    1 << 19;  // bytes of a group that the second cache holds while another is read and one is written
 
 // Of a growing number of values; double, for there are few merges.
 struct Total {
@@ -76,11 +77,11 @@ inline void factors(const GroupNorm& op, int64_t sample, int64_t channel, float 
   *offset = at<T>(op.bias, channel, 0) * adapt + at<T>(op.shift, sample, channel);
 }
 
-// For channels [begin, end) of a sample, which are whole groups, from the statistics of its parts: mean, 1 / deviation (not if
-// null), factor and offset.
+// For channels [begin, end) of a sample, which are whole groups, from the statistics of its parts: mean, 1 / deviation
+// (not if null), factor and offset.
 template <class T>
-inline void channel_table(const GroupNorm& op, int64_t sample, int64_t begin, int64_t end, float* means, float* inverses,
-                          float* scales, float* offsets) {
+inline void channel_table(const GroupNorm& op, int64_t sample, int64_t begin, int64_t end, float* means,
+                          float* inverses, float* scales, float* offsets) {
   const int64_t width = op.channels / op.groups;
   for (int64_t g = begin / width; g * width < end; ++g) {
     float mean, inverse;

@@ -37,7 +37,7 @@ FASTDIFF_DEVICE float widen(bfloat16 x) { return float_of(static_cast<uint32_t>(
 FASTDIFF_DEVICE float widen(float16 x) {
   const uint32_t magnitude = x.bits & 0x7fffu, sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   uint32_t bits = bits_of(float_of(magnitude << 13) * 5.192296858534828e33f);  // 2^112
-  if (magnitude >= 0x7c00u) bits |= 0x7f800000u;  // infinity and NaN
+  if (magnitude >= 0x7c00u) bits |= 0x7f800000u;                               // infinity and NaN
   return float_of(bits | sign);
 }
 FASTDIFF_DEVICE bfloat16 narrow(float x, bfloat16) {

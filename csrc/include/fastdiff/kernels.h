@@ -34,8 +34,8 @@ struct Rows {
 };
 
 // out = y, or residual + gate * y, with y = (1 + scale) * LN(x) + shift and LN(x) = (x - mean) / sqrt(variance + eps) *
-// weight + bias. All but weight and bias have S rows of C numbers in each batch; out is contiguous. Rows [begin, end) of all
-// batches are computed, in float32 whatever the type.
+// weight + bias. All but weight and bias have S rows of C numbers in each batch; out is contiguous. Rows [begin, end)
+// of all batches are computed, in float32 whatever the type.
 struct AdaLayerNorm {
   Type type;
   Rows x, scale, shift, gate, residual;
@@ -47,8 +47,9 @@ struct AdaLayerNorm {
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
-// Gradients of the above for scale, shift and gate that are the same for all rows of a batch (stride of a row 0), contiguous;
-// null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows, units are batch * parts
+// Gradients of the above for scale, shift and gate that are the same for all rows of a batch (stride of a row 0),
+// contiguous; null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows,
+// units are batch * parts
 // + part; then the other gradients from these, units are blocks of kNormChannels channels.
 struct AdaLayerNormBackward {
   AdaLayerNorm forward;  // residual, out and stream are not used
@@ -60,9 +61,10 @@ struct AdaLayerNormBackward {
 constexpr int64_t kNormRows = 64, kNormChannels = 64;
 using AdaLayerNormBackwardKernel = void (*)(const AdaLayerNormBackward& op, int64_t begin, int64_t end);
 
-// out = act((x - mean) / sqrt(variance + eps) * weight + bias), mean and variance over the channels and pixels of a group; with
-// scale and shift of each sample and channel the argument of act is multiplied by 1 + scale and shift is added. Arithmetic is
-// float32 whatever the type. x and out: samples of `channels` x `pixels` numbers, or, channels last, `pixels` x `channels`.
+// out = act((x - mean) / sqrt(variance + eps) * weight + bias), mean and variance over the channels and pixels of a
+// group; with scale and shift of each sample and channel the argument of act is multiplied by 1 + scale and shift is
+// added. Arithmetic is float32 whatever the type. x and out: samples of `channels` x `pixels` numbers, or, channels
+// last, `pixels` x `channels`.
 struct GroupNorm {
   Type type;
   const void *x, *weight, *bias;  // weight and bias may be null
@@ -71,18 +73,18 @@ struct GroupNorm {
   int64_t samples, channels, pixels, groups;
   bool channels_last, silu;
   float eps;
-  bool stream;  // write around the caches
+  bool stream;     // write around the caches
   float* partial;  // room for 2 * parts * channels numbers, see below
 };
 // Whole groups: units are sample * groups + group, for contiguous groups (not channels last).
-// In two phases: statistics of parts of kNormPart pixels of all channels, units are sample * parts + part; then the output of
-// the same parts, which needs all statistics of its sample.
+// In two phases: statistics of parts of kNormPart pixels of all channels, units are sample * parts + part; then the
+// output of the same parts, which needs all statistics of its sample.
 constexpr int64_t kNormPart = 1024;
 using GroupNormKernel = void (*)(const GroupNorm& op, int64_t begin, int64_t end);
 
 // Gradients of the above; those of scale and shift are (samples, channels). Whole groups: dx and sums; or, after
-// group_norm_statistics, sums of parts, then dx of the same parts. Last, the other gradients from the sums, units are blocks of
-// kNormChannels channels.
+// group_norm_statistics, sums of parts, then dx of the same parts. Last, the other gradients from the sums, units are
+// blocks of kNormChannels channels.
 struct GroupNormBackward {
   GroupNorm forward;     // out and stream are not used
   const void* gradient;  // of out, laid out as x
@@ -92,8 +94,8 @@ struct GroupNormBackward {
 };
 using GroupNormBackwardKernel = void (*)(const GroupNormBackward& op, int64_t begin, int64_t end);
 
-// A (B, H, S, D) tensor with contiguous D: row s of head h of batch b is at data + b * batch + h * head + s * row, strides in
-// numbers. Null for none.
+// A (B, H, S, D) tensor with contiguous D: row s of head h of batch b is at data + b * batch + h * head + s * row,
+// strides in numbers. Null for none.
 struct Heads {
   const void* data;
   int64_t batch, head, row;
@@ -103,8 +105,8 @@ struct Heads {
 enum class Mask { none, additive, boolean };
 
 // out = softmax(scale * q k^T + mask) v over the keys, in float32 whatever the type; 0 in rows that have no key left.
-// lse, where not null, receives the logarithm of the softmax's denominator (infinity for such rows), (B, H, queries) contiguous;
-// maps the softmax itself, (B, H, queries, keys) contiguous, of the type.
+// lse, where not null, receives the logarithm of the softmax's denominator (infinity for such rows), (B, H, queries)
+// contiguous; maps the softmax itself, (B, H, queries, keys) contiguous, of the type.
 struct Attention {
   Type type;
   Heads q, k, v;
@@ -129,9 +131,9 @@ struct LinearWeight {
   int64_t row, outputs;
 };
 
-// out = y, or residual + gate * y, with y = act(x W^T + bias), or with `glu` y = a act(b), where [a, b] = x W^T + bias. W is of 1 to 3
-// weights, of which all but the last have a multiple of 16 rows. The rows of x and of the residual are in batches, as are those of the
-// gate, whose row stride may be 0. out is contiguous.
+// out = y, or residual + gate * y, with y = act(x W^T + bias), or with `glu` y = a act(b), where [a, b] = x W^T + bias.
+// W is of 1 to 3 weights, of which all but the last have a multiple of 16 rows. The rows of x and of the residual are
+// in batches, as are those of the gate, whose row stride may be 0. out is contiguous.
 struct Linear {
   Rows x, gate, residual;
   LinearWeight weights[3];
@@ -155,13 +157,16 @@ static inline int64_t linear_packed_bytes(const Linear& op) {
   const int64_t blocks = op.rows_shared ? linear_row_blocks(op) : linear_column_blocks(op) * (op.glu ? 2 : 1);
   return blocks * linear_blocks(op.inputs) * kLinearBlock * kLinearBlock * 6;
 }
-// In two phases: units of the first are blocks of what is packed for all threads, rows of x or columns of out; those of the second
-// blocks of the other.
+// In two phases: units of the first are blocks of what is packed for all threads, rows of x or columns of out; those of
+// the second blocks of the other.
 using LinearKernel = void (*)(const Linear& op, int64_t begin, int64_t end);
 
-// A convolution in up to three steps: the weights, filters [panels][channels][9][panel] with the channels padded to a multiple of
-// kChannelBlock, are transformed once, units are blocks of channels of each panel; the input, where the plan shares it, units are blocks of channels of each part of tiles; and the products and outputs, units are the plan's parts.
-using Conv2dWeights = void (*)(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin, int64_t end);
+// A convolution in up to three steps: the weights, filters [panels][channels][9][panel] with the channels padded to a
+// multiple of kChannelBlock, are transformed once, units are blocks of channels of each panel; the input, where the
+// plan shares it, units are blocks of channels of each part of tiles; and the products and outputs, units are the
+// plan's parts.
+using Conv2dWeights = void (*)(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin,
+                               int64_t end);
 using Conv2dKernel = void (*)(const Conv2d& op, int64_t begin, int64_t end);
 struct Conv2dSteps {
   Conv2dWeights weights;
@@ -181,9 +186,9 @@ struct Kernels {
   AttentionUnits attention_units;
   AttentionKernel attention;
   LinearKernel linear_pack, linear_multiply;  // null where a library is as fast
-  int64_t (*conv2d_panel)();  // the output channels of a panel
-  Conv2dSteps conv2d;         // with vectors
-  ConvStages conv2d_stages;   // with AMX, null where there is none
+  int64_t (*conv2d_panel)();                  // the output channels of a panel
+  Conv2dSteps conv2d;                         // with vectors
+  ConvStages conv2d_stages;                   // with AMX, null where there is none
 };
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones

@@ -1,4 +1,5 @@
-// Mean and squared deviations of numbers in memory. For the files that are compiled once an instruction set (see simd.h).
+// Mean and squared deviations of numbers in memory. For the files that are compiled once an instruction set (see
+// simd.h).
 #pragma once
 
 #include "fastdiff/rows.h"
@@ -11,9 +12,10 @@ struct Moments {
   float squares;  // the sum of squared differences from the mean
 };
 
-// In two passes, which should find the numbers in the cache. The rounding of the mean is taken out of both: for a mean far
-// from 0 nothing is lost but what the numbers themselves have lost. `next` is where numbers as many as these will be read from
-// afterwards, of any type: they are fetched into the first cache in the second pass, which waits for nothing.
+// In two passes, which should find the numbers in the cache. The rounding of the mean is taken out of both: for a mean
+// far from 0 nothing is lost but what the numbers themselves have lost. `next` is where numbers as many as these will
+// be read from afterwards, of any type: they are fetched into the first cache in the second pass, which waits for
+// nothing.
 template <class T>
 inline Moments moments(const float* x, int64_t size, const T* next) {
   const F zero = F::broadcast(0);

@@ -9,12 +9,12 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-// R rows. a_block: floats from one block of channels to the next. next: what the next call reads of B, of which `Lines` lines are
-// asked for with every channel; the processor would not see them coming, and they come from memory. before: null, or sums that are
-// gone on with. add: to what is in m.
+// R rows. a_block: floats from one block of channels to the next. next: what the next call reads of B, of which `Lines`
+// lines are asked for with every channel; the processor would not see them coming, and they come from memory. before:
+// null, or sums that are gone on with. add: to what is in m.
 template <int R, int Lines>
-FASTDIFF_NOINLINE void panel_product(const float* a, int64_t a_block, const float* b, int64_t channels, const float* next,
-                                     const float* before, bool add, float* m) {
+FASTDIFF_NOINLINE void panel_product(const float* a, int64_t a_block, const float* b, int64_t channels,
+                                     const float* next, const float* before, bool add, float* m) {
   F sums[R][2];
   FASTDIFF_UNROLL_16
   for (int r = 0; r < R; ++r)
@@ -62,9 +62,10 @@ constexpr PanelProducts panel_products() {
 }
 constexpr PanelProducts kPanelProducts = panel_products();
 
-// M (+)= A B for `tiles` tiles and `channels` channels, a multiple of 16. a has room for `room` tiles in a block. next: the panel
-// after this one.
-inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const float* b, int64_t channels, const float* next, float* m) {
+// M (+)= A B for `tiles` tiles and `channels` channels, a multiple of 16. a has room for `room` tiles in a block. next:
+// the panel after this one.
+inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const float* b, int64_t channels,
+                           const float* next, float* m) {
   const Tiles<2> rows(tiles);
   const int64_t parts = sums_of(channels);
   for (int64_t part = 0; part < parts; ++part) {
@@ -75,15 +76,17 @@ inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const fl
     for (int64_t tile = 0; tile < rows.count; ++tile) {
       const int64_t first = rows.begin(tile), count = rows.begin(tile + 1) - first;
       const int lines = rows.count == 1 ? 2 : tile < 2 ? 1 : 0;
-      kPanelProducts.of[count][lines](a_part + first * kChannelBlock, room * kChannelBlock, b + begin * kPanel, end - begin,
-                                      after + (tile == 1 ? (end - begin) * kLanes : 0), nullptr, part > 0, m + first * kPanel);
+      kPanelProducts.of[count][lines](a_part + first * kChannelBlock, room * kChannelBlock, b + begin * kPanel,
+                                      end - begin, after + (tile == 1 ? (end - begin) * kLanes : 0), nullptr, part > 0,
+                                      m + first * kPanel);
     }
   }
 }
 
-// The same for one block of channels, of which nothing need be asked for: the products go on with the sums at `before`, or begin,
-// and go to m, added to what is there or not.
-inline void multiply_block(const float* a, int64_t room, int64_t tiles, const float* b, const float* before, bool add, float* m) {
+// The same for one block of channels, of which nothing need be asked for: the products go on with the sums at `before`,
+// or begin, and go to m, added to what is there or not.
+inline void multiply_block(const float* a, int64_t room, int64_t tiles, const float* b, const float* before, bool add,
+                           float* m) {
   const Tiles<2> rows(tiles);
   for (int64_t tile = 0; tile < rows.count; ++tile) {
     const int64_t first = rows.begin(tile), count = rows.begin(tile + 1) - first;

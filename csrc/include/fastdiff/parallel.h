@@ -10,7 +10,8 @@ constexpr int64_t kSerialElements = 32768;
 
 // Calls body(context, begin, end) on ranges that cover [0, count), on at most `num_threads` threads, this one included.
 // With OpenMP they are the threads of torch's own runtime, which is already loaded; elsewhere a pool of our own.
-void parallel_for(int64_t count, int num_threads, void (*body)(void* context, int64_t begin, int64_t end), void* context);
+void parallel_for(int64_t count, int num_threads, void (*body)(void* context, int64_t begin, int64_t end),
+                  void* context);
 
 // "OpenMP" or "std::thread".
 const char* threading();

@@ -14,7 +14,7 @@ enum class Source : int { buffer = 0, cond = 1, uncond = 2, noise = 3 };
 
 template <class T>
 class Plan {
- public:
+public:
   // buffers: batch * elements values each. copies: for each buffer a second place that receives what is written to it,
   // or null. seeds, samples: the counter-based noise of each sample of the batch.
   Plan(std::vector<T*> buffers, std::vector<T*> copies, int64_t batch, int64_t elements, std::vector<uint64_t> seeds,
@@ -31,7 +31,7 @@ class Plan {
   // Run a combine on the network's outputs. Returns whether every result is finite.
   bool run(int combine, const T* cond, const T* uncond) const;
 
- private:
+private:
   struct Combine {
     std::vector<T*> outputs, copies;
     std::vector<Source> kinds;

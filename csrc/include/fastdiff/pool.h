@@ -17,8 +17,8 @@ constexpr size_t kPoolMinimum = size_t{4} << 20;
 // Whether there is a pool on this system.
 bool pool_available();
 
-// A tensor on the CPU without values. The consumer calls its deleter, which gives the memory back; no lock of Python's is
-// needed for that. Throws std::bad_alloc if there is no memory, std::invalid_argument for a negative size.
+// A tensor on the CPU without values. The consumer calls its deleter, which gives the memory back; no lock of Python's
+// is needed for that. Throws std::bad_alloc if there is no memory, std::invalid_argument for a negative size.
 DLManagedTensor* pool_tensor(const std::vector<int64_t>& shape, bool channels_last, DLDataType dtype);
 
 // At most this many bytes are kept while no tensor uses them. What is over is returned to the system, highest addresses

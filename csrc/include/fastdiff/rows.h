@@ -1,6 +1,6 @@
-// Loops over rows of contiguous numbers. A body is called with a place in the row, from which it loads one vector: a whole one,
-// or the part that is left at the end; it is compiled for both, so that the loop over whole vectors has no branches.
-// For the files that are compiled once an instruction set (see simd.h).
+// Loops over rows of contiguous numbers. A body is called with a place in the row, from which it loads one vector: a
+// whole one, or the part that is left at the end; it is compiled for both, so that the loop over whole vectors has no
+// branches. For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
 #include "fastdiff/simd.h"
@@ -51,8 +51,8 @@ inline void map(T* out, int64_t size, Body body) {
   if (i < size) store_some(out + i, body(Part{i, size - i}), size - i);
 }
 
-// The same for results that go to memory: as many numbers at `later`, which will be written, and at `next`, which will be read,
-// are asked for meanwhile. Without that, memory waits while there is arithmetic to do.
+// The same for results that go to memory: as many numbers at `later`, which will be written, and at `next`, which will
+// be read, are asked for meanwhile. Without that, memory waits while there is arithmetic to do.
 template <class T, class Body>
 inline void map_before(T* out, int64_t size, const T* later, const T* next, Body body) {
   int64_t i = 0;
@@ -98,7 +98,7 @@ inline void map_stream(T* out, int64_t size, const T* next, Body body) {
 
 // Rows of float32 for a thread to work in, each at the start of a cache line.
 class Scratch {
- public:
+public:
   Scratch(int64_t rows, int64_t size)
       : stride_((size + kLine - 1) / kLine * kLine), memory_(new float[rows * stride_ + kLine]) {
     const int64_t past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory_) / sizeof(float)) % kLine;
@@ -109,7 +109,7 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
   float* row(int64_t i) const { return first_ + i * stride_; }
 
- private:
+private:
   static constexpr int64_t kLine = 16;
   int64_t stride_;
   float *memory_, *first_;

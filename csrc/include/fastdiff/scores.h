@@ -9,7 +9,8 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-// On AMX: in how many parts (see amx.h) queries, keys and values come, and the weights: float16 has 11 bits, bfloat16 8.
+// On AMX: in how many parts (see amx.h) queries, keys and values come, and the weights: float16 has 11 bits,
+// bfloat16 8.
 template <class T>
 struct Count {
   static constexpr int numbers = 3, weights = 3;

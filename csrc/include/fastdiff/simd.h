@@ -1,7 +1,7 @@
 // One vector of T in the widest registers of the instruction set that this file is compiled for.
 //
-// Vec<float> and Vec<double> have what linear_combine needs; the arithmetic below them, with bfloat16 and float16 in memory,
-// is for float alone.
+// Vec<float> and Vec<double> have what linear_combine needs; the arithmetic below them, with bfloat16 and float16 in
+// memory, is for float alone.
 //
 // Included only by the files that are compiled once an instruction set. They must not use inline functions of the
 // standard library: the linker keeps one copy of those, perhaps one with instructions that the machine lacks.
@@ -109,7 +109,9 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
   void store(float* p) const { vst1q_f32(p, v); }
 };
-inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) { return {vaddq_f32(vmulq_f32(a.v, b.v), c.v)}; }
+inline Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+  return {vaddq_f32(vmulq_f32(a.v, b.v), c.v)};
+}
 
 template <>
 struct Vec<double> {
@@ -144,11 +146,12 @@ inline Vec<T> multiply_add(Vec<T> a, Vec<T> b, Vec<T> c) {
 
 #endif
 
-// ---- arithmetic of Vec<float> ----------------------------------------------------------------------------------------
+// ---- arithmetic of Vec<float>
+// ----------------------------------------------------------------------------------------
 //
-// fma(a, b, c) = a * b + c, fused where the instruction set can. load_some and store_some touch the first n values, n below
-// size; the others are read as 0. keep_first(a, n) has 0 for the others. store_two(p, a, b) stores a, then b; stream_two as
-// well, around the caches where the instruction set can, and p is then a multiple of 64 bytes.
+// fma(a, b, c) = a * b + c, fused where the instruction set can. load_some and store_some touch the first n values, n
+// below size; the others are read as 0. keep_first(a, n) has 0 for the others. store_two(p, a, b) stores a, then b;
+// stream_two as well, around the caches where the instruction set can, and p is then a multiple of 64 bytes.
 
 using F = Vec<float>;
 
@@ -175,7 +178,8 @@ inline F keep_first(F a, int64_t n) { return {_mm512_maskz_mov_ps(first(n), a.v)
 
 inline F widen(__m256i x, bfloat16) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
 inline F widen(__m256i x, float16) { return {_mm512_cvtph_ps(x)}; }
-// The upper half of each number is its nearest bfloat16, ties to even; a NaN is made one that the addition does not carry over.
+// The upper half of each number is its nearest bfloat16, ties to even; a NaN is made one that the addition does not
+// carry over.
 inline __m512i round_to_upper_half(F a) {
   const __m512i nan_to_quiet = _mm512_set1_epi32(0x33);  // classes 0 and 1, NaNs: the default NaN; others as they are
   const __m512i bits = _mm512_castps_si512(_mm512_fixupimm_ps(a.v, a.v, nan_to_quiet, 0));
@@ -202,8 +206,8 @@ inline void store_some(H* p, F a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first(n), narrow(a, H{}));
 }
 inline __m512i narrow_two(F a, F b, bfloat16) {
-  const __m512i halves = _mm512_packus_epi32(_mm512_srli_epi32(round_to_upper_half(a), 16),
-                                             _mm512_srli_epi32(round_to_upper_half(b), 16));
+  const __m512i halves =
+      _mm512_packus_epi32(_mm512_srli_epi32(round_to_upper_half(a), 16), _mm512_srli_epi32(round_to_upper_half(b), 16));
   return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), halves);
 }
 inline __m512i narrow_two(F a, F b, float16) {
@@ -329,7 +333,8 @@ inline __m128i narrow(F a, bfloat16) {
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));  // to even
   const __m256 nan = _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
-  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
+  const __m256 chosen =
+      _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), nan);
   const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
   return _mm256_castsi256_si128(packed);
@@ -437,7 +442,8 @@ inline void prefetch(const T* p) {
   for (int64_t i = 0; i < bytes; i += 64) prefetch_line(reinterpret_cast<const char*>(p) + i);
 }
 
-// 2^x to 2 ulp, 0 below -150, infinity from 128 on: the whole part is an exponent, a polynomial does the rest. NaN stays NaN.
+// 2^x to 2 ulp, 0 below -150, infinity from 128 on: the whole part is an exponent, a polynomial does the rest. NaN
+// stays NaN.
 inline F exp2(F x) {
 #if defined(FASTDIFF_ISA_AVX512)
   const F f = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}, n = x;  // scalef rounds n down itself
@@ -454,8 +460,8 @@ inline F exp2(F x) {
   return times_power_of_two(p, n);
 }
 
-// x / (1 + e^-x), to the error of half a unit in the last place of x. The division runs beside the arithmetic, and costs no more
-// than an estimate of the reciprocal and its correction.
+// x / (1 + e^-x), to the error of half a unit in the last place of x. The division runs beside the arithmetic, and
+// costs no more than an estimate of the reciprocal and its correction.
 inline F silu(F x) { return x / (F::broadcast(1) + exp2(x * F::broadcast(-1.44269504088896341f))); }
 
 // The derivative of silu, s (1 + x (1 - s)) with s = 1 / (1 + e^-x).

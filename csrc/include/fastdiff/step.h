@@ -25,8 +25,8 @@ struct StepOutput {
 // Types of the state and of the model's inputs and outputs that a step is compiled for.
 enum class StepTypes : int32_t { f32_f32 = 0, f32_f16 = 1, f32_bf16 = 2, f64_f64 = 3 };
 
-// outputs[m] = sum over k of coefficients[k * padded_outputs + m] * inputs[k] for batch * elements numbers. Everything that
-// one Program has and another of the same shape has not lies in device memory: a captured launch serves them all.
+// outputs[m] = sum over k of coefficients[k * padded_outputs + m] * inputs[k] for batch * elements numbers. Everything
+// that one Program has and another of the same shape has not lies in device memory: a captured launch serves them all.
 struct Step {
   StepInput inputs[kMaxInputs];
   StepOutput outputs[kMaxOutputs];

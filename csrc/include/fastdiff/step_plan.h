@@ -18,21 +18,21 @@ using StepLaunch = int (*)(const void* step, int device, uintptr_t stream);
 int step_on_cpu(const void* step, int device, uintptr_t stream);
 
 class StepPlan {
- public:
+public:
   // keys: 2 * batch numbers, see Step. broken: a number for every step that is added. All are addresses on the device.
   StepPlan(StepTypes types, int64_t batch, int64_t elements, const uint64_t* keys, int32_t* broken, StepLaunch launch,
            int device);
 
-  // inputs: kinds and numbers, as in Plan::add, but for Source::buffer the address itself. outputs: the addresses of the
-  // state and of two copies for the model, or null. coefficients: on the device, see Step. Returns the index to run it by.
-  // Throws std::invalid_argument for what the kernels cannot take.
+  // inputs: kinds and numbers, as in Plan::add, but for Source::buffer the address itself. outputs: the addresses of
+  // the state and of two copies for the model, or null. coefficients: on the device, see Step. Returns the index to run
+  // it by. Throws std::invalid_argument for what the kernels cannot take.
   int add(const std::vector<int>& kinds, const std::vector<uintptr_t>& numbers,
           const std::vector<std::array<uintptr_t, 3>>& outputs, uintptr_t coefficients);
 
   // Queue a step; cond and uncond are the network's outputs, in the model's type. Returns what the launch returned.
   int run(int index, const void* cond, const void* uncond, uintptr_t stream) const;
 
- private:
+private:
   struct Added {
     Step step;
     std::vector<Source> kinds;

@@ -100,19 +100,35 @@ template <class T, class H, class Visit>
 inline void visit_sizes(const Step& step, Visit& visit) {
   const bool packed = step.packed;
   switch (padded_outputs(step.num_outputs)) {
-    case 1: packed ? visit.template run<T, H, 1, true>() : visit.template run<T, H, 1, false>(); break;
-    case 2: packed ? visit.template run<T, H, 2, true>() : visit.template run<T, H, 2, false>(); break;
-    case 4: packed ? visit.template run<T, H, 4, true>() : visit.template run<T, H, 4, false>(); break;
-    default: packed ? visit.template run<T, H, 8, true>() : visit.template run<T, H, 8, false>(); break;
+    case 1:
+      packed ? visit.template run<T, H, 1, true>() : visit.template run<T, H, 1, false>();
+      break;
+    case 2:
+      packed ? visit.template run<T, H, 2, true>() : visit.template run<T, H, 2, false>();
+      break;
+    case 4:
+      packed ? visit.template run<T, H, 4, true>() : visit.template run<T, H, 4, false>();
+      break;
+    default:
+      packed ? visit.template run<T, H, 8, true>() : visit.template run<T, H, 8, false>();
+      break;
   }
 }
 template <class Visit>
 inline void visit_step(const Step& step, Visit& visit) {
   switch (step.types) {
-    case StepTypes::f32_f32: visit_sizes<float, float>(step, visit); break;
-    case StepTypes::f32_f16: visit_sizes<float, float16>(step, visit); break;
-    case StepTypes::f32_bf16: visit_sizes<float, bfloat16>(step, visit); break;
-    case StepTypes::f64_f64: visit_sizes<double, double>(step, visit); break;
+    case StepTypes::f32_f32:
+      visit_sizes<float, float>(step, visit);
+      break;
+    case StepTypes::f32_f16:
+      visit_sizes<float, float16>(step, visit);
+      break;
+    case StepTypes::f32_bf16:
+      visit_sizes<float, bfloat16>(step, visit);
+      break;
+    case StepTypes::f64_f64:
+      visit_sizes<double, double>(step, visit);
+      break;
   }
 }
 

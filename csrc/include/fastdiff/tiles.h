@@ -26,7 +26,8 @@ inline F load_up_to(const T* p, int64_t n) {
   return n == kLanes ? load(p) : load_some(p, n);
 }
 
-// ---- transposition ---------------------------------------------------------------------------------------------------
+// ---- transposition
+// ---------------------------------------------------------------------------------------------------
 
 // rows[i] lane j <-> rows[j] lane i.
 #if defined(FASTDIFF_ISA_AVX512)
@@ -46,7 +47,8 @@ inline void transpose(F* rows) {
     }
   FASTDIFF_UNROLL_16
   for (int j = 0; j < 4; ++j) {
-    const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+    const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88),
+                 odd_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
     const __m512 even_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
     const __m512 odd_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
     rows[j].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
@@ -99,15 +101,17 @@ inline void turn_out(const float* from, int64_t size, int64_t count, const F* fa
         FASTDIFF_UNROLL_16
         for (int64_t i = 0; i < kLanes; ++i) store(start + i * row, rows[i]);
       } else {
-        for (int64_t i = 0; i < left; ++i) n == kLanes ? store(start + i * row, rows[i]) : store_some(start + i * row, rows[i], n);
+        for (int64_t i = 0; i < left; ++i)
+          n == kLanes ? store(start + i * row, rows[i]) : store_some(start + i * row, rows[i], n);
       }
     }
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------
+// ---- products
+// --------------------------------------------------------------------------------------------------------
 //
-// `tiles` tiles, one after the other, of R rows by C vectors of columns, compiled for every R up to kRows<C> and called through
-// tables. The accumulators, a vector for each column and one for a broadcast fill the registers: 32, or 16.
+// `tiles` tiles, one after the other, of R rows by C vectors of columns, compiled for every R up to kRows<C> and called
+// through tables. The accumulators, a vector for each column and one for a broadcast fill the registers: 32, or 16.
 
 #if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_NEON)
 template <int C>
@@ -117,14 +121,17 @@ template <int C>
 constexpr int kRows = C == 2 ? 6 : 4;
 #endif
 
-// Rows that will be read or written before long, in bytes. Their lines are asked for one after the other while products are computed:
-// all at once they would wait for each other, and the processor for them.
+// Rows that will be read or written before long, in bytes. Their lines are asked for one after the other while products
+// are computed: all at once they would wait for each other, and the processor for them.
 class RowsAhead {
- public:
+public:
   RowsAhead() = default;
   RowsAhead(const void* data, int64_t row, int64_t rows, int64_t size)
-      : line_(rows > 0 ? line_of(data) : nullptr), last_(rows > 0 ? static_cast<const char*>(data) + size - 1 : nullptr), row_(row),
-        size_(size), rows_(rows) {}
+      : line_(rows > 0 ? line_of(data) : nullptr),
+        last_(rows > 0 ? static_cast<const char*>(data) + size - 1 : nullptr),
+        row_(row),
+        size_(size),
+        rows_(rows) {}
   FASTDIFF_INLINE void ask() {
     if (line_ <= last_) {
       prefetch_line(line_);
@@ -136,16 +143,18 @@ class RowsAhead {
     }
   }
 
- private:
-  static const char* line_of(const void* p) { return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) & ~uintptr_t{63}); }
+private:
+  static const char* line_of(const void* p) {
+    return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) & ~uintptr_t{63});
+  }
   const char *line_ = nullptr, *last_ = nullptr;
   int64_t row_ = 0, size_ = 0, rows_ = 0;
 };
 
 // out[r][column] = start[column] + sum over i of a[r][i] * b[i][column], where a has rows of `row` numbers.
 template <int R, int C>
-FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* start,
-                                       float* out, RowsAhead* ahead) {
+FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size,
+                                       const F* start, float* out, RowsAhead* ahead) {
   RowsAhead lines = *ahead;
   for (; tiles > 0; --tiles, a += R * row, out += R * C * kLanes) {
     F sums[R][C];
@@ -172,8 +181,9 @@ FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t ro
   *ahead = lines;
 }
 
-// out[r][column] = factor[column] * out[r][column] + sum over i of a[i][r] * b[i][column]; the sum alone where factor is null. The
-// sum begins at 0, so that the error of many calls grows with their number and with the length of one, not with the product of both.
+// out[r][column] = factor[column] * out[r][column] + sum over i of a[i][r] * b[i][column]; the sum alone where factor
+// is null. The sum begins at 0, so that the error of many calls grows with their number and with the length of one, not
+// with the product of both.
 template <int R, int C>
 FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size,
                                           const F* factor, float* out, RowsAhead* ahead) {
@@ -208,8 +218,8 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
   *ahead = lines;
 }
 
-using Product = void (*)(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* columns, float* out,
-                         RowsAhead* ahead);
+using Product = void (*)(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* columns,
+                         float* out, RowsAhead* ahead);
 template <int C>
 struct Products {
   Product of_rows[kRows<C> + 1] = {}, of_columns[kRows<C> + 1] = {};  // by the number of rows of the result

@@ -1,6 +1,6 @@
-// Winograd's minimal filtering F(4x4, 3x3) (Winograd 1980; Lavin & Gray 2016, Section 4): the three transforms, on vectors.
-// The points are 0, +-1/sqrt(2), +-sqrt(2) and infinity, whose rounding errors are about a tenth of those of the usual 0, +-1, +-2.
-// For the files that are compiled once an instruction set (see simd.h).
+// Winograd's minimal filtering F(4x4, 3x3) (Winograd 1980; Lavin & Gray 2016, Section 4): the three transforms, on
+// vectors. The points are 0, +-1/sqrt(2), +-sqrt(2) and infinity, whose rounding errors are about a tenth of those of
+// the usual 0, +-1, +-2. For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
 #include "fastdiff/conv2d.h"
@@ -15,7 +15,8 @@ constexpr float kNear = 0.70710678118654752f, kFar = 1.41421356237309505f;  // t
 template <int step>
 inline void transform_input_line(const F* d, F* t) {
   const F minus_half = F::broadcast(-0.5f), minus_two = F::broadcast(-2.0f), mean = F::broadcast(-2.5f);
-  const F near = F::broadcast(kNear), minus_near = F::broadcast(-kNear), far = F::broadcast(kFar), minus_far = F::broadcast(-kFar);
+  const F near = F::broadcast(kNear), minus_near = F::broadcast(-kNear), far = F::broadcast(kFar),
+          minus_far = F::broadcast(-kFar);
   t[0] = fma(mean, d[2 * step], d[0] + d[4 * step]);
   t[5] = fma(mean, d[3 * step], d[step] + d[5 * step]);
   const F even_near = fma(minus_two, d[2 * step], d[4 * step]), odd_near = fma(minus_two, d[step], d[3 * step]);
@@ -49,7 +50,8 @@ inline void transform_patch(const Load& load, const Store& store) {
 // Three numbers of a filter, `step` apart.
 template <int step>
 inline void transform_weight_line(const F* g, F* t) {
-  const F half = F::broadcast(0.5f), two = F::broadcast(2.0f), by_near = F::broadcast(-2.0f / 3), by_far = F::broadcast(1.0f / 6);
+  const F half = F::broadcast(0.5f), two = F::broadcast(2.0f), by_near = F::broadcast(-2.0f / 3),
+          by_far = F::broadcast(1.0f / 6);
   const F near = F::broadcast(kNear), far = F::broadcast(kFar);
   t[0] = g[0];
   t[5] = g[2 * step];
@@ -63,7 +65,9 @@ inline void transform_weight_line(const F* g, F* t) {
 
 // The points of a pair of rows, which are made of the same numbers: point `n` of kPairPoints.
 constexpr int kPairs[kPointPairs][2] = {{0, 5}, {1, 2}, {3, 4}};
-inline int point_of_pair(int pair, int64_t n) { return kPatch * kPairs[pair][n / kPatch] + static_cast<int>(n % kPatch); }
+inline int point_of_pair(int pair, int64_t n) {
+  return kPatch * kPairs[pair][n / kPatch] + static_cast<int>(n % kPatch);
+}
 
 // g: the nine numbers of a filter, rows first. store(n, value) for the points of a pair of rows.
 template <int pair, class Store>

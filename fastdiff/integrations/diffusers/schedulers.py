@@ -22,7 +22,7 @@ from fastdiff.guidance import Threshold
 from fastdiff.integrations.diffusers.spacing import training_steps
 from fastdiff.process.noise import CounterNoise
 from fastdiff.process.schedules import VPDiscrete
-from fastdiff.program.program import Call, Combine, Program
+from fastdiff.program import Call, Combine, Program
 from fastdiff.sampling import traced
 from fastdiff.solvers import get_solver
 
