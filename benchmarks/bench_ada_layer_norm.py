@@ -2,7 +2,7 @@
 
     python benchmarks/bench_ada_layer_norm.py
 
-As DiT's block has them: shift, scale and gate are views of one tensor.
+As DiT's block has them: shift and scale are views of one tensor.
 """
 
 import pytest
@@ -17,35 +17,29 @@ SHAPES = [(2, 256, 1152), (8, 1024, 1152), (2, 256, 384), (2, 4096, 1536), (1, 4
 HALF = [(2, 256, 1152), (8, 1024, 1152), (2, 4096, 1536)]
 
 
-def make(shape, dtype, gated, backward=False):
+def make(shape, dtype, backward=False):
     batch, _, channels = shape
-    shift, scale, gate = torch.randn(batch, 1, 6 * channels).to(dtype).chunk(6, dim=-1)[:3]
-    x, residual = torch.randn(2, *shape).to(dtype)
+    shift, scale = torch.randn(batch, 1, 6 * channels).to(dtype).chunk(6, dim=-1)[:2]
+    x = torch.randn(shape).to(dtype)
     if backward:
-        x, scale, shift, gate, residual = (t.requires_grad_() for t in (x, scale, shift, gate, residual))
-    return (x, scale, shift), ({"gate": gate, "residual": residual} if gated else {})
+        x, scale, shift = (t.requires_grad_() for t in (x, scale, shift))
+    return (x, scale, shift), {}
 
 
-def case(shape, dtype, gated, backward=False):
+def case(shape, dtype, backward=False):
     size = dtype.itemsize
     for extent in shape:
         size *= extent
-    streams = (3 if gated else 2) + (3 if backward else 0)  # the residual's gradient is that of the result
+    streams = 5 if backward else 2
     return Case(
-        shape,
-        dtype,
-        lambda: make(shape, dtype, gated, backward),
-        bytes=streams * size,
-        detail="gate, residual" if gated else "",
-        reduction=shape[2],
-        backward=backward,
+        shape, dtype, lambda: make(shape, dtype, backward), bytes=streams * size, reduction=shape[2], backward=backward
     )
 
 
-CASES = [case(shape, torch.float32, gated) for shape in SHAPES for gated in (False, True)]
-CASES += [case(shape, dtype, True) for dtype in (torch.bfloat16, torch.float16) for shape in HALF]
-CASES += [case(shape, torch.float32, gated, backward=True) for shape in SHAPES for gated in (False, True)]
-CASES += [case(shape, torch.bfloat16, True, backward=True) for shape in HALF[:2]]
+CASES = [case(shape, torch.float32) for shape in SHAPES]
+CASES += [case(shape, dtype) for dtype in (torch.bfloat16, torch.float16) for shape in HALF]
+CASES += [case(shape, torch.float32, backward=True) for shape in SHAPES]
+CASES += [case(shape, torch.bfloat16, backward=True) for shape in HALF[:2]]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

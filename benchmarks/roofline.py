@@ -84,7 +84,7 @@ def forward(op: str, shape: tuple[int, ...], target: str) -> Cost:
     if op == "group_norm_silu":
         return costs.group_norm_silu(*shape, 32, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
-        return costs.ada_layer_norm(*shape, SIZE, gated=True)
+        return costs.ada_layer_norm(*shape, SIZE, gated=False)
     # x and the last m in float32, the model's two outputs; x, m and, twice, the next input of the model.
     return costs.linear_combine(*shape, [4, 4, SIZE, SIZE], [4, 4, SIZE, SIZE])
 
@@ -108,7 +108,7 @@ def backward(op: str, shape: tuple[int, ...], target: str) -> Cost | None:
     if op == "group_norm_silu":
         return costs.group_norm_silu_backward(*shape, 32, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
-        return costs.ada_layer_norm_backward(*shape, SIZE, gated=True, device=device)
+        return costs.ada_layer_norm_backward(*shape, SIZE, gated=False, device=device)
     return None
 
 

@@ -141,8 +141,8 @@ int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; 
 bool whole_groups(const fastdiff::GroupNorm& op) { return !op.channels_last && op.samples * op.groups >= 8; }
 
 void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& x, const RowsArgument& scale,
-                    const RowsArgument& shift, const RowsArgument& gate, const RowsArgument& residual, uintptr_t weight,
-                    uintptr_t bias, int64_t batch, int64_t rows, int64_t channels, float eps, int num_threads) {
+                    const RowsArgument& shift, uintptr_t weight, uintptr_t bias, int64_t batch, int64_t rows,
+                    int64_t channels, float eps, int num_threads) {
   const auto address = [](uintptr_t a) { return reinterpret_cast<const void*>(a); };
   const fastdiff::Type number = type_of(type);
   const int64_t size = batch * rows * channels;
@@ -150,8 +150,6 @@ void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& 
                                      rows_of(x),
                                      rows_of(scale),
                                      rows_of(shift),
-                                     rows_of(gate),
-                                     rows_of(residual),
                                      address(weight),
                                      address(bias),
                                      reinterpret_cast<void*>(out),
@@ -197,34 +195,22 @@ void group_norm_silu(const std::string& type, uintptr_t out, uintptr_t x, uintpt
   run_kernel(kernels.group_norm_output, op, samples * parts, threads);
 }
 
-// found: the addresses of the gradients of x, scale, shift, gate, weight and bias. sizes: batch, rows, channels.
-void ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t, 6>& found,
+// found: the addresses of the gradients of x, scale, shift, weight and bias. sizes: batch, rows, channels.
+void ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t, 5>& found,
                              const RowsArgument& gradient, const RowsArgument& x, const RowsArgument& scale,
-                             const RowsArgument& shift, const RowsArgument& gate, uintptr_t weight, uintptr_t bias,
+                             const RowsArgument& shift, uintptr_t weight, uintptr_t bias,
                              const std::array<int64_t, 3>& sizes, float eps, int num_threads) {
   const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
   const int64_t batch = sizes[0], rows = sizes[1], channels = sizes[2], parts = parts_of(rows, fastdiff::kNormRows);
   std::vector<float> sums(static_cast<size_t>(batch * parts * 2 * channels));
-  const fastdiff::AdaLayerNormBackward op = {{type_of(type),
-                                              rows_of(x),
-                                              rows_of(scale),
-                                              rows_of(shift),
-                                              rows_of(gate),
-                                              {},
-                                              address(weight),
-                                              address(bias),
-                                              nullptr,
-                                              rows,
-                                              channels,
-                                              eps,
-                                              false},
+  const fastdiff::AdaLayerNormBackward op = {{type_of(type), rows_of(x), rows_of(scale), rows_of(shift),
+                                              address(weight), address(bias), nullptr, rows, channels, eps, false},
                                              rows_of(gradient),
                                              address(found[0]),
                                              address(found[1]),
                                              address(found[2]),
                                              address(found[3]),
                                              address(found[4]),
-                                             address(found[5]),
                                              batch,
                                              sums.data()};
   const fastdiff::Kernels& kernels = fastdiff::kernels();
@@ -504,8 +490,8 @@ PYBIND11_MODULE(_core, module) {
   module.def("linear_combine_float64", linear_combine<double>);
   // Called by position: names cost 0.7 us a call.
   module.def("ada_layer_norm", ada_layer_norm, py::arg("type"), py::arg("out"), py::arg("x"), py::arg("scale"),
-             py::arg("shift"), py::arg("gate"), py::arg("residual"), py::arg("weight"), py::arg("bias"),
-             py::arg("batch"), py::arg("rows"), py::arg("channels"), py::arg("eps"), py::arg("num_threads"));
+             py::arg("shift"), py::arg("weight"), py::arg("bias"), py::arg("batch"), py::arg("rows"),
+             py::arg("channels"), py::arg("eps"), py::arg("num_threads"));
   module.def("group_norm_silu", group_norm_silu, py::arg("type"), py::arg("out"), py::arg("x"), py::arg("weight"),
              py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("samples"), py::arg("channels"),
              py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"), py::arg("eps"),

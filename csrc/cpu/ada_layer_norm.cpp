@@ -1,4 +1,4 @@
-// adaLN: layer norm, modulation, gate and residual in one pass over memory; a row stays in the cache meanwhile.
+// adaLN: layer norm and modulation in one pass over memory; a row stays in the cache meanwhile.
 // Compiled once an instruction set (see simd.h).
 #include "fastdiff/modulation.h"
 #include "fastdiff/moments.h"
@@ -10,13 +10,13 @@ template <class T>
 void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
   const Scratch scratch(3, op.channels);
   float *factor = scratch.row(0), *offset = scratch.row(1), *wide = scratch.row(2);
-  const bool same_for_rows = op.scale.row == 0 && op.shift.row == 0 && op.gate.row == 0;
+  const bool same_for_rows = op.scale.row == 0 && op.shift.row == 0;
   int64_t combined = -1;  // the batch that factor and offset are of
   for (int64_t index = begin; index < end; ++index) {
     const int64_t b = index / op.rows, s = index % op.rows;
     if (!same_for_rows || b != combined) combine<T>(op, b, s, factor, offset);
     combined = b;
-    const T *stored = row<T>(op.x, b, s), *residual = row<T>(op.residual, b, s);
+    const T* stored = row<T>(op.x, b, s);
     const float* x = widen_row(stored, wide, op.channels);
     const T* next = stored + (s + 1 < op.rows ? op.x.row : 0);
     const Moments m = moments(x, op.channels, next);
@@ -26,13 +26,7 @@ void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
     const auto modulated = [=](auto at) {
       return fma((at.load(x) - mean) * inverse, at.load(factor), at.load(offset));
     };
-    const auto added = [=](auto at) { return modulated(at) + at.load(residual); };
-    if (op.stream) {
-      residual ? map_stream(out, op.channels, next, added) : map_stream(out, op.channels, next, modulated);
-    } else {
-      const T* ahead = residual ? residual + (s + 1 < op.rows ? op.residual.row : 0) : next;
-      residual ? map_ahead(out, op.channels, ahead, added) : map_ahead(out, op.channels, ahead, modulated);
-    }
+    op.stream ? map_stream(out, op.channels, next, modulated) : map_ahead(out, op.channels, next, modulated);
   }
   if (op.stream) stream_fence();
 }

@@ -66,14 +66,11 @@ void run_parameters(const AdaLayerNormBackward& op, int64_t begin, int64_t end) 
           total = total + at.load(sums);
           product = product + at.load(sums + channels);
         }
-        const F scale = one + at.load(row<T>(forward.scale, b, 0)), shift = at.load(row<T>(forward.shift, b, 0));
-        const T* gates = row<T>(forward.gate, b, 0);
-        const F gate = gates ? at.load(gates) : one, normal = fma(w, product, offset * total);
-        if (op.scale) at.store(static_cast<T*>(op.scale) + b * channels, gate * normal);
-        if (op.shift) at.store(static_cast<T*>(op.shift) + b * channels, gate * total);
-        if (op.gate) at.store(static_cast<T*>(op.gate) + b * channels, fma(scale, normal, shift * total));
-        of_weight = fma(gate * scale, product, of_weight);
-        of_bias = fma(gate * scale, total, of_bias);
+        const F scale = one + at.load(row<T>(forward.scale, b, 0));
+        if (op.scale) at.store(static_cast<T*>(op.scale) + b * channels, fma(w, product, offset * total));
+        if (op.shift) at.store(static_cast<T*>(op.shift) + b * channels, total);
+        of_weight = fma(scale, product, of_weight);
+        of_bias = fma(scale, total, of_bias);
       }
       if (op.weight) at.store(static_cast<T*>(op.weight), of_weight);
       if (op.bias) at.store(static_cast<T*>(op.bias), of_bias);

@@ -34,7 +34,7 @@ def group_norm_silu(
 def ada_layer_norm(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """`ops.ada_layer_norm` without gate and residual, which come after another layer."""
+    """`ops.ada_layer_norm`."""
     return ops.ada_layer_norm(x, scale, shift, weight=weight, bias=bias, eps=eps)
 
 

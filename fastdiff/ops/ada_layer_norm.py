@@ -32,20 +32,18 @@ def ada_layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-6,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
 ) -> Tensor:
-    """y = (1 + scale) LN(x) + shift; with a gate, gate * y; with a residual, residual + that.
+    """(1 + scale) LN(x) + shift.
 
-    x, residual: (B, S, C), float32, bfloat16, float16 or float64, any strides. scale, shift, gate: (B, 1, C) or (B, S,
-    C). weight, bias: (C,), of the norm. Strided views whose last dimension is contiguous, such as those of `chunk(6,
-    dim=-1)`, are read in place. Statistics are in float32 (float64 for float64), the rest as well, and rounded once.
+    x: (B, S, C), float32, bfloat16, float16 or float64, any strides. scale, shift: (B, 1, C) or (B, S, C). weight,
+    bias: (C,), of the norm. Strided views whose last dimension is contiguous, such as those of `chunk(6, dim=-1)`, are
+    read in place. Statistics are in float32 (float64 for float64), the rest as well, and rounded once.
     Returns (B, S, C), contiguous, in x's dtype. Differentiable. Raises ValueError where shapes do not fit, TypeError
     for mixed dtypes.
     """
-    arguments = (x, scale, shift, weight, bias, eps, gate, residual)
+    arguments = (x, scale, shift, weight, bias, eps)
     _check(*arguments)
-    if is_direct(x, (x, scale, shift, weight, bias, gate, residual)):
+    if is_direct(x, (x, scale, shift, weight, bias)):
         return _kernel(*arguments)
     slower = faster_in_torch(*arguments)
     if is_left_to_torch(x, slower):
@@ -57,31 +55,14 @@ def ada_layer_norm(
 
 
 def reference(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-6,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6
 ) -> Tensor:
     """The same in plain PyTorch."""
-    y = F.layer_norm(x, x.shape[-1:], weight, bias, eps) * (1 + scale) + shift
-    if gate is not None:
-        y = gate * y
-    return (y if residual is None else residual + y).contiguous()
+    return (F.layer_norm(x, x.shape[-1:], weight, bias, eps) * (1 + scale) + shift).contiguous()
 
 
 def supports(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-6,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6
 ) -> str | None:
     """Why the compiled kernel cannot take this, or None."""
     if (reason := transformed()) is not None:
@@ -99,43 +80,27 @@ def supports_triton(x: Tensor, *rest: object) -> str | None:
 
 
 def faster_in_torch(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-6,
-    gate: Tensor | None = None,
-    residual: Tensor | None = None,
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6
 ) -> str | None:
     """Why torch is faster with these arguments of `reference`, so that it runs unless the kernel is insisted on; or
     None."""
-    if not wants_gradient((x, scale, shift, weight, bias, gate, residual)):
+    if not wants_gradient((x, scale, shift, weight, bias)):
         return None
     if x.numel() < _FEW:
         return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
-    if not _same_for_rows(scale, shift, gate):
-        return "a gradient is wanted, and scale, shift or gate differ from row to row, for which it has no kernel"
+    if not _same_for_rows(scale, shift):
+        return "a gradient is wanted, and scale or shift differ from row to row, for which it has no kernel"
     return None
 
 
 _FEW = 1 << 15
 
 
-def _same_for_rows(scale: Tensor, shift: Tensor, gate: Tensor | None) -> bool:
-    return scale.shape[1] == 1 and shift.shape[1] == 1 and (gate is None or gate.shape[1] == 1)
+def _same_for_rows(scale: Tensor, shift: Tensor) -> bool:
+    return scale.shape[1] == 1 and shift.shape[1] == 1
 
 
-def _check(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> None:
+def _check(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
     shape = x.shape
     if x.ndim != 3:
         raise ValueError(f"x must be (B, S, C), got {tuple(shape)}")
@@ -147,26 +112,13 @@ def _check(
     row, vector = (batch, 1, channels), (channels,)
     check_tensor("scale", scale, x, row, shape)
     check_tensor("shift", shift, x, row, shape)
-    if gate is not None:
-        check_tensor("gate", gate, x, row, shape)
-    if residual is not None:
-        check_tensor("residual", residual, x, shape)
     if weight is not None:
         check_tensor("weight", weight, x, vector)
     if bias is not None:
         check_tensor("bias", bias, x, vector)
 
 
-def _kernel(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
-    residual: Tensor | None,
-) -> Tensor:
+def _kernel(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     if x.dtype not in TYPES:
         raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
     batch, rows, channels = x.shape
@@ -180,8 +132,6 @@ def _kernel(
         _rows(x, copies),
         _rows(scale, copies),
         _rows(shift, copies),
-        _rows(gate, copies),
-        _rows(residual, copies),
         0 if weight is None else weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         batch,
@@ -213,36 +163,21 @@ def _fake(x: Tensor, *rest: object) -> Tensor:
 
 
 def _check_backward(
-    gradient: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
+    gradient: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> None:
-    _check(x, scale, shift, weight, bias, eps, gate, None)
+    _check(x, scale, shift, weight, bias, eps)
     check_tensor("gradient", gradient, x, x.shape)
     row = (x.shape[0], 1, x.shape[2])
-    for name, tensor in (("scale", scale), ("shift", shift), ("gate", gate)):
-        if tensor is not None:
-            check_tensor(name, tensor, x, row)
+    check_tensor("scale", scale, x, row)
+    check_tensor("shift", shift, x, row)
 
 
 def _kernel_backward(
-    gradient: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
+    gradient: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, ...]:
     if x.dtype not in TYPES:
         raise ValueError(f"the kernel takes float32, bfloat16 and float16, not {x.dtype}")
-    found = empty_like(x), *empty_gradients(x, scale, shift, gate, weight, bias)
+    found = empty_like(x), *empty_gradients(x, scale, shift, weight, bias)
     copies: list[Tensor] = []  # until the kernel has run
     weight = None if weight is None else weight.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -253,7 +188,6 @@ def _kernel_backward(
         _rows(x, copies),
         _rows(scale, copies),
         _rows(shift, copies),
-        _rows(gate, copies),
         0 if weight is None else weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         x.shape,
@@ -264,22 +198,15 @@ def _kernel_backward(
 
 
 def _fake_backward(
-    gradient: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
+    gradient: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, ...]:
     of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return of_x, *empty_gradients(x, scale, shift, gate, weight, bias)
+    return of_x, *empty_gradients(x, scale, shift, weight, bias)
 
 
 _call_backward = register(
     "ada_layer_norm_backward(Tensor gradient, Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, "
-    "float eps, Tensor? gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     kernel=_kernel_backward,
     check=_check_backward,
     fake=_fake_backward,
@@ -287,28 +214,16 @@ _call_backward = register(
 
 
 def _own_backward(
-    gradient: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
-    residual: Tensor | None,
+    gradient: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor | None, ...] | None:
-    """Gradients of all arguments; None where scale, shift or gate differ from row to row."""
-    if not x.is_cpu or not _same_for_rows(scale, shift, gate):
+    """Gradients of all arguments; None where scale or shift differ from row to row."""
+    if not x.is_cpu or not _same_for_rows(scale, shift):
         return None
-    of_x, of_scale, of_shift, of_gate, of_weight, of_bias = _call_backward(
-        gradient, x, scale, shift, weight, bias, eps, gate
-    )
-    return of_x, of_scale, of_shift, of_weight, of_bias, None, of_gate, gradient
+    return *_call_backward(gradient, x, scale, shift, weight, bias, eps), None
 
 
 _call = register(
-    "ada_layer_norm(Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, float eps, Tensor? gate, "
-    "Tensor? residual) -> Tensor",
+    "ada_layer_norm(Tensor x, Tensor scale, Tensor shift, Tensor? weight, Tensor? bias, float eps) -> Tensor",
     kernel=_kernel,
     check=_check,
     fake=_fake,

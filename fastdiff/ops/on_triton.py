@@ -177,20 +177,13 @@ def ada_layer_norm_unsupported(x: Tensor) -> str | None:
 
 
 def ada_layer_norm(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
-    residual: Tensor | None,
+    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """As fastdiff.ops.ada_layer_norm."""
     from fastdiff.kernels.ada_layer_norm import ada_layer_norm as kernels
 
-    x, scale, shift, weight, bias, gate, residual = map(_rows, (x, scale, shift, weight, bias, gate, residual))
-    return kernels(x, scale, shift, weight=weight, bias=bias, eps=eps, gate=gate, residual=residual)
+    x, scale, shift, weight, bias = map(_rows, (x, scale, shift, weight, bias))
+    return kernels(x, scale, shift, weight=weight, bias=bias, eps=eps)
 
 
 def _rows(tensor: Any) -> Any:
@@ -199,30 +192,21 @@ def _rows(tensor: Any) -> Any:
 
 
 def _ada_layer_norm_backward(
-    gradient: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    gate: Tensor | None,
+    gradient: Tensor, x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, ...]:
     from fastdiff.kernels.ada_layer_norm_backward import ada_layer_norm_backward as kernels
 
-    gradient, held, scale, shift, weight, bias, gate = map(_rows, (gradient, x, scale, shift, weight, bias, gate))
-    found = kernels(gradient, held, scale, shift, weight=weight, bias=bias, eps=eps, gate=gate)
-    names = ("x", "scale", "shift", "weight", "bias", "gate")
+    gradient, held, scale, shift, weight, bias = map(_rows, (gradient, x, scale, shift, weight, bias))
+    found = kernels(gradient, held, scale, shift, weight=weight, bias=bias, eps=eps)
+    names = ("x", "scale", "shift", "weight", "bias")
     return tuple(found[name] if name in found else _none(x) for name in names)
 
 
 _ada_layer_norm_gradients = define(
     "ada_layer_norm_backward_triton(Tensor gradient, Tensor x, Tensor scale, Tensor shift, Tensor? weight, "
-    "Tensor? bias, float eps, Tensor? gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? bias, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     {"CPU": _ada_layer_norm_backward, "CUDA": _ada_layer_norm_backward},
-    lambda gradient, x, scale, shift, weight, bias, eps, gate: tuple(
-        _empty(t, x) for t in (x, scale, shift, weight, bias, gate)
-    ),
+    lambda gradient, x, scale, shift, weight, bias, eps: tuple(_empty(t, x) for t in (x, scale, shift, weight, bias)),
 )
 
 
@@ -230,9 +214,7 @@ def ada_layer_norm_gradients(gradient: Tensor, *arguments: Any) -> tuple[Tensor 
     """Of each argument of the operator; None where the kernel does not run."""
     if not runs(gradient):
         return None
-    *given, residual = arguments
-    of_x, of_scale, of_shift, of_weight, of_bias, of_gate = _ada_layer_norm_gradients(gradient, *given)
-    return of_x, of_scale, of_shift, of_weight, of_bias, None, of_gate, None if residual is None else gradient
+    return *_ada_layer_norm_gradients(gradient, *arguments), None
 
 
 # ---- linear_combine --------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ OPERATORS = {
     "attention of one head": (ops.attention, [(1, 1, 130, 256)] * 3),
     "group_norm_silu": (lambda x, w, b: ops.group_norm_silu(x, 4, w, b), [(2, 8, 9, 7), (8,), (8,)]),
     "group_norm_silu in parts": (lambda x, w, b: ops.group_norm_silu(x, 2, w, b), [(1, 8, 301, 99), (8,), (8,)]),
-    "ada_layer_norm": (lambda x, s, t, g: ops.ada_layer_norm(x, s, t, gate=g), [(2, 70, 72), ROW, ROW, ROW]),
+    "ada_layer_norm": (ops.ada_layer_norm, [(2, 70, 72), ROW, ROW]),
     "ada_layer_norm of rows": (ops.ada_layer_norm, [(2, 30, 72), (2, 30, 72), ROW]),
     "linear_combine": (lambda x, y: ops.linear_combine([[0.5, -2.0]], [x, y])[0], [(3, 1000), (3, 1000)]),
 }

@@ -33,12 +33,12 @@ struct Rows {
   int64_t batch, row;
 };
 
-// out = y, or residual + gate * y, with y = (1 + scale) * LN(x) + shift and LN(x) = (x - mean) / sqrt(variance + eps) *
-// weight + bias. All but weight and bias have S rows of C numbers in each batch; out is contiguous. Rows [begin, end)
-// of all batches are computed, in float32 whatever the type.
+// out = (1 + scale) * LN(x) + shift, LN(x) = (x - mean) / sqrt(variance + eps) * weight + bias. All but weight and bias
+// have S rows of C numbers in each batch; out is contiguous. Rows [begin, end) of all batches are computed, in float32
+// whatever the type.
 struct AdaLayerNorm {
   Type type;
-  Rows x, scale, shift, gate, residual;
+  Rows x, scale, shift;
   const void *weight, *bias;
   void* out;
   int64_t rows, channels;  // of a batch; of a row
@@ -47,14 +47,13 @@ struct AdaLayerNorm {
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
-// Gradients of the above for scale, shift and gate that are the same for all rows of a batch (stride of a row 0),
-// contiguous; null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows,
-// units are batch * parts
-// + part; then the other gradients from these, units are blocks of kNormChannels channels.
+// Gradients of the above for scale and shift that are the same for all rows of a batch (stride of a row 0), contiguous;
+// null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows, units are
+// batch * parts + part; then the other gradients from these, units are blocks of kNormChannels channels.
 struct AdaLayerNormBackward {
-  AdaLayerNorm forward;  // residual, out and stream are not used
+  AdaLayerNorm forward;  // out and stream are not used
   Rows gradient;         // of out
-  void *x, *scale, *shift, *gate, *weight, *bias;
+  void *x, *scale, *shift, *weight, *bias;
   int64_t batch;
   float* sums;  // room for 2 * channels numbers for every unit of the first phase
 };

@@ -14,7 +14,7 @@ inline const T* row(const Rows& rows, int64_t batch, int64_t index) {
 // What is done to (x - mean) / deviation, as one multiplication and one addition for each channel.
 template <class T>
 inline void combine(const AdaLayerNorm& op, int64_t b, int64_t s, float* factor, float* offset) {
-  const T *scale = row<T>(op.scale, b, s), *shift = row<T>(op.shift, b, s), *gate = row<T>(op.gate, b, s);
+  const T *scale = row<T>(op.scale, b, s), *shift = row<T>(op.shift, b, s);
   const T *weight = static_cast<const T*>(op.weight), *bias = static_cast<const T*>(op.bias);
   const F one = F::broadcast(1);
   if (weight) {
@@ -26,10 +26,6 @@ inline void combine(const AdaLayerNorm& op, int64_t b, int64_t s, float* factor,
     map(offset, op.channels, [=](auto at) { return fma(at.load(bias), one + at.load(scale), at.load(shift)); });
   } else {
     map(offset, op.channels, [=](auto at) { return at.load(shift); });
-  }
-  if (gate) {
-    map(factor, op.channels, [=](auto at) { return at.load(factor) * at.load(gate); });
-    map(offset, op.channels, [=](auto at) { return at.load(offset) * at.load(gate); });
   }
 }
 
