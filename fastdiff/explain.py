@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,14 @@ from fastdiff.runtime import choice, triton
 from fastdiff.runtime.native import core
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Arguments of an op's `supports`, from a function that makes a tensor of a shape.
+# The smallest arguments of each op that its kernels take, from a function that makes a tensor of a shape.
 _ARGUMENTS: dict[str, Callable[[Callable[..., Tensor]], tuple[Any, ...]]] = {
     "ada_layer_norm": lambda make: (make(1, 2, 8), make(1, 1, 8), make(1, 1, 8)),
-    "attention": lambda make: (make(1, 1, 2, 8), make(1, 1, 2, 8), make(1, 1, 2, 8)),
+    "attention": lambda make: (make(1, 1, 2, 8), make(1, 1, 2, 8), make(1, 1, 2, 8), None, 1.0),
     "conv2d": lambda make: (make(1, 64, 4, 4), None, make(64, 64, 3, 3)),
     "group_norm_silu": lambda make: (make(1, 2, 2, 2), 1),
-    "linear": lambda make: (make(2, 8), make(8, 8)),
-    "linear_combine": lambda make: ([[1.0]], [make(2)]),
+    "linear": lambda make: (make(1, 2, 8), make(8, 8)),
+    "linear_combine": lambda make: ([make(2)], [1.0], 1),
 }
 
 
@@ -95,18 +94,17 @@ def _choices(op: str, device: str) -> list[Choice]:
 
 def _implementation(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
     """What runs, and the reason of each that does not."""
-    module = importlib.import_module(f"fastdiff.ops.{op}")
-    arguments = _ARGUMENTS[op](lambda *shape: torch.zeros(shape, dtype=dtype, device=device))
-    on_gpu = getattr(module, "supports_triton", lambda *_: "there is no Triton kernel for this")
-    reasons = {"C++": module.supports(*arguments), "triton": on_gpu(*arguments)}
+    operator = OPS[op]
+    a = operator.Arguments(*_ARGUMENTS[op](lambda *shape: torch.zeros(shape, dtype=dtype, device=device)))
+    reasons = {"C++": operator.unsupported(a), "triton": operator.unsupported_by_triton(a)}
     backend = choice.current()
     if backend == "reference":
         return "PyTorch", {"kernels": "the reference backend was chosen"}
     # Each is made for one kind of device.
     name = {"triton": "triton", "cpu": "C++"}.get(backend, "triton" if device == "cuda" else "C++")
-    if reasons[name] is not None:
-        optional = backend == "auto" or (backend == "triton" and not hasattr(module, "supports_triton"))
-        return "PyTorch" if optional else "an error", {name: reasons[name]}
+    if (reason := reasons[name]) is not None:
+        optional = backend == "auto" or (backend == "triton" and not operator.has_triton)
+        return "PyTorch" if optional else "an error", {name: reason}
     return f"C++ ({core.isa()})" if name == "C++" else "Triton", {}
 
 

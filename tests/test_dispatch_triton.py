@@ -14,9 +14,10 @@ from torch._subclasses import FakeTensorMode
 from triton_process import interpret
 
 import fastdiff
+from fastdiff.ops import conv2d_algorithms
 from fastdiff.runtime import choice, triton
 
-attention = importlib.import_module("fastdiff.ops.attention")  # the package has the function by this name
+attention = fastdiff.ops.attention
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 # The same call under two choice, with gradients; and which kernels ran.
@@ -122,13 +123,12 @@ def test_cuda_tensors_are_taken_to_triton(monkeypatch):
             (64, torch.float64, "not torch.float64"),
         ]:
             q = torch.empty(2, 4, 16, dim, dtype=dtype, device="cuda")
-            found = attention.supports_triton(q, q, q)
+            a = attention.Arguments(q, q, q)
+            found = attention.unsupported_by_triton(a)
             assert found is None if reason is None else reason in found
-            assert choice.pick(attention.supports(q, q, q), triton=lambda found=found: found) == (
-                "reference" if reason else "triton"
-            )
+            assert attention.takes(a) == (None if reason else "triton")
         with fastdiff.use("reference"):
-            assert choice.pick(attention.supports(q, q, q), triton=lambda: None) == "reference"
+            assert attention.takes(a) is None
         with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match="C\\+\\+ kernel runs on the CPU"):
             fastdiff.ops.attention(q, q, q)
 
@@ -157,9 +157,9 @@ def test_why_there_is_no_triton(monkeypatch):
     assert "Triton is not installed" in triton.unavailable()
     with FakeTensorMode():
         q = torch.empty(1, 1, 2, 8, device="cuda")
-        assert "Triton is not installed" in attention.supports_triton(q, q, q)
-        # The next best: torch's own.
-        assert choice.pick(attention.supports(q, q, q), triton=lambda: triton.MISSING) == "reference"
+        a = attention.Arguments(q, q, q)
+        assert "Triton is not installed" in attention.unsupported_by_triton(a)
+        assert attention.takes(a) is None  # the next best: torch's own
 
 
 @pytest.mark.parametrize(("capability", "reason"), [((7, 5), "has compute capability 7.5"), ((8, 6), None)])
@@ -172,7 +172,7 @@ def test_old_gpus(monkeypatch, capability, reason):
 
 def test_explain(monkeypatch):
     monkeypatch.setattr(choice, "_notes", {})
-    monkeypatch.setattr(fastdiff.ops.conv2d_algorithms, "_choices", {})
+    monkeypatch.setattr(conv2d_algorithms, "_choices", {})
     found = fastdiff.explain()
     assert {c.op for c in found.choices} == {*fastdiff.ops.OPS, "sampling loop"}
     assert {c.device for c in found.choices} == {"cpu", "cuda"}

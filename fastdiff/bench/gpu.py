@@ -126,7 +126,7 @@ def _group_norm_silu(device: str, dtype: torch.dtype, small: bool) -> Iterator[G
 
 def _ada_layer_norm(device: str, dtype: torch.dtype, small: bool) -> Iterator[GpuCase]:
     from fastdiff.kernels.ada_layer_norm import ada_layer_norm
-    from fastdiff.ops.ada_layer_norm import reference
+    from fastdiff.ops import ada_layer_norm as op
 
     for batch, rows, channels in [(2, 3, 40)] if small else [(2, 256, 1152), (8, 1024, 1152)]:
 
@@ -138,14 +138,14 @@ def _ada_layer_norm(device: str, dtype: torch.dtype, small: bool) -> Iterator[Gp
 
         yield GpuCase(
             "ada_layer_norm", (batch, rows, channels), dtype, make, ada_layer_norm,
-            {"layer_norm": reference, "compile": reference},
+            {"layer_norm": op.plain, "compile": op.plain},
             bytes=2 * batch * rows * channels * dtype.itemsize, reduction=channels,
         )  # fmt: skip
 
 
 def _linear_combine(device: str, dtype: torch.dtype, small: bool) -> Iterator[GpuCase]:
     from fastdiff.kernels.linear_combine import linear_combine
-    from fastdiff.ops.linear_combine import reference
+    from fastdiff.ops import linear_combine as op
 
     for shape in [(33,)] if small else [(2, 4, 64, 64), (8, 4, 128, 128), (4, 3, 512, 512)]:
 
@@ -153,6 +153,6 @@ def _linear_combine(device: str, dtype: torch.dtype, small: bool) -> Iterator[Gp
             return ([[0.7, -0.2, 1.1], [0.3, 0.9, -0.4]], list(torch.randn(3, *shape, device=device).to(dtype))), {}
 
         yield GpuCase(
-            "linear_combine", shape, dtype, make, linear_combine, {"eager": reference, "compile": reference},
+            "linear_combine", shape, dtype, make, linear_combine, {"eager": op.plain, "compile": op.plain},
             bytes=5 * math.prod(shape) * dtype.itemsize, reduction=3,
         )  # fmt: skip

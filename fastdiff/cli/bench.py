@@ -37,7 +37,7 @@ def run(device: str, ops: Sequence[str], memory_checker: bool, out: str | None, 
     for name in ops:
         if name not in OPS:
             raise unknown("op", name, OPS)
-    ops = ops or OPS
+    ops = ops or tuple(OPS)
     reason = gpu_kernels.unavailable()
     if reason is None and not torch.cuda.is_available():
         reason = "torch sees no GPU"

@@ -1,4 +1,4 @@
-"""What the passes put into a graph: the operators, with all arguments by position."""
+"""What the passes put into a graph: operators whose arguments come by position, and functions beside them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff import ops
+from fastdiff.ops.conv2d import is_channels_last
+from fastdiff.ops.linear import Arguments as LinearArguments
+from fastdiff.ops.linear import few
 from fastdiff.runtime.memory import empty
 
 
@@ -17,25 +20,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     return ops.attention(q, k, v, mask=mask, scale=scale)
 
 
-def group_norm_silu(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """`ops.group_norm_silu`."""
-    return ops.group_norm_silu(x, groups, weight, bias, eps, scale=scale, shift=shift, activation=activation)
+def linear(*values: Any) -> Tensor:
+    """`ops.linear`, and the same in PyTorch where x is not (B, S, K). values: of its Arguments."""
+    a = LinearArguments(*values)
+    return ops.linear.run(a, inplace=True) if a.x.ndim == 3 else ops.linear.reference(a, inplace=True)
 
 
-def ada_layer_norm(
-    x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    """`ops.ada_layer_norm`."""
-    return ops.ada_layer_norm(x, scale, shift, weight=weight, bias=bias, eps=eps)
+def worth_joining(x: Any, outputs: int) -> bool:
+    """Whether the kernel would take layers of this input in one, going by the sizes that are known."""
+    if x.ndim != 3 or ops.linear.unsupported(LinearArguments(x, x)) is not None:
+        return False
+    rows = x.shape[0] * x.shape[1]
+    return not few(rows if isinstance(rows, int) else 1 << 20, x.shape[2], outputs)
+
+
+def columns(y: Tensor, start: int, size: int) -> Tensor:
+    """Some columns of a result, a view."""
+    return y.narrow(-1, start, size)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -53,16 +54,6 @@ def cat_pooled(tensors: list[Tensor], dim: int) -> Tensor:
     shape = list(first.shape)
     shape[dim] = sum(x.shape[dim] for x in tensors)
     return torch.cat(tensors, dim, out=empty(tuple(shape), dtype=first.dtype, memory_format=layout))
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a map lie side by side."""
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The map with its channels side by side."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def restore_strides(x: Any, channels_last: bool) -> Any:

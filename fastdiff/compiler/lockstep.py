@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fastdiff.compiler.nodes import Node
+from fastdiff.ops import OPS
 
 
 class Walk:
@@ -109,20 +109,6 @@ def _widened(module: fx.GraphModule) -> fx.GraphModule:
         if node.op == "call_method" and node.target in ("float", "half", "bfloat16"):
             node.target = "double"
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fastdiff":
-            node.target = _reference(node.target._schema.name.partition("::")[2])
+            node.target = OPS[node.target._schema.name.partition("::")[2]].plain.positional
         node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), wide)
     return fx.GraphModule(module, graph)
-
-
-def _reference(name: str) -> Callable[..., Any]:
-    """An operator in plain PyTorch, with its own arguments and results."""
-    reference: Callable[..., Any] = importlib.import_module(f"fastdiff.ops.{name}").reference
-    if name != "attention":
-        return reference
-
-    def attention(*arguments: Any) -> tuple[Any, ...]:
-        *inputs, return_maps, _ = arguments
-        found = reference(*inputs, return_maps)
-        return (*found, None) if return_maps else (found, None, None)
-
-    return attention

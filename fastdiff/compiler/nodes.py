@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,6 +70,23 @@ def only_user(node: Node) -> Any:
     if len(users) != 1 or users[0].all_input_nodes.count(node) != 1:
         return None
     return users[0] if users[0].op != "output" else None
+
+
+def follow(node: Node, takes: Callable[[Node, Node], bool]) -> Node:
+    """The end of the chain from a node on, each the only user of the one before that `takes(user, before)` takes."""
+    while (after := only_user(node)) is not None and takes(after, node):
+        node = after
+    return node
+
+
+def one_plus(node: Any) -> Any:
+    """scale, where this is 1 + scale."""
+    if not calls(node, operator.add):
+        return None
+    for one, scale in (node.args[:2], node.args[1::-1]):
+        if number(one) and one == 1 and isinstance(value(scale), Tensor):
+            return scale
+    return None
 
 
 def operands(node: Node, of: Node) -> Any:

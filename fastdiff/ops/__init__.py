@@ -1,25 +1,18 @@
-"""The operations that fastdiff makes fast, one file each: docstring, reference, what kernels support, registration."""
+"""The operations that fastdiff makes fast, one file each: arguments, docstring, reference, kernels, gradients."""
+
+from typing import Any
 
 from fastdiff.ops.ada_layer_norm import ada_layer_norm
 from fastdiff.ops.attention import attention
 from fastdiff.ops.conv2d import conv2d
-from fastdiff.ops.conv2d_weights import PackedConv2d
 from fastdiff.ops.group_norm_silu import group_norm_silu
 from fastdiff.ops.linear import linear
 from fastdiff.ops.linear_combine import linear_combine
+from fastdiff.ops.op import Op
 
-OPS = ("ada_layer_norm", "attention", "conv2d", "group_norm_silu", "linear", "linear_combine")
+_OPS: tuple[Op[Any], ...] = (ada_layer_norm, attention, conv2d, group_norm_silu, linear, linear_combine)
+OPS = {op.name: op for op in _OPS}
 # Those with kernels in Triton; for the others the libraries that torch calls are as good as there is.
-TRITON_OPS = ("ada_layer_norm", "attention", "group_norm_silu", "linear_combine")
+TRITON_OPS = tuple(op.name for op in _OPS if op.has_triton)
 
-__all__ = [
-    "OPS",
-    "TRITON_OPS",
-    "PackedConv2d",
-    "ada_layer_norm",
-    "attention",
-    "conv2d",
-    "group_norm_silu",
-    "linear",
-    "linear_combine",
-]
+__all__ = ["OPS", "TRITON_OPS", "ada_layer_norm", "attention", "conv2d", "group_norm_silu", "linear", "linear_combine"]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastdiff.errors import expect
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 
@@ -101,30 +100,3 @@ def as_they_are(weight: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
         weight = weight.contiguous()
         out, into, down, tap = weight.stride()
     return weight, (weight.data_ptr(), out, into, tap)
-
-
-class PackedConv2d:
-    """A convolution's weight and bias with what the kernels keep of them, to be given to conv2d instead of the weight.
-
-    weight: (K, C, kh, kw); bias: (K,) or None. Calling it is `conv2d(x, self, ...)`. The same memory is used by every
-    PackedConv2d and every call with this weight, and freed when the weight is.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        expect(weight.ndim == 4, f"weight must be (K, C, kh, kw), got {tuple(weight.shape)}")
-        self.weight, self.bias = weight, bias
-
-    def __call__(self, x: Tensor, **options: Any) -> Tensor:
-        """conv2d(x, self, **options)."""
-        from fastdiff.ops.conv2d import conv2d
-
-        return conv2d(x, self, **options)
-
-    @property
-    def nbytes(self) -> int:
-        """Of memory that is kept, beside the weight itself."""
-        return sum(packed(self.weight).nbytes().values())
-
-    def __repr__(self) -> str:
-        kept = ", ".join(f"{name} {size >> 10} KiB" for name, size in packed(self.weight).nbytes().items())
-        return f"PackedConv2d({tuple(self.weight.shape)}, bias={self.bias is not None}, kept: {kept or 'nothing yet'})"

@@ -55,25 +55,26 @@ def pick(
     """ "cpu", "triton" or "reference", given why the compiled kernels cannot take the input (None if they can), and why
     they are slower with it than the reference (None if they are not): then they run if they are insisted on.
 
-    triton: says why Triton's kernels cannot take the input, None if they can. op: who asks; where neither can, the
-    reason is kept for fastdiff.explain. Raises NotImplementedError if what was insisted on cannot take the input.
+    triton: says why Triton's kernels cannot take the input, None if they can. op: who asks; where the reference runs,
+    the reason is kept for fastdiff.explain. Raises NotImplementedError if what was insisted on cannot take the input.
     """
     backend = current()
-    if backend == "cpu" and reason:
-        raise NotImplementedError(f"the cpu backend was asked for, but {reason}")
-    if backend == "cpu":
-        return "cpu"
     if backend == "reference":
         return "reference"
-    if backend == "auto" and not reason:
-        return "reference" if slower else "cpu"
-    why = "there is no Triton kernel for this" if triton is None else triton()
-    if backend == "triton" and why and triton is not None:
-        raise NotImplementedError(f"the triton backend was asked for, but {triton_kernels.unavailable() or why}")
-    if not why:
-        return "triton"
+    if backend == "cpu" and reason:
+        raise NotImplementedError(f"the cpu backend was asked for, but {reason}")
+    if backend == "cpu" or (backend == "auto" and not reason and not slower):
+        return "cpu"
+    why: str | None = slower
+    if reason or backend == "triton":
+        why = "there is no Triton kernel for this" if triton is None else triton()
+        if backend == "triton" and why and triton is not None:
+            raise NotImplementedError(f"the triton backend was asked for, but {triton_kernels.unavailable() or why}")
+        if not why:
+            return "triton"
+        why = f"{reason}; {why}" if reason else why
     if op and not torch.compiler.is_compiling():
-        _note(op, f"{reason}; {why}")
+        _note(op, str(why))
     return "reference"
 
 
@@ -89,8 +90,8 @@ def out_of_reach(name: str, tensor: Tensor) -> str | None:
 
 
 def notes() -> dict[tuple[str, str], int]:
-    """How often the reference ran because no kernel could take the input, by operation and reason; the first
-    MAX_NOTES of them. Calls inside torch.compile are not among them."""
+    """How often the reference ran because no kernel could take the input or it is faster, by operation and reason; the
+    first MAX_NOTES of them. Calls inside torch.compile are not among them."""
     return dict(_notes)
 
 

@@ -27,20 +27,21 @@ def _mask(*names: str) -> int:
     return functools.reduce(lambda a, b: a | b, keys).raw_repr()
 
 
-# All dispatch keys but an ordinary CPU tensor's: one that is fake, batched, wrapped, negated, sparse ... has others.
+# All dispatch keys but an ordinary tensor's: one that is fake, batched, wrapped, negated, sparse ... has others.
 _UNUSUAL = ~_mask("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU")
+_UNUSUAL_ON_GPU = _UNUSUAL & ~_mask("CUDA", "AutogradCUDA", "AutocastCUDA")
 # All but those that every thread includes: modes, transforms (vmap, grad, functionalize) and tracers include others.
 _INTERFERING = ~_mask("BackendSelect", "ADInplaceOrView")
 
 
 def is_trivial(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether torch's dispatcher would only call the CPU kernel: nobody traces, transforms or observes the call, the
-    tensors are ordinary ones, and no gradient is wanted, backward or forward."""
+    """Whether torch's dispatcher would only call the CPU's or the GPU's kernel: nobody traces, transforms or observes
+    the call, the tensors are ordinary ones, and no gradient is wanted, backward or forward."""
     if forward_ad._current_level >= 0:
         return False
     grad = _is_grad_enabled()
     for tensor in tensors:
-        if tensor is not None and ((grad and tensor.requires_grad) or _keys_of(tensor).raw_repr() & _UNUSUAL):
+        if tensor is not None and ((grad and tensor.requires_grad) or _keys_of(tensor).raw_repr() & _UNUSUAL_ON_GPU):
             return False
     # as in is_watched
     return not (_included_keys().raw_repr() & _INTERFERING or _has_torch_function(tensors) or _profiler_enabled())

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from backend.spelled import LargeBlock, LatentUNet, TokenModel, random_model
+from compiler.spelled import LargeBlock, LatentUNet, TokenModel, random_model
 from torch import nn
 
 import fastdiff

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
-from backend.spelled import GuidedUNet, LargeBlock, LatentUNet, TokenModel, random_model
+from compiler.spelled import GuidedUNet, LargeBlock, LatentUNet, TokenModel, random_model
 from conftest import assert_no_worse
 from torch import nn
 

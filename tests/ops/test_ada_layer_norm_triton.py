@@ -6,7 +6,8 @@ from triton_process import TARGETS, compile_for, interpret
 NUMBERS = """
 import itertools, torch
 from fastdiff.kernels.ada_layer_norm import ada_layer_norm
-from fastdiff.ops.ada_layer_norm import reference
+from fastdiff.ops import ada_layer_norm as op
+reference = op.plain.positional
 torch.manual_seed(0)
 shapes, dtypes = [(2, 3, 7), (1, 2, 64), (2, 4, 1152), (0, 2, 8)], [torch.float32, torch.float16]
 for shape, dtype, affine in itertools.product(shapes, dtypes, [False, True]):
@@ -33,7 +34,8 @@ GRADIENTS = """
 import itertools, torch
 import torch.nn.functional as F
 from fastdiff.kernels.ada_layer_norm_backward import ada_layer_norm_backward
-from fastdiff.ops.ada_layer_norm import reference
+from fastdiff.ops import ada_layer_norm as op
+reference = op.plain.positional
 torch.manual_seed(0)
 torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
 

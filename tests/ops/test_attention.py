@@ -11,7 +11,18 @@ from conftest import assert_no_worse
 from torch.autograd import forward_ad
 
 import fastdiff
-from fastdiff.ops.attention import attention, faster_in_torch, reference, supports
+from fastdiff.ops.attention import Arguments, attention
+from fastdiff.runtime.dispatcher import wants_gradient
+
+
+def supports(*values, **named):
+    return attention.unsupported(Arguments(*values, **named))
+
+
+def faster_in_torch(*values, **named):
+    a = Arguments(*values, **named)
+    return attention.slower(a, wants_gradient(a))
+
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # (B, H, Sq, Sk, D): of U-Nets and DiT, of a VAE, and odd ones; fewer queries than lanes, more keys than a block, no
@@ -48,9 +59,9 @@ def check(q, k, v, mask=None, scale=None):
     assert supports(q, k, v, mask) is None
     with fastdiff.use("cpu"):
         ours = attention(q, k, v, mask=mask, scale=scale)
-    theirs = reference(q, k, v, mask, scale)
+    theirs = attention.plain(q, k, v, mask=mask, scale=scale)
     wide = mask if mask is None or mask.dtype is torch.bool else mask.double()
-    oracle = reference(q.double(), k.double(), v.double(), wide, scale)
+    oracle = attention.plain(q.double(), k.double(), v.double(), mask=wide, scale=scale)
     assert ours.dtype == q.dtype
     assert ours.transpose(1, 2).is_contiguous()
     if not ours.numel():
@@ -155,7 +166,7 @@ def test_nan_and_infinity_go_where_they_belong(isa, where):
     tensors[where][0, 1, 7, 3] = float("nan")
     with fastdiff.use("cpu"):
         bad = attention(q, k, v).isnan()
-    expected = reference(q, k, v).isnan()
+    expected = attention.plain(q, k, v).isnan()
     assert bad.any()
     assert torch.equal(bad, expected)
 
@@ -168,8 +179,8 @@ def test_maps(isa, dtype):
             with fastdiff.use("cpu"):
                 y, maps = attention(q, k, v, mask=mask, return_maps=True)
                 assert torch.equal(y, attention(q, k, v, mask=mask))
-            _, theirs = reference(q, k, v, mask, None, True)
-            _, oracle = reference(q.double(), k.double(), v.double(), mask, None, True)
+            _, theirs = attention.plain(q, k, v, mask=mask, return_maps=True)
+            _, oracle = attention.plain(q.double(), k.double(), v.double(), mask=mask, return_maps=True)
             assert maps.dtype == dtype
             assert_no_worse(maps, theirs, oracle, floor=torch.finfo(dtype).eps)
 
@@ -254,7 +265,7 @@ def test_gradients_of_maps_masks_and_gradients():
 
     def second(backend):
         with fastdiff.use(backend):
-            y = attention(q, k, v) if backend == "cpu" else reference(q, k, v, None, None, True)[0]
+            y = attention(q, k, v) if backend == "cpu" else attention.plain(q, k, v, return_maps=True)[0]
         (first,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [q, k, v])
 
@@ -283,7 +294,7 @@ def test_compiles_without_a_graph_break():
 def test_what_the_kernel_cannot_take():
     q, k, v = (t.double() for t in make((1, 2, 3, 4, 8)))
     assert "float64" in supports(q, k, v)
-    torch.testing.assert_close(attention(q, k, v), reference(q, k, v), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(attention(q, k, v), attention.plain(q, k, v), rtol=1e-14, atol=1e-14)
     with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match="float64"):
         attention(q, k, v)
     q, k, v = make((1, 2, 3, 4, 8))
@@ -293,16 +304,15 @@ def test_what_the_kernel_cannot_take():
 
 
 def test_torch_runs_where_it_is_faster(isa, monkeypatch):
-    module = sys.modules[attention.__module__]  # fastdiff.ops.attention is the function
-    monkeypatch.setattr(module, "_has_bfloat16_products", True)
+    monkeypatch.setattr(sys.modules[attention.__module__], "_has_bfloat16_products", True)
     few, many = make((1, 1, 8, 77, 8), torch.bfloat16), make((1, 1, 8, 256, 8), torch.bfloat16)
     assert faster_in_torch(*few) is None
     if isa == "amx":  # our own kernel multiplies in hardware as well
         assert faster_in_torch(*many) is None
         return
     assert "bfloat16" in faster_in_torch(*many)
-    assert torch.equal(attention(*many), reference(*many))
-    monkeypatch.setattr(module, "_has_bfloat16_products", False)
+    assert torch.equal(attention(*many), attention.plain(*many))
+    monkeypatch.setattr(sys.modules[attention.__module__], "_has_bfloat16_products", False)
     assert faster_in_torch(*many) is None
 
 

@@ -1,6 +1,5 @@
 """conv2d against float64: every instruction set and algorithm, sizes that fill no tile, epilogues, changed weights."""
 
-import importlib
 import itertools
 
 import pytest
@@ -9,10 +8,23 @@ from conftest import assert_no_worse
 from torch import nn
 
 import fastdiff
-from fastdiff.ops.conv2d import _call, conv2d, faster_in_torch, reference, supports
+from fastdiff.ops.conv2d import Arguments, conv2d
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, MEMORY, Problem, choices, choose, explain
-from fastdiff.ops.conv2d_weights import PackedConv2d, packed
+from fastdiff.ops.conv2d_weights import packed
+from fastdiff.runtime.dispatcher import wants_gradient
 from fastdiff.runtime.native import core
+
+reference = conv2d.plain.positional
+
+
+def supports(*values, **named):
+    return conv2d.unsupported(Arguments(*values, **named))
+
+
+def faster_in_torch(*values, **named):
+    a = Arguments(*values, **named)
+    return conv2d.slower(a, wants_gradient(a))
+
 
 # (N, C, H, W), K: of U-Nets, and what fills no tile, panel or block of channels.
 CASES = [
@@ -56,7 +68,7 @@ def check(x, weight, *rest, algorithm=None, skip=None):
     arguments = (x, skip, weight, *rest)
     assert supports(*arguments) is None
     options = list(rest) + [None, 1, 1, None, None, None, 1, 1.0][len(rest) :]
-    ours = _call(x, skip, weight, *options, algorithm)
+    ours = torch.ops.fastdiff.conv2d(x, skip, weight, *options, algorithm)
     theirs = reference(*arguments)
     oracle = reference(*(t.double() if isinstance(t, torch.Tensor) else t for t in arguments))
     assert ours.dtype == x.dtype
@@ -81,7 +93,7 @@ def test_accuracy(algorithm, channels, like):
     """Relative to the RMS of the result, at most twice torch's error in channels-last storage, with nothing added."""
     x, weight, _ = make((1, channels, 16, 16), 64, like=like)
     oracle = reference(x.double(), None, weight.double())
-    ours = _call(x, None, weight, None, 1, 1, None, None, None, 1, 1.0, algorithm)
+    ours = torch.ops.fastdiff.conv2d(x, None, weight, None, 1, 1, None, None, None, 1, 1.0, algorithm)
     assert_no_worse(ours, reference(x, None, weight), oracle)
 
 
@@ -92,7 +104,7 @@ def test_weights_on_the_fly_give_the_same_bits(isa, channels):
         x, weight, bias = make((2, channels, 9, 8), 40, seed=seed)
         check(x, weight, bias, algorithm="winograd-on-the-fly")
         ahead, passing = (
-            _call(x, None, weight, bias, 1, 1, None, None, None, 1, 1.0, way)
+            torch.ops.fastdiff.conv2d(x, None, weight, bias, 1, 1, None, None, None, 1, 1.0, way)
             for way in ("winograd", "winograd-on-the-fly")
         )
         assert torch.equal(passing, ahead)
@@ -156,7 +168,7 @@ def test_the_number_of_threads_changes_nothing(algorithm, threads):
     try:
         for n in (1, threads):
             torch.set_num_threads(n)
-            results.append(_call(x, None, weight, bias, 1, 1, None, None, None, 1, 1.0, algorithm))
+            results.append(torch.ops.fastdiff.conv2d(x, None, weight, bias, 1, 1, None, None, None, 1, 1.0, algorithm))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
@@ -215,19 +227,6 @@ def test_weights_are_packed_once_and_again_when_they_change(isa):
                 rtol=1e-4,
                 atol=1e-3,
             )
-
-
-def test_packed_conv2d():
-    layer = nn.Conv2d(64, 64, 3, padding=1)
-    ours = PackedConv2d(layer.weight, layer.bias)
-    assert "nothing yet" in repr(ours)
-    x = torch.randn(1, 64, 8, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), layer(x), rtol=1e-4, atol=1e-5)
-    assert ours.nbytes > 0
-    assert "winograd" in repr(ours)
-    with pytest.raises(ValueError, match="has its own"):
-        conv2d(x, ours, layer.bias)
 
 
 def test_the_choice_is_measured_once(monkeypatch):
@@ -304,17 +303,3 @@ def test_errors():
             conv2d(*arguments, **options)
     with pytest.raises(TypeError, match="weight"):
         conv2d(x, weight.double())
-
-
-def test_poisoned_memory(algorithm, monkeypatch):
-    """Results and what is packed begin as NaN, scratch memory as whatever was there before."""
-    for name in ("conv2d", "conv2d_weights"):
-        module = importlib.import_module(f"fastdiff.ops.{name}")
-
-        def poisoned(*arguments, allocate=module.empty, **options):
-            return allocate(*arguments, **options).fill_(float("nan"))
-
-        monkeypatch.setattr(module, "empty", poisoned)
-    for shape, out_channels in CASES[:6]:
-        x, weight, bias = make(shape, out_channels)
-        check(x, weight, bias, algorithm=algorithm)

@@ -5,12 +5,19 @@ import torch
 from conftest import assert_no_worse
 
 import fastdiff
-from fastdiff.ops import conv2d, conv2d_pointwise
-from fastdiff.ops.conv2d import reference
-from fastdiff.ops.conv2d_pointwise import pointwise
+from fastdiff.ops import linear
+from fastdiff.ops.conv2d import Arguments, conv2d, is_pointwise
 from fastdiff.runtime.native import core
 
+reference = conv2d.plain.positional
+
 EPS = torch.finfo(torch.float32).eps
+
+
+def pointwise(*values):
+    """By linear's kernel, where conv2d takes that."""
+    a = Arguments(*values)
+    return conv2d.run(a) if is_pointwise(a) and conv2d.takes(a) == "cpu" else None
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +95,8 @@ def test_a_captured_model_uses_it(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Conv2d(64, 256, 3, padding=1), torch.nn.Conv2d(256, 256, 1)).eval()
     x = torch.randn(2, 64, 32, 32)
     calls = []
-    module = conv2d_pointwise.linear
-    original = module.linear
-    monkeypatch.setattr(module, "linear", lambda *a, **k: calls.append(a[0].shape) or original(*a, **k))
+    original = linear.kernel
+    monkeypatch.setattr(linear, "kernel", lambda a: calls.append(a.x.shape) or original(a))
     with torch.no_grad():
         expected = model(x)
         fast = fastdiff.optimize(model)

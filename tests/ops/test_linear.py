@@ -6,8 +6,21 @@ import torch.nn.functional as F
 from conftest import assert_no_worse
 
 import fastdiff
-from fastdiff.ops.linear import ACTIVATIONS, faster_in_torch, linear, reference, supports
+from fastdiff.ops.linear import ACTIVATIONS, Arguments, linear
+from fastdiff.runtime.dispatcher import wants_gradient
 from fastdiff.runtime.native import core
+
+reference = linear.plain.positional
+
+
+def supports(*values, **named):
+    return linear.unsupported(Arguments(*values, **named))
+
+
+def faster_in_torch(*values, **named):
+    a = Arguments(*values, **named)
+    return linear.slower(a, wants_gradient(a))
+
 
 # (B, S, K, N): of DiT and Stable Diffusion, of nothing in particular, less than a tile, and empty ones.
 SIZES = [

@@ -8,9 +8,20 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx
 
-from fastdiff.compiler.fused import ada_layer_norm
-from fastdiff.compiler.nodes import calls, find, insert, only_user, operands, rank, same, same_dtype, shape, value
-from fastdiff.compiler.passes.group_norm_silu import _one_plus
+from fastdiff import ops
+from fastdiff.compiler.nodes import (
+    calls,
+    find,
+    insert,
+    one_plus,
+    only_user,
+    operands,
+    rank,
+    same,
+    same_dtype,
+    shape,
+    value,
+)
 from fastdiff.compiler.report import Notes
 
 NAME = "ada_layer_norm"
@@ -26,7 +37,7 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
             notes.missed(node, "weights of another dtype")
             continue
         product = only_user(node)
-        scale = _one_plus(operands(product, node)) if product is not None and calls(product, operator.mul) else None
+        scale = one_plus(operands(product, node)) if product is not None and calls(product, operator.mul) else None
         end = only_user(product) if scale is not None and product is not None else None
         if end is None or not calls(end, operator.add):
             continue
@@ -34,7 +45,7 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
         if not _fits(scale, x) or not _fits(shift, x):
             notes.missed(node, f"scale is {shape(scale)}, shift {shape(shift)}, x {shape(x)}")
             continue
-        new = insert(end, ada_layer_norm, x, scale, shift, weight, bias, eps)
+        new = insert(end, ops.ada_layer_norm.positional, x, scale, shift, weight, bias, eps)
         end.replace_all_uses_with(new)
         notes.matched(new)
 

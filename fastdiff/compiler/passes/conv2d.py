@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fastdiff.compiler import functions
 from fastdiff.compiler.convolution import Conv2d
-from fastdiff.compiler.nodes import Node, calls, find, only_user, operands, rank, same, same_dtype, shape, state, value
+from fastdiff.compiler.nodes import Node, calls, find, follow, operands, rank, same, same_dtype, shape, state, value
 from fastdiff.compiler.report import Notes
 
 NAME = "conv2d"
@@ -31,25 +31,38 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
         upsample = 1
         if calls(x, functions.upsample_nearest) and len(x.users) == 1 and stride == (1, 1):
             x, upsample = x.args[0], 2
-        end, channel_bias, residual, activation = node, None, None, None
-        while (after := only_user(end)) is not None:
-            if calls(after, operator.add) and isinstance(value(operands(after, end)), Tensor):
-                other = operands(after, end)
-                if not same_dtype(node, other) or activation is not None or residual is not None:
-                    break
-                if same(shape(other), shape(node)):
-                    residual = other
-                elif channel_bias is None and _per_channel(other, node):
-                    channel_bias = other
-                else:
-                    break
-            elif calls(after, F.silu) and activation is None:
-                activation = "silu"
-            else:
-                break
-            end = after
-        new = state(end, Conv2d(stride[0], padding[0], upsample, activation), x, weight, bias, channel_bias, residual)
-        notes.matched(new)
+        epilogue = _Epilogue(node)
+        end = follow(node, epilogue.takes)
+        layer = Conv2d(stride[0], padding[0], upsample, epilogue.activation)
+        notes.matched(state(end, layer, x, weight, bias, epilogue.channel_bias, epilogue.residual))
+
+
+class _Epilogue:
+    """What follows a convolution: a bias for each channel, a residual, SiLU, in this order."""
+
+    def __init__(self, conv: Node) -> None:
+        self.conv = conv
+        self.activation: str | None = None
+        self.channel_bias: Any = None
+        self.residual: Any = None
+
+    def takes(self, after: Node, before: Node) -> bool:
+        """Whether the next node is part of it."""
+        if self.activation is not None:
+            return False
+        if calls(after, F.silu):
+            self.activation = "silu"
+            return True
+        other = operands(after, before) if calls(after, operator.add) else None
+        if not isinstance(value(other), Tensor) or not same_dtype(self.conv, other) or self.residual is not None:
+            return False
+        if same(shape(other), shape(self.conv)):
+            self.residual = other
+        elif self.channel_bias is None and _per_channel(other, self.conv):
+            self.channel_bias = other
+        else:
+            return False
+        return True
 
 
 def _per_channel(node: Any, conv: Node) -> bool:

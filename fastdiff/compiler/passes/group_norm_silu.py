@@ -7,16 +7,16 @@ import operator
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
+from fastdiff import ops
 from fastdiff.compiler import functions
-from fastdiff.compiler.fused import group_norm_silu
 from fastdiff.compiler.nodes import (
     Node,
     calls,
     find,
     insert,
-    number,
+    one_plus,
     only_user,
     operands,
     rank,
@@ -44,10 +44,10 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
             end, activation = after, "silu"
         source = _feature_map(x)
         if source is None:
-            new = insert(end, group_norm_silu, x, groups, weight, bias, eps, scale, shift, activation)
+            new = insert(end, ops.group_norm_silu.positional, x, groups, weight, bias, eps, scale, shift, activation)
         else:
             arguments = (source, groups, weight, bias, eps, scale, shift, activation)
-            inner = insert(end, group_norm_silu, *arguments, example=value(source))
+            inner = insert(end, ops.group_norm_silu.positional, *arguments, example=value(source))
             new = insert(end, functions.reshape, inner, x.args[1])
         end.replace_all_uses_with(new)
         notes.matched(new)
@@ -58,7 +58,7 @@ def _modulation(norm: Node) -> tuple[Node, Any, Any]:
     product = only_user(norm)
     if product is None or not calls(product, operator.mul):
         return norm, None, None
-    scale = _one_plus(operands(product, norm))
+    scale = one_plus(operands(product, norm))
     if scale is None or not _per_channel(scale, norm):
         return norm, None, None
     total = only_user(product)
@@ -66,16 +66,6 @@ def _modulation(norm: Node) -> tuple[Node, Any, Any]:
         return product, scale, None
     shift = operands(total, product)
     return (total, scale, shift) if _per_channel(shift, norm) else (product, scale, None)
-
-
-def _one_plus(node: Any) -> Any:
-    """scale, where this is 1 + scale."""
-    if not calls(node, operator.add):
-        return None
-    for one, scale in (node.args[:2], node.args[1::-1]):
-        if number(one) and one == 1 and isinstance(value(scale), Tensor):
-            return scale
-    return None
 
 
 def _per_channel(node: Any, norm: Node) -> bool:

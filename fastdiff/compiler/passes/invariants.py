@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fastdiff.compiler import functions
 from fastdiff.compiler.convolution import Conv2d
-from fastdiff.compiler.matrix import Linear, Linears
+from fastdiff.compiler.fused import linear
 from fastdiff.compiler.nodes import Node, calls, value
 from fastdiff.compiler.packing import Watch
 from fastdiff.compiler.report import Notes
@@ -138,8 +138,8 @@ def _small(fake: Tensor) -> bool:
 
 def _is_layer(owner: nn.Module, node: Node) -> bool:
     if node.op == "call_module":
-        return isinstance(owner.get_submodule(str(node.target)), (Linear, Linears, Conv2d))
-    return calls(node, F.linear, torch.conv2d, functions.product)
+        return isinstance(owner.get_submodule(str(node.target)), Conv2d)
+    return calls(node, linear, F.linear, torch.conv2d, functions.product)
 
 
 def _is_pure(node: Node) -> bool:

@@ -11,21 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fastdiff.compiler import functions
-from fastdiff.compiler.fused import geglu
-from fastdiff.compiler.matrix import Linear, Linears, columns, worth_joining
+from fastdiff.compiler.fused import columns, geglu, linear, worth_joining
 from fastdiff.compiler.nodes import (
     Node,
     calls,
     find,
+    follow,
     insert,
-    insert_module,
     only_user,
     operands,
     rank,
+    replace,
     same,
     same_dtype,
     shape,
-    state,
     value,
 )
 from fastdiff.compiler.report import Notes
@@ -45,23 +44,40 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
         if not same_dtype(x, weight, bias) or rank(weight) != 2:
             notes.missed(node, "weights of another dtype")
             continue
-        end, activation, gate, residual = node, "none", None, None
-        while (after := only_user(end)) is not None and residual is None:
-            if calls(after, functions.gelu, F.silu) and activation == "none" and gate is None:
-                activation = "silu" if calls(after, F.silu) else _GELU[after.args[1]]
-            elif calls(after, operator.mul) and gate is None and _row(operands(after, end), node):
-                gate = operands(after, end)
-            elif calls(after, operator.add) and same_dtype(node, operands(after, end)):
-                if not same(shape(operands(after, end)), shape(node)):
-                    break
-                residual = operands(after, end)
-            else:
-                break
-            end = after
-        notes.matched(state(end, Linear(activation), x, weight, bias, gate, residual))
+        epilogue = _Epilogue(node)
+        end = follow(node, epilogue.takes)
+        notes.matched(
+            replace(end, linear, x, weight, bias, epilogue.gate, epilogue.residual, epilogue.activation or "none")
+        )
 
 
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+
+
+class _Epilogue:
+    """What follows a layer: an activation, a gate, a residual, in this order."""
+
+    def __init__(self, layer: Node) -> None:
+        self.layer = layer
+        self.activation: str | None = None
+        self.gate: Any = None
+        self.residual: Any = None
+
+    def takes(self, after: Node, before: Node) -> bool:
+        """Whether the next node is part of it."""
+        if self.residual is not None:
+            return False
+        if calls(after, functions.gelu, F.silu) and self.activation is None and self.gate is None:
+            self.activation = "silu" if calls(after, F.silu) else _GELU[after.args[1]]
+            return True
+        other = operands(after, before) if calls(after, operator.mul, operator.add) else None
+        if calls(after, operator.mul) and self.gate is None and _row(other, self.layer):
+            self.gate = other
+            return True
+        if calls(after, operator.add) and same_dtype(self.layer, other) and same(shape(other), shape(self.layer)):
+            self.residual = other
+            return True
+        return False
 
 
 def _join(graph: fx.Graph, notes: Notes) -> None:
@@ -76,12 +92,10 @@ def _join(graph: fx.Graph, notes: Notes) -> None:
         sizes = [shape(node.args[1])[0] for node in found]
         if len(found) not in (2, 3) or not worth_joining(value(x), sum(sizes)):
             continue
-        biases = [node.args[2] for node in found]
         example = value(found[0]).new_empty((*shape(found[0])[:2], sum(sizes)))
-        weights = [node.args[1] for node in found]
-        given = [bias for bias in biases if bias is not None]
-        layer = Linears(tuple(bias is not None for bias in biases))
-        joint = insert_module(found[0], layer, x, *weights, *given, example=example)
+        (first, *more) = ((node.args[1], node.args[2]) for node in found)
+        others = [each for pair in more for each in pair]
+        joint = insert(found[0], linear, x, *first, None, None, "none", False, *others, example=example)
         for number, node in enumerate(found):
             node.replace_all_uses_with(insert(node, columns, joint, sum(sizes[:number]), sizes[number]))
             notes.matched(joint)
@@ -112,7 +126,7 @@ def _geglu(node: Node, notes: Notes) -> None:
             continue
         alone = only_user(source) is chunks and all(len(half.users) == 1 for half in halves) and len(chunks.users) == 2
         if calls(source, F.linear) and alone and same_dtype(*source.args) and rank(source.args[1]) == 2:
-            notes.matched(state(node, Linear(activation, glu=True), *source.args, None, None))
+            notes.matched(replace(node, linear, *source.args, None, None, activation, True))
         elif activation == "gelu":
             new = insert(node, geglu, source)
             node.replace_all_uses_with(new)

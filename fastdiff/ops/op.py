@@ -1,0 +1,389 @@
+"""What an operator is: one object that checks its arguments, decides who computes, and is known to torch by its name.
+
+A subclass of `Op` says what is particular to an operator. What all have in common is here: the choice between the C++
+kernel, the Triton kernel and plain PyTorch, the short way past torch's dispatcher, registration with shapes and
+gradients. See docs/write-an-op.md.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_type_hints
+
+import torch
+from torch import Tensor
+
+from fastdiff.runtime import choice, dispatcher
+
+# What the kernels call the types that they take.
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+_library = torch.library.Library("fastdiff", "FRAGMENT")
+_SCHEMA = {
+    Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", float: "float", float | None: "float?",
+    list[float]: "float[]", int: "int", bool: "bool", str: "str", str | None: "str?",
+}  # fmt: skip
+
+A = TypeVar("A", bound=NamedTuple)
+
+
+class Op(Generic[A]):
+    """An operator with arguments of the type A, a NamedTuple whose first field is a tensor, x, or a list of them.
+
+    A subclass has `__call__` with the public signature, which ends in `self.run(Arguments(...))`, and these:
+
+    - `name`: its name everywhere; `types`, `triton_types`: the dtypes of its kernels; `results`: "Tensor", or several.
+    - `check(a)`: raises ValueError or TypeError where arguments do not fit.
+    - `reference(a, inplace=False)`: the same in plain PyTorch; inplace: it may overwrite what it makes itself.
+    - `kernel(a)`: the C++ kernel, `triton(a)`: the Triton kernel, if there is one. Both get checked arguments.
+    - `fake(a)`: the results' shapes, dtypes and strides, without values.
+    - `limits(a)`, `triton_limits(a)`: why a kernel cannot take this, beyond device and dtype, or None.
+    - `slower(a, gradient)`: why torch is faster, so that it computes unless the kernel is insisted on, or None.
+      gradient: whether one is wanted.
+    - `kernel_backward(a, gradients, kept)` and `triton_backward`, if there are kernels: a gradient for each tensor of
+      the arguments, None where that is None. gradients: of each result; kept: results, at the places `keeps`.
+      `undifferentiated(a)`: why they cannot take these arguments, so that torch differentiates the reference, or None.
+    """
+
+    name: ClassVar[str]
+    types: ClassVar[Any] = TYPES
+    triton_types: ClassVar[Any] = TYPES
+    results: ClassVar[str] = "Tensor"
+    keeps: ClassVar[tuple[int, ...]] = ()
+    Arguments: type[A]
+
+    def __init__(self) -> None:
+        self.__name__, self.__module__ = self.name, type(self).__module__
+        self.Arguments = type(self).__orig_bases__[0].__args__[0]  # type: ignore[attr-defined]
+        hints = get_type_hints(self.Arguments)
+        kinds = [_SCHEMA[hints[name]] for name in self.Arguments._fields]
+        places = [index for index, kind in enumerate(kinds) if kind.startswith("Tensor")]
+        # A tuple of tensors, or the one list of them.
+        self._tensors: Callable[[A], Sequence[Tensor | None]] = itemgetter(*places)
+        self._places, self._list = places, "Tensor[]" in kinds
+        self.has_triton = type(self).triton is not Op.triton
+        self._has_backward = type(self).kernel_backward is not Op.kernel_backward
+        self._operator = self._registered(kinds)
+        self._backward_operator = self._registered_backward(kinds) if self._has_backward else None
+        torch.library.register_autograd(
+            f"fastdiff::{self.name}", self.backward, setup_context=self._setup, lib=_library
+        )
+        # torch.autograd.Function does not follow gradients in lists.
+        self._recorded = None if self._list else self._function()
+        # The same operator in plain PyTorch, with the same signature, unchecked.
+        self.plain: Any = copy.copy(self)
+        self.plain.run = self.plain.reference  # type: ignore[method-assign]
+        # Functions of the Arguments by position, for graphs, whose nodes name what they call.
+        self.positional, self.plain.positional = _by_position(self), _by_position(self.plain)
+
+    # ---- what a subclass may leave as it is --------------------------------------------------------------------------
+
+    def check(self, a: A) -> None:
+        """Raise ValueError or TypeError where arguments do not fit."""
+        raise NotImplementedError
+
+    def reference(self, a: A, inplace: bool = False) -> Any:
+        """The same in plain PyTorch."""
+        raise NotImplementedError
+
+    def kernel(self, a: A) -> Any:
+        """By the C++ kernel."""
+        raise NotImplementedError
+
+    def triton(self, a: A) -> Any:
+        """By the Triton kernel."""
+        raise NotImplementedError
+
+    def fake(self, a: A) -> Any:
+        """The results without values."""
+        raise NotImplementedError
+
+    def limits(self, a: A) -> str | None:
+        """Why the C++ kernel cannot take this."""
+        return None
+
+    def triton_limits(self, a: A) -> str | None:
+        """Why the Triton kernel cannot take this."""
+        return None
+
+    def slower(self, a: A, gradient: bool) -> str | None:
+        """Why torch is faster with this."""
+        return None
+
+    def kernel_backward(self, a: A, gradients: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Gradients of the tensors by C++."""
+        raise NotImplementedError
+
+    def triton_backward(self, a: A, gradients: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Gradients of the tensors by Triton."""
+        raise NotImplementedError
+
+    def undifferentiated(self, a: A) -> str | None:
+        """Why the kernels of the gradients cannot take this."""
+        return None
+
+    # ---- who computes ------------------------------------------------------------------------------------------------
+
+    def run(self, a: A, inplace: bool = False) -> Any:
+        """The results, by whoever is chosen. inplace: where that is PyTorch, it may overwrite what it makes itself."""
+        self.check(a)
+        if torch.compiler.is_compiling():
+            return self.reference(a, inplace) if self.takes(a) is None else self._operator(*a)
+        tensors = self._tensors(a)
+        ordinary = dispatcher.is_trivial(tensors)
+        taker = self.takes(a, ordinary=ordinary)
+        if taker is None:
+            return self.reference(a, inplace)
+        if ordinary:
+            return self.kernel(a) if taker == "cpu" else self.triton(a)
+        if self._recorded is not None and dispatcher.only_wants_gradient(tensors):
+            return self._recorded(*a)
+        return self._operator(*a)
+
+    def takes(self, a: A, *, ordinary: bool = False) -> str | None:
+        """Who computes this: "cpu" (C++), "triton", or None (PyTorch). The one place where it is decided.
+
+        ordinary: torch's dispatcher would do nothing but call a kernel, and no gradient is wanted. Raises
+        NotImplementedError if the backend that was insisted on (`fastdiff.use`) cannot take this. What goes to PyTorch
+        is kept for `fastdiff.explain`.
+        """
+        backend = choice.current()
+        if backend == "reference":
+            return None
+        reason, slower = self.unsupported(a, ordinary=ordinary), None
+        if reason is None and backend == "auto":
+            slower = self.slower(a, not ordinary and dispatcher.wants_gradient(a[0] if self._list else a))
+            if slower is None:
+                return "cpu"
+        on_gpu = (lambda: self.unsupported_by_triton(a)) if self.has_triton else None
+        picked = choice.pick(reason, slower, triton=on_gpu, op=self.name)
+        return None if picked == "reference" else picked
+
+    def unsupported(self, a: A, *, ordinary: bool = False) -> str | None:
+        """Why the C++ kernel cannot take this, or None."""
+        if not ordinary and (reason := dispatcher.transformed()) is not None:
+            return reason
+        x = self._first(a)
+        if not x.is_cpu:
+            return f"{self._first_name} is on {x.device}, and the C++ kernel runs on the CPU"
+        return self._beyond(a)
+
+    def _beyond(self, a: A) -> str | None:
+        """Why the C++ kernel cannot take this, on the CPU."""
+        x = self._first(a)
+        if x.dtype not in self.types:
+            return f"the C++ kernel takes {_names(self.types)}, not {x.dtype}"
+        return self.limits(a)
+
+    def unsupported_by_triton(self, a: A) -> str | None:
+        """Why the Triton kernel cannot take this, or None."""
+        if not self.has_triton:
+            return "there is no Triton kernel for this"
+        x = self._first(a)
+        if (reason := dispatcher.transformed() or choice.out_of_reach(self._first_name, x)) is not None:
+            return reason
+        if x.dtype not in self.triton_types:
+            return f"Triton's kernel takes {_names(self.triton_types)}, not {x.dtype}"
+        return self.triton_limits(a)
+
+    def _first(self, a: A) -> Tensor:
+        return a[0][0] if self._list else a[0]  # type: ignore[index]
+
+    @property
+    def _first_name(self) -> str:
+        return f"{self.Arguments._fields[0]}[0]" if self._list else self.Arguments._fields[0]
+
+    # ---- torch.ops.fastdiff.<name> -----------------------------------------------------------------------------------
+
+    def named(self, *values: Any) -> Any:
+        """A call of torch.ops.fastdiff.<name>, which may come from anywhere: the kernel gets bare addresses."""
+        a = self.Arguments(*values)
+        self.check(a)
+        if not self._on_triton(a) and (reason := self._beyond(a)) is not None:
+            raise ValueError(reason)
+        return self._compute(a)
+
+    def _compute(self, a: A) -> Any:
+        return self.triton(a) if self._on_triton(a) else self.kernel(a)
+
+    def _on_triton(self, a: A) -> bool:
+        return self.has_triton and runs_on_triton(self._first(a))
+
+    def _registered(self, kinds: list[str]) -> torch._ops.OpOverload:
+        defaults = self.Arguments._field_defaults
+        fields = [
+            f"{kind} {name}" + (f"={_literal(defaults[name])}" if name in defaults else "")
+            for name, kind in zip(self.Arguments._fields, kinds)
+        ]
+        return define(
+            f"{self.name}({', '.join(fields)}) -> {self.results}",
+            self.named,
+            lambda *values: self.fake(self.Arguments(*values)),
+            on_gpu=self.has_triton,
+        )
+
+    # ---- gradients ---------------------------------------------------------------------------------------------------
+
+    def save(self, ctx: Any, values: tuple[Any, ...], results: Any) -> None:
+        """Keep for `backward` what it needs of the arguments and results."""
+        ctx.is_tensor = [isinstance(value, Tensor) for value in values]
+        ctx.others = [value for value in values if not isinstance(value, Tensor)]
+        kept = [results[place] for place in self.keeps]
+        ctx.save_for_backward(*(value for value in values if isinstance(value, Tensor)), *kept)
+
+    def backward(self, ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all arguments: by the kernels, unless gradients of the gradients are wanted."""
+        saved, others = iter(ctx.saved_tensors), iter(ctx.others)
+        a = self.Arguments(*(next(saved) if is_tensor else next(others) for is_tensor in ctx.is_tensor))
+        again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
+        if self._backward_operator is not None and not again and self.undifferentiated(a) is None:
+            found = iter(self._backward_operator(*gradients, *saved, *a))
+            by_place = {place: next(found) for place in self._places}
+            return tuple(by_place[i] if needed else None for i, needed in enumerate(ctx.needs_input_grad))
+        return differentiated(self.reference, a, ctx.needs_input_grad, gradients, again)
+
+    def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        self.save(ctx, inputs, output)
+
+    def _function(self) -> Callable[..., Any]:
+        """The kernel with its gradients, for a call that goes past the dispatcher."""
+
+        def forward(ctx: Any, *values: Any) -> Any:
+            results = self._compute(self.Arguments(*values))
+            self.save(ctx, values, results)  # not as setup_context, for which torch looks up signatures in every call
+            return results
+
+        functions = {"forward": staticmethod(forward), "backward": staticmethod(self.backward)}
+        function: Any = type(f"fastdiff_{self.name}", (torch.autograd.Function,), functions)
+        return function.apply
+
+    def _registered_backward(self, kinds: list[str]) -> torch._ops.OpOverload:
+        """Gradients as an operator of their own, so that torch.compile traces past them."""
+        results, kept = self.results.count("Tensor"), len(self.keeps)
+        names = [f"Tensor gradient_{k}" for k in range(results)] + [f"Tensor result_{k}" for k in self.keeps]
+        fields = [f"{kind} {name}" for name, kind in zip(self.Arguments._fields, kinds)]
+
+        def split(values: tuple[Any, ...]) -> tuple[A, Sequence[Tensor], Sequence[Tensor]]:
+            a = self.Arguments(*values[results + kept :])
+            return a, values[:results], values[results : results + kept]
+
+        def compute(*values: Any) -> tuple[Tensor, ...]:
+            a, gradients, saved = split(values)
+            self.check(a)
+            x = self._first(a)
+            for gradient in (*gradients, *saved):
+                check_tensor("gradient", gradient, x, x.shape)
+            if (reason := self.undifferentiated(a)) is not None:
+                raise ValueError(f"there is no kernel for these gradients: {reason}")
+            if not self._on_triton(a) and (reason := self._beyond(a)) is not None:
+                raise ValueError(reason)
+            found = self.triton_backward if self._on_triton(a) else self.kernel_backward
+            return tuple(x.new_empty((0,)) if t is None else t for t in found(a, gradients, saved))
+
+        def fake(*values: Any) -> tuple[Tensor, ...]:
+            a, *_ = split(values)
+            return tuple(self._first(a).new_empty((0,)) if t is None else t for t in self.empty_gradients(a))
+
+        tensors = ", ".join(["Tensor"] * len(self._places))
+        schema = f"{self.name}_backward({', '.join([*names, *fields])}) -> ({tensors})"
+        return define(schema, compute, fake, on_gpu=self.has_triton)
+
+    def empty_gradients(self, a: A) -> list[Tensor | None]:
+        """A tensor without values for the gradient of each tensor, contiguous; None where that is None."""
+        return [None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+                for t in self._tensors(a)]  # fmt: skip
+
+
+def _by_position(op: Op[Any]) -> Callable[..., Any]:
+    def positional(*values: Any, **named: Any) -> Any:
+        return op.run(op.Arguments(*values, **named))
+
+    positional.__name__ = op.name
+    return positional
+
+
+def runs_on_triton(x: Tensor) -> bool:
+    """Whether an operator that has both kernels runs x on the Triton one."""
+    return x.is_cuda or choice.current() == "triton"
+
+
+def differentiated(
+    reference: Callable[..., Any], a: Any, wanted: Sequence[bool], gradients: Sequence[Tensor | None], again: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the arguments `a` that are wanted, by differentiating the reference. again: themselves to be
+    differentiated."""
+    with torch.enable_grad():
+        inputs: list[Any] = [x if not isinstance(x, Tensor) or again else x.detach() for x in a]
+        leaves = [x.requires_grad_() for x, needed in zip(inputs, wanted) if needed]
+        found = reference(type(a)(*inputs))
+        pairs = [(y, g) for y, g in zip([found] if isinstance(found, Tensor) else found, gradients) if g is not None]
+        results, directions = zip(*((y, g) for y, g in pairs if y is not None and y.requires_grad))
+        values = iter(torch.autograd.grad(results, leaves, directions, create_graph=again))
+    return tuple(next(values) if needed else None for needed in wanted)
+
+
+def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> None:
+    """Whether a tensor that goes with x has one of `shapes`, and x's device and dtype.
+
+    Raises ValueError or TypeError that names the tensor, what was given and what was expected.
+    """
+    if tensor.shape in shapes and tensor.dtype is x.dtype and tensor.is_cpu and x.is_cpu:
+        return  # as nearly always, and quickly
+    if tensor.shape not in shapes:
+        wanted = " or ".join(map(str, dict.fromkeys(map(tuple, shapes))))
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {wanted} for x of {tuple(x.shape)}")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+    if tensor.dtype != x.dtype:
+        raise TypeError(f"{name} is {tensor.dtype}, x is {x.dtype}")
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of a contiguous tensor; 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def rows(tensor: Tensor | None, held: list[Tensor]) -> tuple[int, int, int]:
+    """(address, stride of a batch, stride of a row; 0 where the row is the same for all) of (B, S, C).
+
+    Of a copy, appended to `held` so that it lives until the kernel has run, where rows are not contiguous.
+    """
+    if tensor is None:
+        return 0, 0, 0
+    batch, row, step = tensor.stride()
+    if step != 1:
+        tensor = tensor.contiguous()
+        held.append(tensor)
+        batch, row, _ = tensor.stride()
+    return tensor.data_ptr(), batch, row if tensor.shape[1] > 1 else 0
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where its last dimension is not contiguous."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """The tensor, contiguous, if there is one."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def _names(types: Any) -> str:
+    *first, last = [str(dtype).removeprefix("torch.") for dtype in types]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _literal(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *, on_gpu: bool) -> torch._ops.OpOverload:
+    """Define `torch.ops.fastdiff.<name>` and return it. schema: "name(Tensor x, ...) -> Tensor"."""
+    name = schema.split("(", 1)[0]
+    _library.define(schema)
+    for key in ("CPU", "CUDA") if on_gpu else ("CPU",):
+        _library.impl(name, kernel, key)
+    torch.library.register_fake(f"fastdiff::{name}", fake, lib=_library)
+    return getattr(torch.ops.fastdiff, name).default
