@@ -8,8 +8,9 @@ namespace {
 
 template <class T>
 void run(const AdaLayerNorm& op, int64_t begin, int64_t end) {
-  const Scratch scratch(3, op.channels);
-  float *factor = scratch.row(0), *offset = scratch.row(1), *wide = scratch.row(2);
+  Arena arena;
+  float *factor = arena.take<float>(op.channels), *offset = arena.take<float>(op.channels);
+  float* wide = arena.take<float>(op.channels);
   const bool same_for_rows = op.scale.row == 0 && op.shift.row == 0;
   int64_t combined = -1;  // the batch that factor and offset are of
   for (int64_t index = begin; index < end; ++index) {

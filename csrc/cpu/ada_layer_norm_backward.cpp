@@ -13,8 +13,9 @@ void run_rows(const AdaLayerNormBackward& op, int64_t begin, int64_t end) {
   const AdaLayerNorm& forward = op.forward;
   const int64_t channels = forward.channels, parts = (forward.rows + kNormRows - 1) / kNormRows;
   const float share = 1.0f / static_cast<float>(channels);
-  const Scratch scratch(4, channels);
-  float *factor = scratch.row(0), *offset = scratch.row(1), *wide_x = scratch.row(2), *wide_d = scratch.row(3);
+  Arena arena;
+  float *factor = arena.take<float>(channels), *offset = arena.take<float>(channels);
+  float *wide_x = arena.take<float>(channels), *wide_d = arena.take<float>(channels);
   int64_t combined = -1;  // the batch that factor is of
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t b = unit / parts, first = unit % parts * kNormRows;

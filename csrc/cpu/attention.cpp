@@ -2,9 +2,9 @@
 // of keys are all that exists of the queries x keys matrix. Everything is transposed: the lanes of a vector are
 // queries, so that a key's channel or a value's is one number for all lanes, and maxima and sums over the keys need no
 // horizontal step. Compiled once an instruction set (see simd.h).
+#include "fastdiff/arena.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/scores.h"
-#include "fastdiff/scratch.h"
 #include "fastdiff/simd.h"
 #include "fastdiff/tiles.h"
 
@@ -208,17 +208,13 @@ template <class T>
 void run(const Attention& op, int64_t begin, int64_t end) {
   constexpr int64_t kMost = 3 * kLanes;  // queries of a block
   const int64_t blocks = blocks_of(op.queries);
-  const int64_t rows = op.channels + op.value_channels + 2 * kKeys;
   const int64_t k_size = op.keys * op.channels, v_size = op.keys * op.value_channels;
   int64_t heads = op.heads;
   while (heads > 1 && (op.heads % heads != 0 || heads * (k_size + v_size) > kNear)) --heads;
-  float* memory = static_cast<float*>(scratch((rows * kMost + (kCopies<T> ? heads * (k_size + v_size) : 0)) * 4));
-  Workspace space;
-  space.q = memory;
-  space.out = space.q + op.channels * kMost;
-  space.scores = space.out + op.value_channels * kMost;
-  space.bias = space.scores + kKeys * kMost;
-  float* copies = space.bias + kKeys * kMost;
+  Arena arena;
+  const Workspace space = {arena.take<float>(op.channels * kMost), arena.take<float>(op.value_channels * kMost),
+                           arena.take<float>(kKeys * kMost), arena.take<float>(kKeys * kMost)};
+  float* copies = kCopies<T> ? arena.take<float>(heads * (k_size + v_size)) : nullptr;
   int64_t loaded = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t group = unit / (blocks * heads), inside = unit % (blocks * heads);

@@ -1,10 +1,10 @@
 // Attention with so few keys that all scores of a query are in registers at once, with the products on AMX to float32's
 // precision (see amx.h). Queries are rows: they, their weights and their results are read and written as they lie (see
 // factors.h), and only the keys are turned, once for all queries of a head.
+#include "fastdiff/arena.h"
 #include "fastdiff/factors.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/scores.h"
-#include "fastdiff/scratch.h"
 #include "fastdiff/simd.h"
 
 namespace fastdiff::amx {
@@ -213,16 +213,15 @@ struct Few {
   void run(int64_t begin, int64_t end) {
     const TileRegisters registers;
     const int64_t left_tiles = channels.left_tiles() > keys.left_tiles() ? channels.left_tiles() : keys.left_tiles();
-    const int64_t packed_bytes = heads * (key_bytes + value_bytes), left_bytes = 2 * left_tiles * kTileBytes;
-    const int64_t floats = kBlock * score_row + kBlock * kBlock + 2 * kBlock + kSide * kLanes + op.channels * kSide;
-    packed = static_cast<uint8_t*>(scratch(packed_bytes + left_bytes + floats * 4));
-    left = packed + packed_bytes;
-    scores = reinterpret_cast<float*>(left + left_bytes);
-    sums = scores + kBlock * score_row;
-    top = sums + kBlock * kBlock;
-    inverse = top + kBlock;
-    totals = inverse + kBlock;
-    turned = totals + kSide * kLanes;
+    Arena arena;
+    packed = arena.take<uint8_t>(heads * (key_bytes + value_bytes));
+    left = arena.take<uint8_t>(2 * left_tiles * kTileBytes);
+    scores = arena.take<float>(kBlock * score_row);
+    sums = arena.take<float>(kBlock * kBlock);
+    top = arena.take<float>(kBlock);
+    inverse = arena.take<float>(kBlock);
+    totals = arena.take<float>(kSide * kLanes);
+    turned = arena.take<float>(op.channels * kSide);
     int64_t loaded = -1;
     for (int64_t unit = begin; unit < end; ++unit) {
       Block here = block(unit);

@@ -2,10 +2,10 @@
 // amx.h), in stages (see conv2d_stages.h). The weights are read as they are and transformed in every call: for many
 // tiles this takes less time than reading 36 numbers for 9 from memory would.
 #include "fastdiff/amx.h"
+#include "fastdiff/arena.h"
 #include "fastdiff/conv2d_stages.h"
 #include "fastdiff/conv2d_tiles.h"
 #include "fastdiff/kernels.h"
-#include "fastdiff/scratch.h"
 
 namespace fastdiff::amx {
 namespace {
@@ -117,8 +117,9 @@ void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end) {
   const int64_t panels = round_up(stage.columns, kStagePanel) / kStagePanel,
                 blocks = round_up(stage.tiles, kStagePanel) / kStagePanel;
   const int64_t most = (blocks + stage.row_parts - 1) / stage.row_parts, side = steps * kStep;
-  uint8_t* columns = static_cast<uint8_t*>(scratch((2 + most) * 2 * side));  // two panels, in turn
-  uint8_t* rows = columns + 4 * side;
+  Arena arena;
+  uint8_t* columns = arena.take<uint8_t>(4 * side);  // two panels, in turn
+  uint8_t* rows = arena.take<uint8_t>(most * 2 * side);
   int64_t packed = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t part = unit / stage.column_parts, point = part / stage.row_parts;

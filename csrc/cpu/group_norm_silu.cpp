@@ -30,7 +30,8 @@ void write_channel(const GroupNorm& op, const T* x, T* out, int64_t size, const 
 template <class T>
 void run_groups(const GroupNorm& op, int64_t begin, int64_t end) {
   const int64_t width = op.channels / op.groups;
-  const Scratch scratch(1, kBlock);
+  Arena arena;
+  float* wide = arena.take<float>(kBlock);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t sample = unit / op.groups, first = unit % op.groups * width;
     const int64_t start = (sample * op.channels + first) * op.pixels;
@@ -39,7 +40,7 @@ void run_groups(const GroupNorm& op, int64_t begin, int64_t end) {
     const int64_t size = width * op.pixels;
     const int64_t to_next = unit + 1 < end && size <= kNear / static_cast<int64_t>(sizeof(T)) ? size : 0;
     float mean, inverse;
-    contiguous_statistics(x, size, op.eps, scratch.row(0), &mean, &inverse);
+    contiguous_statistics(x, size, op.eps, wide, &mean, &inverse);
     for (int64_t c = 0; c < width; ++c) {
       float factor, offset;
       factors<T>(op, sample, first + c, inverse, &factor, &offset);
@@ -114,7 +115,8 @@ void channel_statistics(const T* x, int64_t channels, int64_t pixels, int64_t be
 template <class T>
 void run_statistics(const GroupNorm& op, int64_t begin, int64_t end) {
   const int64_t parts = (op.pixels + kNormPart - 1) / kNormPart, channels = op.channels;
-  const Scratch scratch(1, kNormPart);
+  Arena arena;
+  float* wide = arena.take<float>(kNormPart);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t sample = unit / parts, first = unit % parts * kNormPart;
     const int64_t pixels = op.pixels - first < kNormPart ? op.pixels - first : kNormPart;
@@ -126,7 +128,7 @@ void run_statistics(const GroupNorm& op, int64_t begin, int64_t end) {
     }
     for (int64_t c = 0; c < channels; ++c) {
       const T* x = static_cast<const T*>(op.x) + (sample * channels + c) * op.pixels + first;
-      const Moments m = moments(widen_row(x, scratch.row(0), pixels), pixels, x + (c + 1 < channels ? op.pixels : 0));
+      const Moments m = moments(widen_row(x, wide, pixels), pixels, x + (c + 1 < channels ? op.pixels : 0));
       means[c] = m.mean;
       squares[c] = m.squares;
     }
@@ -161,8 +163,9 @@ template <class T>
 void run_output(const GroupNorm& op, int64_t begin, int64_t end) {
   const int64_t parts = (op.pixels + kNormPart - 1) / kNormPart, channels = op.channels;
   const int64_t pixel = channels * static_cast<int64_t>(sizeof(T)), near = pixel < kFew ? kFew / pixel : 1;
-  const Scratch scratch(3, channels);  // of one sample: mean, factor and offset of every channel
-  float *means = scratch.row(0), *scales = scratch.row(1), *offsets = scratch.row(2);
+  Arena arena;  // of one sample: mean, factor and offset of every channel
+  float *means = arena.take<float>(channels), *scales = arena.take<float>(channels);
+  float* offsets = arena.take<float>(channels);
   int64_t of_sample = -1;
   for (int64_t unit = end - 1; unit >= begin; --unit) {  // the parts that were read last are still in the cache
     const int64_t sample = unit / parts, first = unit % parts * kNormPart;

@@ -57,8 +57,8 @@ template <bool Silu, bool Keep, class T>
 void run_whole_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
   const GroupNorm& forward = op.forward;
   const int64_t width = forward.channels / forward.groups, pixels = forward.pixels, size = width * pixels;
-  const Scratch scratch(3, kBlock > width ? kBlock : width);
-  float *factor = scratch.row(1), *offset = scratch.row(2);
+  Arena arena;
+  float *wide = arena.take<float>(kBlock), *factor = arena.take<float>(width), *offset = arena.take<float>(width);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t sample = unit / forward.groups, first = unit % forward.groups * width;
     const int64_t start = (sample * forward.channels + first) * pixels;
@@ -66,7 +66,7 @@ void run_whole_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
     T* out = static_cast<T*>(op.x) + start;
     const int64_t to_next = unit + 1 < end && size <= kNear / static_cast<int64_t>(sizeof(T)) ? size : 0;
     float mean, inverse, slope, constant;
-    contiguous_statistics(x, size, forward.eps, scratch.row(0), &mean, &inverse);
+    contiguous_statistics(x, size, forward.eps, wide, &mean, &inverse);
     const F center = F::broadcast(mean);
     float *sums = op.sums + sample * 2 * forward.channels + first, *products = sums + forward.channels;
     double group_total = 0, group_product = 0;
@@ -110,16 +110,10 @@ void run_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
 
 // What is known of the channels of a sample, as rows of numbers.
 struct Table {
-  explicit Table(int64_t channels)
-      : scratch(8, channels),
-        mean(scratch.row(0)),
-        inverse(scratch.row(1)),
-        factor(scratch.row(2)),
-        offset(scratch.row(3)),
-        slope(scratch.row(4)),
-        constant(scratch.row(5)),
-        block_sums(scratch.row(6)),
-        block_products(scratch.row(7)) {}
+  explicit Table(int64_t channels) {
+    for (float** row : {&mean, &inverse, &factor, &offset, &slope, &constant, &block_sums, &block_products})
+      *row = arena.take<float>(channels);
+  }
 
   template <class At>
   Channel channel(At at) const {
@@ -127,7 +121,7 @@ struct Table {
   }
   Channel channel(int64_t c) const { return {F::broadcast(mean[c]), F::broadcast(factor[c]), F::broadcast(offset[c])}; }
 
-  Scratch scratch;
+  Arena arena;
   float *mean, *inverse, *factor, *offset, *slope, *constant, *block_sums, *block_products;
 };
 

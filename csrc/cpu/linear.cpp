@@ -2,8 +2,8 @@
 // packed once for all threads; of the other each thread packs what is its own, a panel at a time, and goes through the
 // whole of the first with it.
 #include "fastdiff/amx.h"
+#include "fastdiff/arena.h"
 #include "fastdiff/kernels.h"
-#include "fastdiff/scratch.h"
 #include "fastdiff/simd.h"
 #include "fastdiff/tiles.h"
 
@@ -175,13 +175,11 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
   const int64_t most_steps = ceil_divide(steps, chunks);
   const int64_t blocks = most_steps ? smaller(kMostBlocks, kPanelBlocks * kPanelSteps / most_steps) : kPanelBlocks;
   const int64_t panels = ceil_divide(end - begin, blocks / panel_halves), packed_tile = steps * kStepBytes;
-  // In scratch memory: the panel, the sums of one unit, and, where they are added up, those of all units of a panel
-  // with all others.
-  const int64_t panel_bytes = most_steps * kStepBytes * 2 * blocks, unit_sums = halves * kSums,
-                total_sums = blocks / panel_halves * unit_sums;
-  const int64_t floats = unit_sums + (chunks > 1 ? others * total_sums : 0);
-  uint8_t* panel = static_cast<uint8_t*>(scratch(panel_bytes + floats * static_cast<int64_t>(sizeof(float))));
-  float *sums = reinterpret_cast<float*>(panel + panel_bytes), *totals = sums + unit_sums;
+  const int64_t unit_sums = halves * kSums, total_sums = blocks / panel_halves * unit_sums;
+  Arena arena;
+  uint8_t* panel = arena.take<uint8_t>(most_steps * kStepBytes * 2 * blocks);
+  float* sums = arena.take<float>(unit_sums);                                     // of one unit
+  float* totals = chunks > 1 ? arena.take<float>(others * total_sums) : nullptr;  // of all of a panel with all others
   for (int64_t p = 0; p < panels; ++p)
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       const int64_t first = begin + (end - begin) * p / panels,
@@ -206,7 +204,7 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
             shared ? multiply(theirs, packed_tile, mine, tile, count, sums + half * kSums, [] {})
                    : multiply(mine, tile, theirs, packed_tile, count, sums + half * kSums, [] {});
           }
-          float* total = totals + other * total_sums + unit * unit_sums;
+          float* total = totals ? totals + other * total_sums + unit * unit_sums : nullptr;
           if (chunk > 0) add(total, sums, unit_sums);
           if (last)
             put(op, sums, row, column);

@@ -23,13 +23,8 @@ namespace {
 constexpr size_t kPage = size_t{2} << 20;     // a huge page
 constexpr size_t kMapping = size_t{1} << 30;  // of addresses; memory comes with the first write
 
-struct Block {
-  char* data = nullptr;
-  size_t size = 0;
-};
-
 // Whole huge pages at a multiple of their size: so much more is mapped, and both ends are returned.
-Block map(size_t size) {
+PoolBlock map(size_t size) {
   void* address = mmap(nullptr, size + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) return {};
   char* data = static_cast<char*>(address);
@@ -59,7 +54,7 @@ public:
     return *pool;
   }
 
-  Block take(size_t bytes) {
+  PoolBlock take(size_t bytes) {
     const size_t size = std::max(kPage, (bytes + kPage - 1) / kPage * kPage);
     std::lock_guard<std::mutex> lock(mutex_);
     Run best = find(size);
@@ -67,14 +62,14 @@ public:
       grow(size);
       best = find(size);
     }
-    const Block block = {best.data, size};
+    const PoolBlock block = {best.data, size};
     cut(block);
     ++(best.written < size ? statistics_.mapped : statistics_.reused);
     statistics_.used += size;
     return block;
   }
 
-  void give(Block block) {
+  void give(PoolBlock block) {
     std::lock_guard<std::mutex> lock(mutex_);
     statistics_.used -= block.size;
     try {
@@ -139,14 +134,14 @@ private:
   }
 
   void grow(size_t size) {
-    Block made = map(std::max(size, kMapping));
+    PoolBlock made = map(std::max(size, kMapping));
     if (!made.data) made = map(size);
     if (!made.data) throw std::bad_alloc();
     add(made, false);
   }
 
   // The block is no longer free.
-  void cut(Block block) {
+  void cut(PoolBlock block) {
     auto range = free_.lower_bound(block.data);
     while (block.size) {
       const Free found = range->second;
@@ -160,7 +155,7 @@ private:
   }
 
   // The block is free, and one with its neighbours that are like it.
-  void add(Block block, bool written) {
+  void add(PoolBlock block, bool written) {
     const size_t more = written ? block.size : 0;
     auto next = free_.lower_bound(block.data);
     if (next != free_.end() && next->first == block.data + block.size && next->second.written == written) {
@@ -185,7 +180,7 @@ private:
       auto range = std::prev(free_.end());
       while (!range->second.written) --range;
       const size_t size = std::min(range->second.size, (statistics_.idle - bytes + kPage - 1) / kPage * kPage);
-      const Block block = {range->first + range->second.size - size, size};
+      const PoolBlock block = {range->first + range->second.size - size, size};
       madvise(block.data, block.size, MADV_DONTNEED);
       cut_end(range, size);
       add(block, false);
@@ -205,13 +200,15 @@ private:
 // What a tensor of the pool holds until its deleter is called.
 struct Held {
   DLManagedTensor managed;
-  Block block;
+  PoolBlock block;
   std::vector<int64_t> shape, strides;
 };
 
 }  // namespace
 
 bool pool_available() { return true; }
+PoolBlock pool_take(size_t bytes) { return Pool::get().take(bytes); }
+void pool_give(PoolBlock block) { Pool::get().give(block); }
 
 // In elements. channels_last: the second dimension is the innermost.
 static std::vector<int64_t> dense_strides(const std::vector<int64_t>& shape, bool channels_last) {
@@ -263,6 +260,8 @@ size_t pool_release() { return Pool::get().release(); }
 #else
 
 bool pool_available() { return false; }
+PoolBlock pool_take(size_t) { throw std::bad_alloc(); }
+void pool_give(PoolBlock) {}
 DLManagedTensor* pool_tensor(const std::vector<int64_t>&, bool, DLDataType) { throw std::bad_alloc(); }
 void pool_set_limit(size_t) {}
 PoolStatistics pool_statistics() { return {}; }

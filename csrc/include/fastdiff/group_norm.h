@@ -3,6 +3,7 @@
 // mean far from 0 costs no digits. For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
+#include "fastdiff/arena.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/moments.h"
 

@@ -1,6 +1,7 @@
 // What ada_layer_norm and its gradients share. For the files that are compiled once an instruction set (see simd.h).
 #pragma once
 
+#include "fastdiff/arena.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/rows.h"
 

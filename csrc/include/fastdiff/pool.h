@@ -17,6 +17,14 @@ constexpr size_t kPoolMinimum = size_t{4} << 20;
 // Whether there is a pool on this system.
 bool pool_available();
 
+// Memory without values, in whole huge pages, to be given back as it is. Throws std::bad_alloc if there is none.
+struct PoolBlock {
+  char* data = nullptr;
+  size_t size = 0;
+};
+PoolBlock pool_take(size_t bytes);
+void pool_give(PoolBlock block);
+
 // A tensor on the CPU without values. The consumer calls its deleter, which gives the memory back; no lock of Python's
 // is needed for that. Throws std::bad_alloc if there is no memory, std::invalid_argument for a negative size.
 DLManagedTensor* pool_tensor(const std::vector<int64_t>& shape, bool channels_last, DLDataType dtype);

@@ -96,25 +96,6 @@ inline void map_stream(T* out, int64_t size, const T* next, Body body) {
   }
 }
 
-// Rows of float32 for a thread to work in, each at the start of a cache line.
-class Scratch {
-public:
-  Scratch(int64_t rows, int64_t size)
-      : stride_((size + kLine - 1) / kLine * kLine), memory_(new float[rows * stride_ + kLine]) {
-    const int64_t past_line = static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory_) / sizeof(float)) % kLine;
-    first_ = memory_ + (kLine - past_line) % kLine;
-  }
-  ~Scratch() { delete[] memory_; }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* row(int64_t i) const { return first_ + i * stride_; }
-
-private:
-  static constexpr int64_t kLine = 16;
-  int64_t stride_;
-  float *memory_, *first_;
-};
-
 // The row itself, or a copy as float32 in `buffer`.
 inline const float* widen_row(const float* x, float*, int64_t) { return x; }
 template <class T>
