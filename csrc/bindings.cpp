@@ -160,6 +160,32 @@ void ada_layer_norm(const std::string& type, uintptr_t out, const RowsArgument& 
   run_kernel(fastdiff::kernels().ada_layer_norm, op, batch * rows, size > fastdiff::kSerialElements ? num_threads : 1);
 }
 
+void residual_ada_layer_norm(const std::string& type, uintptr_t h, uintptr_t z, const RowsArgument& y,
+                             const RowsArgument& residual, const RowsArgument& gate, const RowsArgument& scale,
+                             const RowsArgument& shift, uintptr_t weight, uintptr_t bias, int64_t batch, int64_t rows,
+                             int64_t channels, float eps, int num_threads) {
+  const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
+  const fastdiff::Type number = type_of(type);
+  const int64_t size = batch * rows * channels;
+  const fastdiff::ResidualAdaLayerNorm op = {{number,
+                                              {},
+                                              rows_of(scale),
+                                              rows_of(shift),
+                                              address(weight),
+                                              address(bias),
+                                              address(z),
+                                              rows,
+                                              channels,
+                                              eps,
+                                              streams(number, size)},
+                                             rows_of(y),
+                                             rows_of(residual),
+                                             rows_of(gate),
+                                             address(h)};
+  run_kernel(fastdiff::kernels().residual_ada_layer_norm, op, batch * rows,
+             size > fastdiff::kSerialElements ? num_threads : 1);
+}
+
 void group_norm_silu(const std::string& type, uintptr_t out, uintptr_t x, uintptr_t weight, uintptr_t bias,
                      const RowsArgument& scale, const RowsArgument& shift, int64_t samples, int64_t channels,
                      int64_t pixels, int64_t groups, bool channels_last, bool silu, float eps, int num_threads) {
@@ -492,6 +518,7 @@ PYBIND11_MODULE(_core, module) {
   module.def("ada_layer_norm", ada_layer_norm, py::arg("type"), py::arg("out"), py::arg("x"), py::arg("scale"),
              py::arg("shift"), py::arg("weight"), py::arg("bias"), py::arg("batch"), py::arg("rows"),
              py::arg("channels"), py::arg("eps"), py::arg("num_threads"));
+  module.def("residual_ada_layer_norm", residual_ada_layer_norm);
   module.def("group_norm_silu", group_norm_silu, py::arg("type"), py::arg("out"), py::arg("x"), py::arg("weight"),
              py::arg("bias"), py::arg("scale"), py::arg("shift"), py::arg("samples"), py::arg("channels"),
              py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"), py::arg("eps"),

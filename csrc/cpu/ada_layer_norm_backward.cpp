@@ -3,7 +3,6 @@
 // factor or an offset of a channel is such a sum times what the channel has in common. Compiled once an instruction set
 // (see simd.h).
 #include "fastdiff/modulation.h"
-#include "fastdiff/moments.h"
 
 namespace fastdiff::FASTDIFF_ISA {
 namespace {

@@ -10,6 +10,7 @@ bool linear_combine_f64(const double* const* inputs, int num_inputs, double* con
                         int num_outputs, const double* coefficients, int64_t size);
 void normal(float* out, int64_t first, int64_t count, uint64_t seed, uint64_t sample, uint32_t draw);
 void ada_layer_norm(const AdaLayerNorm& op, int64_t begin, int64_t end);
+void residual_ada_layer_norm(const ResidualAdaLayerNorm& op, int64_t begin, int64_t end);
 void ada_layer_norm_backward_rows(const AdaLayerNormBackward& op, int64_t begin, int64_t end);
 void ada_layer_norm_backward_parameters(const AdaLayerNormBackward& op, int64_t begin, int64_t end);
 void group_norm_groups(const GroupNorm& op, int64_t begin, int64_t end);
@@ -34,6 +35,7 @@ const Kernels table = {FASTDIFF_STRING(FASTDIFF_ISA),
                        linear_combine_f64,
                        normal,
                        ada_layer_norm,
+                       residual_ada_layer_norm,
                        ada_layer_norm_backward_rows,
                        ada_layer_norm_backward_parameters,
                        group_norm_groups,

@@ -34,8 +34,8 @@ struct Rows {
 };
 
 // out = (1 + scale) * LN(x) + shift, LN(x) = (x - mean) / sqrt(variance + eps) * weight + bias. All but weight and bias
-// have S rows of C numbers in each batch; out is contiguous. Rows [begin, end) of all batches are computed, in float32
-// whatever the type.
+// have S rows of C numbers in each batch; out is contiguous; all but x may be null. Rows [begin, end) of all batches
+// are computed, in float32 whatever the type.
 struct AdaLayerNorm {
   Type type;
   Rows x, scale, shift;
@@ -47,9 +47,17 @@ struct AdaLayerNorm {
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
-// Gradients of the above for scale and shift that are the same for all rows of a batch (stride of a row 0), contiguous;
-// null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows, units are
-// batch * parts + part; then the other gradients from these, units are blocks of kNormChannels channels.
+// h = residual + gate * y, contiguous, and the above of h as it is stored, whose x is not used. gate may be null.
+struct ResidualAdaLayerNorm {
+  AdaLayerNorm norm;
+  Rows y, residual, gate;
+  void* h;
+};
+using ResidualAdaLayerNormKernel = void (*)(const ResidualAdaLayerNorm& op, int64_t begin, int64_t end);
+
+// Gradients of ada_layer_norm for scale and shift that are the same for all rows of a batch (stride of a row 0),
+// contiguous; null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows,
+// units are batch * parts + part; then the other gradients from these, units are blocks of kNormChannels channels.
 struct AdaLayerNormBackward {
   AdaLayerNorm forward;  // out and stream are not used
   Rows gradient;         // of out
@@ -178,6 +186,7 @@ struct Kernels {
   LinearCombine<double> linear_combine_f64;
   Normal normal;
   AdaLayerNormKernel ada_layer_norm;
+  ResidualAdaLayerNormKernel residual_ada_layer_norm;
   AdaLayerNormBackwardKernel ada_layer_norm_backward_rows, ada_layer_norm_backward_parameters;
   GroupNormKernel group_norm_groups, group_norm_statistics, group_norm_output;
   GroupNormBackwardKernel group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input;
