@@ -4,18 +4,6 @@
 
 #include "fastdiff/simd.h"
 
-#if defined(__GNUC__)
-#define FASTDIFF_UNROLL_16 _Pragma("GCC unroll 16")
-#define FASTDIFF_UNROLL_2 _Pragma("GCC unroll 2")
-#define FASTDIFF_NOINLINE __attribute__((noinline))
-#define FASTDIFF_INLINE __attribute__((always_inline)) inline
-#else
-#define FASTDIFF_UNROLL_16
-#define FASTDIFF_UNROLL_2
-#define FASTDIFF_NOINLINE __declspec(noinline)
-#define FASTDIFF_INLINE __forceinline
-#endif
-
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
@@ -27,45 +15,6 @@ inline F load_up_to(const T* p, int64_t n) {
 }
 
 // ---- transposition
-// ---------------------------------------------------------------------------------------------------
-
-// rows[i] lane j <-> rows[j] lane i.
-#if defined(FASTDIFF_ISA_AVX512)
-inline void transpose(F* rows) {
-  __m512 a[16], b[16];
-  FASTDIFF_UNROLL_16
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
-    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
-  }
-  FASTDIFF_UNROLL_16
-  for (int i = 0; i < 16; i += 4)  // b[i + j]: column j of every quarter, of rows i to i + 3
-    for (int j = 0; j < 2; ++j) {
-      const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
-      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-    }
-  FASTDIFF_UNROLL_16
-  for (int j = 0; j < 4; ++j) {
-    const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88),
-                 odd_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
-    const __m512 even_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
-    const __m512 odd_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
-    rows[j].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
-    rows[4 + j].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
-    rows[8 + j].v = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
-    rows[12 + j].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
-  }
-}
-#else
-inline void transpose(F* rows) {
-  float values[kLanes * kLanes], turned[kLanes * kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) rows[i].store(values + i * kLanes);
-  for (int64_t i = 0; i < kLanes; ++i)
-    for (int64_t j = 0; j < kLanes; ++j) turned[j * kLanes + i] = values[i * kLanes + j];
-  for (int64_t i = 0; i < kLanes; ++i) rows[i] = F::load(turned + i * kLanes);
-}
-#endif
 
 // to[c * kLanes * C + lane] = row(lane)[c] for c in [0, size), with kLanes * C rows, of which the first `count` exist.
 // load_row(lane, c, n) gives n values of a row from c on.
@@ -108,18 +57,11 @@ inline void turn_out(const float* from, int64_t size, int64_t count, const F* fa
 }
 
 // ---- products
-// --------------------------------------------------------------------------------------------------------
-//
-// `tiles` tiles, one after the other, of R rows by C vectors of columns, compiled for every R up to kRows<C> and called
-// through tables. The accumulators, a vector for each column and one for a broadcast fill the registers: 32, or 16.
 
-#if defined(FASTDIFF_ISA_AVX512) || defined(FASTDIFF_ISA_NEON)
+// `tiles` tiles, one after the other, of R rows by C vectors of columns, compiled for every R up to kRows<C> and called
+// through tables. The accumulators, a vector for each column and one for a broadcast fill the registers.
 template <int C>
-constexpr int kRows = C == 2 ? 14 : 9;
-#else
-template <int C>
-constexpr int kRows = C == 2 ? 6 : 4;
-#endif
+constexpr int kRows = kRegisters == 32 ? (C == 2 ? 14 : 9) : (C == 2 ? 6 : 4);
 
 // Rows that will be read or written before long, in bytes. Their lines are asked for one after the other while products
 // are computed: all at once they would wait for each other, and the processor for them.
