@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.engine import Inputs
 from fastdiff.engine.adaptive import CheckedModel
 from fastdiff.errors import SamplingError, expect
 from fastdiff.process.noise import CounterNoise
@@ -52,7 +53,7 @@ def log_likelihood(
     counter = CounterNoise.of(seed, len(x))
     # Rademacher vectors: of those with independent elements they have the least variance.
     vectors = [counter.draw(n, x.shape, x.dtype).sign().to(x.device) for n in range(probes)]
-    checked = _Differentiable("log_likelihood", model, schedule, prediction, x, cond=cond)
+    checked = _Differentiable("log_likelihood", model, schedule, prediction, x, Inputs(counter, cond=cond or {}))
 
     def slope(state: Tensor, t: float) -> Tensor:
         with torch.enable_grad():

@@ -111,12 +111,13 @@ def sample(
         wanted = f"solver {method.name!r} draws {program.num_noises} noises in this run"
         expect(len(noise) >= program.num_noises, f"{wanted}, and noise holds {len(noise)}")
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
-    common: dict[str, Any] = dict(cond=cond, uncond=uncond, counter=counter, draw=draw, callback=callback)
-    if program is None:
-        common.update(guidance=guidance, threshold=threshold)
-        return engine.run_adaptive(method, model, x, schedule, times, prediction, **common)
-    classifier = guidance if isinstance(guidance, Classifier) else None
-    return engine.run(program, model, x, classifier=classifier, **common)
+    gradients = {"classifier": guidance.gradient} if isinstance(guidance, Classifier) else {}
+    inputs = engine.Inputs(counter, draw, cond or {}, uncond or {}, gradients)
+    if program is not None:
+        return engine.run(program, model, x, inputs, callback)
+    return engine.run_adaptive(
+        method, model, x, schedule, times, prediction, inputs, guidance=guidance, threshold=threshold, callback=callback
+    )
 
 
 @lru_cache(maxsize=64)

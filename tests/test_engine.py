@@ -1,5 +1,7 @@
 """What the sampling loop does between two model calls: nothing but the combine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +18,7 @@ from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import SOLVERS
 
 SCHEDULE = VPDiscrete.linear()
+INPUTS = engine.Inputs(CounterNoise.of(0, 2))
 
 
 class Recorder(TorchDispatchMode):
@@ -51,7 +54,7 @@ def operators(name, backend, guidance=None):
         return outputs[len(x)]
 
     with fastdiff.use(backend), Recorder() as recorder:
-        engine.run(program(name, guidance=guidance), model, torch.zeros(2, 3, 8, 8), counter=CounterNoise.of(0, 2))
+        engine.run(program(name, guidance=guidance), model, torch.zeros(2, 3, 8, 8), INPUTS)
     return recorder.names[seen[1] : seen[-1]]
 
 
@@ -89,4 +92,27 @@ def test_a_deferred_break_down_is_named(bad_call, monkeypatch):
 
     message = rf"ddim, step {bad_call} of 8 .*is NaN or infinite"
     with fastdiff.use("reference"), pytest.raises(fastdiff.SamplingError, match=message):
-        engine.run(program("ddim"), model, torch.zeros(2, 3, 8, 8), counter=CounterNoise.of(0, 2))
+        engine.run(program("ddim"), model, torch.zeros(2, 3, 8, 8), INPUTS)
+
+
+def test_a_gradient_is_called_by_its_name():
+    """A Program may call any function that the run's inputs hold, not a classifier alone."""
+
+    def gradient(x, t):
+        return 0.1 * x
+
+    def model(x, t):
+        return torch.tanh(x)
+
+    traced = program("ddim", guidance=fastdiff.Classifier(gradient, 2.0))
+    instructions = tuple(
+        replace(i, network="measurement") if getattr(i, "network", None) == "classifier" else i
+        for i in traced.instructions
+    )
+    renamed = replace(traced, instructions=instructions)
+    assert renamed != traced
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = engine.run(traced, model, x, replace(INPUTS, gradients={"classifier": gradient}))
+    assert torch.equal(engine.run(renamed, model, x, replace(INPUTS, gradients={"measurement": gradient})), expected)
+    with pytest.raises(ValueError, match=r"calls 'measurement', got gradients \['classifier'\]"):
+        engine.run(renamed, model, x, replace(INPUTS, gradients={"classifier": gradient}))

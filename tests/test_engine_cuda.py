@@ -14,8 +14,9 @@ from triton_process import interpret
 
 import fastdiff
 from fastdiff import CFG, SamplingError, sample
-from fastdiff.engine import bound, graph, loop, steps
+from fastdiff.engine import Inputs, bound, graph, loop, steps
 from fastdiff.engine.steps import NativeSteps
+from fastdiff.noise import CounterNoise
 from fastdiff.runtime import choice, cuda
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import SOLVERS
@@ -233,18 +234,20 @@ def test_a_model_that_cannot_be_captured_is_launched_and_that_is_said(on_cuda, m
 
 
 def test_why_a_run_is_not_captured(monkeypatch):
-    net = Net()
-    assert graph.cannot_capture(net, None, None, None, None) is None
-    assert graph.cannot_capture(net.forward, {"a": {"b": 1}}, None, None, None) is None
-    assert graph.cannot_capture(lambda x, t: x, None, None, None, None) is None
+    net, noise = Net(), CounterNoise.of(0, 1)
+    assert graph.cannot_capture(net, Inputs(noise)) is None
+    assert graph.cannot_capture(net.forward, Inputs(noise, cond={"a": {"b": 1}})) is None
+    assert graph.cannot_capture(lambda x, t: x, Inputs(noise)) is None
     held = object()
-    unseen = graph.cannot_capture(lambda x, t: held and x, None, None, None, None)
+    unseen = graph.cannot_capture(lambda x, t: held and x, Inputs(noise))
     assert unseen == "launches: 'held' is of the type object, which may change unseen"
-    assert "noise is given" in graph.cannot_capture(net, None, None, None, lambda n: None)
-    assert "cond['a']['b']" in graph.cannot_capture(net, {"a": {"b": [1]}}, None, None, None)
+    assert "noise is given" in graph.cannot_capture(net, Inputs(noise, lambda n: None))
+    gradient = Inputs(noise, gradients={"classifier": lambda x, t: x})
+    assert "a classifier's gradient is a function" in graph.cannot_capture(net, gradient)
+    assert "cond['a']['b']" in graph.cannot_capture(net, Inputs(noise, cond={"a": {"b": [1]}}))
     assert "may change unseen" in graph.explain(lambda x, t: held and x)[0]
     monkeypatch.setenv("FASTDIFF_GRAPH", "0")
-    assert "FASTDIFF_GRAPH" in graph.cannot_capture(net, None, None, None, None)
+    assert "FASTDIFF_GRAPH" in graph.cannot_capture(net, Inputs(noise))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -59,4 +59,4 @@ def encode(
     noisy = method.stochastic and method.options.get("eta") != 0
     expect(not noisy, f"solver {method.name!r} draws noise, and there is no way back from it; use eta=0 or another")
     program = traced(method, schedule, tuple(times.tolist()), prediction, None, None, False)
-    return engine.run(program, model, x0, cond=cond, counter=CounterNoise.of(0, len(x0)))
+    return engine.run(program, model, x0, engine.Inputs(CounterNoise.of(0, len(x0)), cond=cond or {}))

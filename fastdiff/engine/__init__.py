@@ -2,6 +2,7 @@
 solvers, whose times are not known before the run, have no Program: `fastdiff.engine.adaptive`."""
 
 from fastdiff.engine.adaptive import run_adaptive
+from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.loop import run
 
-__all__ = ["run", "run_adaptive"]
+__all__ = ["Inputs", "run", "run_adaptive"]

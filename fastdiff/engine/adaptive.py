@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fastdiff.engine.calls import call_network, join
 from fastdiff.engine.direct import TensorModel
+from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.loop import Callback
 from fastdiff.errors import SamplingError
 from fastdiff.guidance import Guidance, Threshold
-from fastdiff.process.noise import CounterNoise, NoiseFunction
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Point, Schedule
 from fastdiff.solvers.registry import Solver
@@ -29,13 +29,10 @@ def run_adaptive(
     schedule: Schedule,
     times: Float64Array,
     prediction: Prediction,
+    inputs: Inputs,
     *,
     guidance: Guidance | None = None,
     threshold: Threshold | None = None,
-    cond: Mapping[str, Any] | None = None,
-    uncond: Mapping[str, Any] | None = None,
-    counter: CounterNoise,
-    draw: NoiseFunction | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """The sample that an adaptive solver reaches from x, in x's shape and dtype.
@@ -49,15 +46,13 @@ def run_adaptive(
     to_data = last == 0
     end = min([schedule.t_min, *inner]) if to_data else last
     state = x.to(torch.promote_types(x.dtype, torch.float32))
-    checked = CheckedModel(
-        solver.name, model, schedule, prediction, x, guidance=guidance, threshold=threshold, cond=cond, uncond=uncond
-    )
+    checked = CheckedModel(solver.name, model, schedule, prediction, x, inputs, guidance=guidance, threshold=threshold)
     number = -1
 
     def noise() -> Tensor:
         nonlocal number
         number += 1
-        return draw(number) if draw else counter.draw(number, state.shape, state.dtype).to(state.device)
+        return inputs.noise(number, state.shape, state.dtype, state.device)
 
     s = schedule.point(start)
     if start > end:
@@ -96,13 +91,14 @@ class CheckedModel(TensorModel):
         schedule: Schedule,
         prediction: Prediction,
         x: Tensor,
+        inputs: Inputs,
         **options: Any,
     ) -> None:
-        super().__init__(network, schedule, prediction, **options)
+        super().__init__(network, schedule, prediction, inputs, **options)
         self.solver, self.dtype = solver, x.dtype
         if not torch.isfinite(x).all():
             raise SamplingError("the initial state holds values that are NaN or infinite")
-        self.both = join(self.cond, self.uncond, len(x)) if self.cfg is not None else {}
+        self.both = join(inputs.cond, inputs.uncond, len(x)) if self.cfg is not None else {}
 
     def where(self, s: Point) -> str:
         """For messages."""
@@ -110,7 +106,7 @@ class CheckedModel(TensorModel):
 
     def _call(self, x: Tensor, s: Point, guided: bool, variance: bool) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        conditions = self.both if guided else self.cond
+        conditions = self.both if guided else self.inputs.cond
         out = self._checked(self.network, "model", torch.cat([x, x]) if guided else x, s, conditions)
         if self.prediction.split:
             out, learned = out.chunk(2, dim=1)
@@ -122,8 +118,7 @@ class CheckedModel(TensorModel):
         return uncond + self.cfg.scale * (out - uncond), out
 
     def _evaluate_classifier(self, x: Tensor, s: Point) -> Tensor:
-        assert self.classifier is not None
-        return self._checked(self.classifier.gradient, "classifier", x, s, {})
+        return self._checked(self.inputs.gradients["classifier"], "classifier", x, s, {})
 
     def _checked(
         self, network: Callable[..., Any], name: str, x: Tensor, s: Point, conditions: Mapping[str, Any]

@@ -12,10 +12,9 @@ from fastdiff.engine import cpu, cuda
 from fastdiff.engine.calls import call_network, join
 from fastdiff.engine.cpu import CpuEngine
 from fastdiff.engine.cuda import CudaEngine
+from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.reference import ReferenceEngine
-from fastdiff.errors import SamplingError
-from fastdiff.guidance import Classifier
-from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.errors import SamplingError, expect
 from fastdiff.program import Apply, Call, Combine, Program
 from fastdiff.program.transforms import TRANSFORMS
 from fastdiff.runtime import choice
@@ -35,19 +34,7 @@ def choose_engine(program: Program, x: Tensor) -> str:
 class Bound:
     """engine: what choose_engine says; the other arguments are those of fastdiff.engine.run."""
 
-    def __init__(
-        self,
-        engine: str,
-        program: Program,
-        model: Callable[..., Any],
-        x: Tensor,
-        *,
-        cond: Mapping[str, Any] | None,
-        uncond: Mapping[str, Any] | None,
-        classifier: Classifier | None,
-        counter: CounterNoise,
-        draw: NoiseFunction | None,
-    ) -> None:
+    def __init__(self, engine: str, program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> None:
         self.program, self.dtype, self.batch = program, x.dtype, len(x)
         batch, state_dtype = self.batch, torch.promote_types(x.dtype, torch.float32)
         doubled = {call.input for call in program.calls if call.guided}
@@ -58,24 +45,21 @@ class Bound:
             for slot in range(program.num_slots)
         ]
         self.engine: CpuEngine | CudaEngine | ReferenceEngine
-        inputs, output_dtype = buffers, state_dtype
+        read, output_dtype = buffers, state_dtype
         if engine == "cpu":
-            self.engine = CpuEngine(program, buffers, batch, counter, draw)
+            self.engine = CpuEngine(program, buffers, batch, inputs)
         elif engine == "cuda":
-            self.engine = CudaEngine(program, buffers, x.dtype, batch, counter, draw, doubled)
-            inputs, output_dtype = self.engine.inputs, x.dtype
+            self.engine = CudaEngine(program, buffers, x.dtype, batch, inputs, doubled)
+            read, output_dtype = self.engine.read, x.dtype
         else:
-            draw = draw or (lambda n: counter.draw(n, x.shape, state_dtype).to(x.device, non_blocking=True))
-            self.engine = ReferenceEngine(program, buffers, batch, draw, deferred=x.device.type != "cpu")
-        self.inputs = inputs
+            self.engine = ReferenceEngine(program, buffers, batch, inputs, deferred=x.device.type != "cpu")
+        self.read = read
         self.copied = program.result in with_copies
-        self.evaluate = _Evaluator(
-            program, model, classifier, buffers, inputs, batch, x.dtype, output_dtype, cond or {}, uncond or {}
-        )
+        self.evaluate = _Evaluator(program, model, buffers, read, batch, x.dtype, output_dtype, inputs)
 
     def start(self, x: Tensor) -> None:
         """From this state. Raises SamplingError if it is not finite."""
-        for target in {id(t): t for t in (self.buffers[0], self.inputs[0])}.values():
+        for target in {id(t): t for t in (self.buffers[0], self.read[0])}.values():
             for part in target.split(self.batch):
                 part.copy_(x)
         if not torch.isfinite(x).all():
@@ -94,8 +78,8 @@ class Bound:
             if isinstance(instruction, Call):
                 call, outputs = instruction, evaluate(instruction)
             elif isinstance(instruction, Apply):
-                inputs = (buffers[slot][:batch] for slot in instruction.inputs)
-                result = TRANSFORMS[instruction.function](*inputs, **dict(instruction.parameters))
+                quantities = (buffers[slot][:batch] for slot in instruction.inputs)
+                result = TRANSFORMS[instruction.function](*quantities, **dict(instruction.parameters))
                 call, outputs = instruction, (result.contiguous(), None)
             elif not combine(index, *outputs):
                 raise _not_finite(program, call, outputs)
@@ -119,34 +103,33 @@ class _Evaluator:
         self,
         program: Program,
         model: Callable[..., Any],
-        classifier: Classifier | None,
         buffers: list[Tensor],
-        inputs: list[Tensor],
+        read: list[Tensor],
         batch: int,
         dtype: torch.dtype,
         output_dtype: torch.dtype,
-        cond: Mapping[str, Any],
-        uncond: Mapping[str, Any],
+        inputs: Inputs,
     ) -> None:
         self.program, self.batch = program, batch
         self.device = buffers[0].device
         self.dtype, self.state_dtype, self.output_dtype = dtype, buffers[0].dtype, output_dtype
         guided = any(call.guided for call in program.calls)
-        both = join(cond, uncond, batch) if guided else {}
-        alone = dict(cond)
+        both = join(inputs.cond, inputs.uncond, batch) if guided else {}
+        alone = dict(inputs.cond)
         self.conditions, self.both = alone, both
         width = 2 * batch if guided else batch
         self.times = table = self._times(program).expand(-1, width).contiguous()
-        halves = [buffer[:batch] for buffer in inputs]
+        halves = [buffer[:batch] for buffer in read]
         self.halves = [buffer[:batch] for buffer in buffers]
         whole = torch.Size((2 * batch, *buffers[0].shape[1:]))
         self.arguments: dict[int, _Arguments] = {}
         for call, t in zip(program.calls, table.unbind()):
-            x, shape = (inputs[call.input], whole) if call.guided else (halves[call.input], halves[0].shape)
+            x, shape = (read[call.input], whole) if call.guided else (halves[call.input], halves[0].shape)
             t = t[:batch] if guided and not call.guided else t
-            if call.network == "classifier":
-                assert classifier is not None
-                self.arguments[id(call)] = (classifier.gradient, "classifier", x, t, {}, shape)
+            if call.network != "model":
+                name, known = call.network, inputs.gradients
+                expect(name in known, f"the program calls {name!r}, got gradients {sorted(known)}")
+                self.arguments[id(call)] = (known[name], name, x, t, {}, shape)
                 continue
             if program.split_output:
                 shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
@@ -157,13 +140,13 @@ class _Evaluator:
         times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
         return times.to(self.device, self.state_dtype)[:, None]
 
-    def load(self, program: Program, cond: Mapping[str, Any], uncond: Mapping[str, Any]) -> None:
+    def load(self, program: Program, inputs: Inputs) -> None:
         """Other times and conditions of the same shapes, in the same places."""
         self.program = program
         self.times.copy_(self._times(program).expand_as(self.times))
         if self.both:
-            _copy_into(self.both, join(cond, uncond, self.batch))
-        _copy_into(self.conditions, cond)
+            _copy_into(self.both, join(inputs.cond, inputs.uncond, self.batch))
+        _copy_into(self.conditions, inputs.cond)
 
     def release(self) -> None:
         """Let the model go: a captured graph calls it no more."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.engine.inputs import Inputs
 from fastdiff.program import KINDS, Program
 from fastdiff.runtime.native import core
 
@@ -31,14 +31,12 @@ def supports(program: Program, device: torch.device, dtype: torch.dtype) -> str 
 
 
 class CpuEngine:
-    """buffers: as in ReferenceEngine. counter: noise that the kernel computes where it needs it; draw: noise that is
-    read from memory instead, if not None."""
+    """buffers: as in ReferenceEngine. The kernel computes the noise where it needs it, or reads it from memory if it is
+    given."""
 
     name = "cpu"
 
-    def __init__(
-        self, program: Program, buffers: list[Tensor], batch: int, counter: CounterNoise, draw: NoiseFunction | None
-    ) -> None:
+    def __init__(self, program: Program, buffers: list[Tensor], batch: int, inputs: Inputs) -> None:
         elements = math.prod(buffers[0].shape[1:])
         step = batch * elements * buffers[0].element_size()
         self._buffers = buffers  # the plan has their addresses
@@ -47,17 +45,17 @@ class CpuEngine:
             copies=[b.data_ptr() + step if len(b) > batch else 0 for b in buffers],
             batch=batch,
             elements=elements,
-            seeds=counter.seeds,
-            samples=counter.samples,
+            seeds=inputs.counter.seeds,
+            samples=inputs.counter.samples,
             num_threads=torch.get_num_threads(),
         )
-        self._draw = draw
+        self._draw = inputs.draw
         self._index: dict[int, int] = {}  # of the instruction -> of the combine in the plan
         self._noises: dict[int, list[int]] = {}  # what a combine reads from `draw`
         add = self._plan.add
         for index, (slots, kinds, numbers, coefficients) in program.tables.items():
             self._index[index] = add(slots, kinds, numbers, coefficients)
-            if draw is not None:
+            if inputs.draw is not None:
                 self._noises[index] = [number for kind, number in zip(kinds, numbers) if kind == _NOISE]
 
     def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:

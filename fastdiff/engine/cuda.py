@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastdiff.engine import steps
+from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.steps import Steps
-from fastdiff.process.noise import CounterNoise, NoiseFunction
 from fastdiff.program import KINDS, Apply, Call, Combine, Program
 from fastdiff.runtime.native import core
 
@@ -38,29 +38,22 @@ def supports(program: Program, x: Tensor) -> str | None:
 class CudaEngine:
     """buffers: (batch, ...) or (2 batch, ...), in the state's type. dtype: of the model's inputs and outputs.
 
-    inputs: for each slot what the model reads: the buffer itself, or, where dtype is another, a copy that the combine
+    read: for each slot what the model reads: the buffer itself, or, where dtype is another, a copy that the combine
     writes beside it; then the buffer is written only if something else reads it.
     """
 
     name = "cuda"
 
     def __init__(
-        self,
-        program: Program,
-        buffers: list[Tensor],
-        dtype: torch.dtype,
-        batch: int,
-        counter: CounterNoise,
-        draw: NoiseFunction | None,
-        doubled: set[int],
+        self, program: Program, buffers: list[Tensor], dtype: torch.dtype, batch: int, inputs: Inputs, doubled: set[int]
     ) -> None:
         state, device, shape = buffers[0].dtype, buffers[0].device, buffers[0].shape[1:]
-        self.batch, self.draw = batch, draw
-        read = {i.input for i in program.calls}
+        self.batch, self.draw = batch, inputs.draw
+        called = {i.input for i in program.calls}
         separate = dtype != state
-        self.inputs = [
+        self.read = [
             torch.empty((batch * (2 if slot in doubled else 1), *shape), dtype=dtype, device=device)
-            if separate and slot in read
+            if separate and slot in called
             else buffer
             for slot, buffer in enumerate(buffers)
         ]
@@ -76,7 +69,7 @@ class CudaEngine:
         self._steps: Steps = made(state, dtype, batch, math.prod(shape), self._keys, self._broken)
 
         # Noise that is given, and results of functions, are copied to a place that a step can be told of beforehand.
-        most = max((kinds.count(_NOISE) for _, kinds, _, _ in tables.values()), default=0) if draw else 0
+        most = max((kinds.count(_NOISE) for _, kinds, _, _ in tables.values()), default=0) if inputs.draw else 0
         self._given = [torch.empty((batch, *shape), dtype=state, device=device) for _ in range(most)]
         self._draws: dict[int, list[int]] = {}
         self._applied = _combines_after_apply(program)
@@ -89,14 +82,14 @@ class CudaEngine:
             for k, kind in enumerate(kinds):
                 if kind == _BUFFER:
                     places[k] = buffers[numbers[k]].data_ptr()
-                elif kind == _NOISE and draw is not None:
+                elif kind == _NOISE and inputs.draw is not None:
                     kinds[k], places[k] = _BUFFER, self._given[len(self._draws[index])].data_ptr()
                     self._draws[index].append(numbers[k])
                 elif kind == _COND and index in self._applied:
                     kinds[k], places[k] = _BUFFER, self._result.data_ptr()
             outputs = []
             for slot in slots:
-                halves = [part.data_ptr() for part in self.inputs[slot].split(batch)]
+                halves = [part.data_ptr() for part in self.read[slot].split(batch)]
                 if not separate:
                     outputs.append([halves[0], 0, halves[1] if len(halves) > 1 else 0])
                     continue
@@ -104,9 +97,9 @@ class CudaEngine:
                 whole = buffers[slot].data_ptr() if (index, slot) in kept else 0
                 outputs.append([whole, *wanted, 0, 0][:3])
             self._steps.add(kinds, places, outputs, coefficients)
-        self.load(program, counter)
+        self.load(program, inputs)
 
-    def load(self, program: Program, counter: CounterNoise) -> None:
+    def load(self, program: Program, inputs: Inputs) -> None:
         """Take the coefficients of a Program of the same shape, and other seeds."""
         flat: list[float] = []
         for slots, kinds, _, coefficients in program.tables.values():
@@ -115,7 +108,7 @@ class CudaEngine:
                 row = coefficients[k * len(slots) : (k + 1) * len(slots)]
                 flat += [*row, *[0.0] * (width - len(slots))]
         self._coefficients.copy_(torch.tensor(flat, dtype=torch.float64))
-        keys = [[_signed(seed), _signed(sample)] for seed, sample in zip(counter.seeds, counter.samples)]
+        keys = [[_signed(seed), _signed(sample)] for seed, sample in zip(inputs.counter.seeds, inputs.counter.samples)]
         self._keys.copy_(torch.tensor(keys, dtype=torch.int64))
         self._broken.zero_()
 

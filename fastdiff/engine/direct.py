@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.guidance import Guidance, Threshold
-from fastdiff.process.noise import NoiseFunction
+from fastdiff.engine.inputs import Inputs
+from fastdiff.guidance import Classifier, Guidance, Threshold
+from fastdiff.process.noise import CounterNoise, NoiseFunction
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Point, Schedule
 from fastdiff.program.transforms import TRANSFORMS
@@ -25,14 +26,13 @@ class TensorModel(StepModel):
         network: Callable[..., Tensor],
         schedule: Schedule,
         prediction: Prediction,
+        inputs: Inputs,
         *,
         guidance: Guidance | None = None,
         threshold: Threshold | None = None,
-        cond: Mapping[str, Any] | None = None,
-        uncond: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(schedule, prediction, guidance, threshold)
-        self.network, self.cond, self.uncond = network, cond or {}, uncond or {}
+        self.network, self.inputs = network, inputs
         self.calls = 0
 
     def close(self, x: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ class TensorModel(StepModel):
     def _call(self, x: Tensor, s: Point, guided: bool, variance: bool) -> tuple[Tensor, Tensor]:
         t = x.new_full((len(x),), self.prediction.time(self.schedule, s))
         self.calls += 1
-        out = self.network(x, t, **self.cond)
+        out = self.network(x, t, **self.inputs.cond)
         if self.prediction.split:
             out, self._learned = out.chunk(2, dim=1)
         if not guided:
             return out, out
         assert self.cfg is not None
-        uncond = self.network(x, t, **self.uncond)
+        uncond = self.network(x, t, **self.inputs.uncond)
         if self.prediction.split:
             uncond = uncond.chunk(2, dim=1)[0]
         return uncond + self.cfg.scale * (out - uncond), out
@@ -59,8 +59,7 @@ class TensorModel(StepModel):
         return self._learned
 
     def _evaluate_classifier(self, x: Tensor, s: Point) -> Tensor:
-        assert self.classifier is not None
-        return self.classifier.gradient(x, x.new_full((len(x),), self.prediction.time(self.schedule, s)))
+        return self.inputs.gradients["classifier"](x, x.new_full((len(x),), self.prediction.time(self.schedule, s)))
 
 
 def integrate(
@@ -73,22 +72,27 @@ def integrate(
     *,
     draw: NoiseFunction | None = None,
     start: Sequence[Tensor] = (),
-    **options: Any,
+    guidance: Guidance | None = None,
+    threshold: Threshold | None = None,
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """The sample that `solver` reaches from x along `times`.
 
-    draw(number): the noises, in order. start: states after the first steps, taken instead of the solver's own, so that
-    a multistep method can be tested with an exact history. options: those of TensorModel.
+    draw(number): the noises, in order; those of seed 0 if None. start: states after the first steps, taken instead of
+    the solver's own, so that a multistep method can be tested with an exact history. The other arguments are those of
+    `fastdiff.sample`.
     """
-    model = TensorModel(network, schedule, prediction, **options)
+    gradients = {"classifier": guidance.gradient} if isinstance(guidance, Classifier) else {}
+    inputs = Inputs(CounterNoise.of(0, len(x)), draw, cond or {}, uncond or {}, gradients)
+    model = TensorModel(network, schedule, prediction, inputs, guidance=guidance, threshold=threshold)
     entries: deque = deque(maxlen=solver.history)
     drawn = 0
 
     def noise() -> Tensor:
         nonlocal drawn
-        assert draw is not None, "a stochastic solver needs noise"
         drawn += 1
-        return draw(drawn - 1)
+        return inputs.noise(drawn - 1, x.shape, x.dtype, x.device)
 
     keywords = {"noise": noise} if solver.stochastic else {}
     model.grid = schedule.points(times)

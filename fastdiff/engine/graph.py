@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,10 +23,9 @@ from torch import Tensor
 
 from fastdiff.engine.bound import Bound
 from fastdiff.engine.cuda import CudaEngine
+from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.references import Unseen, fingerprint, owner
 from fastdiff.errors import SamplingError
-from fastdiff.guidance import Classifier
-from fastdiff.process.noise import CounterNoise, NoiseFunction
 from fastdiff.program import Apply, Call, Program
 from fastdiff.runtime import choice
 
@@ -77,26 +76,15 @@ _entries: weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, _Entry]] = weakre
 _lock = threading.RLock()  # a graph has one set of buffers
 
 
-def run(
-    program: Program,
-    model: Callable[..., Any],
-    x: Tensor,
-    *,
-    cond: Mapping[str, Any] | None,
-    uncond: Mapping[str, Any] | None,
-    classifier: Classifier | None,
-    counter: CounterNoise,
-    draw: NoiseFunction | None,
-) -> Tensor:
+def run(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> Tensor:
     """As fastdiff.engine.run, on the CUDA engine."""
-    arguments: dict[str, Any] = dict(cond=cond, uncond=uncond, classifier=classifier, counter=counter, draw=draw)
     try:
-        seen = None if _not_tried(cond, uncond, classifier, draw) else fingerprint(model)
+        seen = None if _not_tried(inputs) else fingerprint(model)
     except Unseen:
         seen = None
     if seen is None:
-        return _launch(program, model, x, arguments)
-    key = (_structure(program), seen, getattr(model, "__name__", ""), _setting(x, cond, uncond))
+        return _launch(program, model, x, inputs)
+    key = (_structure(program), seen, getattr(model, "__name__", ""), _setting(x, inputs))
     with _lock:
         entries = _entries.setdefault(owner(model), OrderedDict())
         entry = entries.get(key)
@@ -104,18 +92,18 @@ def run(
             entries[key] = _Entry()
             while len(entries) > MAX_GRAPHS:
                 entries.popitem(last=False)
-            return _launch(program, model, x, arguments)
+            return _launch(program, model, x, inputs)
         entries.move_to_end(key)
         if entry.graph is None and entry.reason is None:
-            _capture(entry, program, model, x, arguments)
+            _capture(entry, program, model, x, inputs)
         if entry.graph is None:
-            return _launch(program, model, x, arguments)
-        return _replay(entry, program, x, cond, uncond, counter)
+            return _launch(program, model, x, inputs)
+        return _replay(entry, program, x, inputs)
 
 
 def explain(model: Callable[..., Any]) -> list[str]:
     """Of each way in which a model was run on a GPU: whether it is a graph, or why it is launches."""
-    if (reason := cannot_capture(model, None, None, None, None)) is not None:
+    if (reason := _unseen(model) or _turned_off()) is not None:
         return [reason]
     with _lock:
         entries = _entries.get(owner(model), OrderedDict())
@@ -132,53 +120,51 @@ def forget(model: Callable[..., Any]) -> None:
         _entries.pop(owner(model), None)
 
 
-def cannot_capture(
-    model: Callable[..., Any],
-    cond: Mapping[str, Any] | None,
-    uncond: Mapping[str, Any] | None,
-    classifier: Classifier | None,
-    draw: NoiseFunction | None,
-) -> str | None:
+def cannot_capture(model: Callable[..., Any], inputs: Inputs) -> str | None:
     """Why a run is not even tried to be captured, or None."""
+    return _unseen(model) or _not_tried(inputs)
+
+
+def _unseen(model: Callable[..., Any]) -> str | None:
     try:
         fingerprint(model)
     except Unseen as error:
         return f"launches: {error}"
-    return _not_tried(cond, uncond, classifier, draw)
+    return None
 
 
-def _not_tried(
-    cond: Mapping[str, Any] | None,
-    uncond: Mapping[str, Any] | None,
-    classifier: Classifier | None,
-    draw: NoiseFunction | None,
-) -> str | None:
-    """The same, but for the model."""
+def _turned_off() -> str | None:
     if os.environ.get("FASTDIFF_GRAPH") == "0":
         return "launches: FASTDIFF_GRAPH=0"
-    if classifier is not None:
-        return "launches: a classifier's gradient is a function, and what it refers to may change between two runs"
-    if draw is not None:
-        return "launches: the noise is given and not computed from seeds"
     if torch.is_autocast_enabled("cuda"):
         return "launches: autocast is in force, and keeps casts of weights that a graph would own"
-    for name, conditions in (("cond", cond), ("uncond", uncond)):
-        if (bad := _not_plain(conditions or {})) is not None:
+    return None
+
+
+def _not_tried(inputs: Inputs) -> str | None:
+    """The same, but for the model."""
+    if (reason := _turned_off()) is not None:
+        return reason
+    for name in inputs.gradients:
+        return f"launches: a {name}'s gradient is a function, and what it refers to may change between two runs"
+    if inputs.draw is not None:
+        return "launches: the noise is given and not computed from seeds"
+    for name, conditions in (("cond", inputs.cond), ("uncond", inputs.uncond)):
+        if (bad := _not_plain(conditions)) is not None:
             return f"launches: {name}{bad} is neither a tensor nor a number, a string or a mapping of such"
     return None
 
 
-def _launch(program: Program, model: Callable[..., Any], x: Tensor, arguments: dict[str, Any]) -> Tensor:
-    bound = Bound("cuda", program, model, x, **arguments)
+def _launch(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> Tensor:
+    bound = Bound("cuda", program, model, x, inputs)
     bound.start(x)
     bound.loop()
     return bound.finish()
 
 
-def _capture(entry: _Entry, program: Program, model: Callable[..., Any], x: Tensor, arguments: dict[str, Any]) -> None:
+def _capture(entry: _Entry, program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> None:
     """Into the entry; or the reason why not, with a warning."""
-    static = {name: _copy(arguments[name]) for name in ("cond", "uncond")}
-    bound = Bound("cuda", program, model, x, **{**arguments, **static})
+    bound = Bound("cuda", program, model, x, replace(inputs, cond=_copy(inputs.cond), uncond=_copy(inputs.uncond)))
     graph = make_graph()
     try:
         graph.capture(bound.loop)
@@ -191,21 +177,14 @@ def _capture(entry: _Entry, program: Program, model: Callable[..., Any], x: Tens
     entry.graph, entry.bound = graph, bound
 
 
-def _replay(
-    entry: _Entry,
-    program: Program,
-    x: Tensor,
-    cond: Mapping[str, Any] | None,
-    uncond: Mapping[str, Any] | None,
-    counter: CounterNoise,
-) -> Tensor:
+def _replay(entry: _Entry, program: Program, x: Tensor, inputs: Inputs) -> Tensor:
     bound, graph = entry.bound, entry.graph
     assert bound is not None
     assert graph is not None
     assert isinstance(bound.engine, CudaEngine)
     bound.program = program  # for messages
-    bound.engine.load(program, counter)
-    bound.evaluate.load(program, cond or {}, uncond or {})
+    bound.engine.load(program, inputs)
+    bound.evaluate.load(program, inputs)
     bound.start(x)
     graph.replay()
     return bound.finish().clone()
@@ -228,7 +207,7 @@ def _structure(program: Program) -> Hashable:
     return (tuple(parts), program.num_slots, program.result, program.states, program.split_output)
 
 
-def _setting(x: Tensor, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None) -> Hashable:
+def _setting(x: Tensor, inputs: Inputs) -> Hashable:
     """Of the state, the conditions and torch."""
     torch_settings = (
         torch.backends.cuda.matmul.allow_tf32,
@@ -236,7 +215,7 @@ def _setting(x: Tensor, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
     )
-    conditions = tuple(_signature(c or {}) for c in (cond, uncond))
+    conditions = _signature(inputs.cond), _signature(inputs.uncond)
     return (tuple(x.shape), x.dtype, x.device, conditions, torch_settings, choice.current())
 
 
@@ -263,10 +242,8 @@ def _not_plain(conditions: Mapping[str, Any], inside: str = "") -> str | None:
     return None
 
 
-def _copy(conditions: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _copy(conditions: Mapping[str, Any]) -> dict[str, Any]:
     """With tensors of their own: the graph reads these."""
-    if conditions is None:
-        return None
     return {
         key: v.clone() if isinstance(v, Tensor) else _copy(v) if isinstance(v, Mapping) else v
         for key, v in conditions.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,38 +10,28 @@ from torch import Tensor
 
 from fastdiff.engine import graph
 from fastdiff.engine.bound import Bound, Callback, choose_engine
-from fastdiff.guidance import Classifier
-from fastdiff.process.noise import CounterNoise, NoiseFunction
+from fastdiff.engine.inputs import Inputs
 from fastdiff.program import Program
 from fastdiff.runtime import choice
 
 
 @torch.no_grad()
 def run(
-    program: Program,
-    model: Callable[..., Any],
-    x: Tensor,
-    *,
-    cond: Mapping[str, Any] | None = None,
-    uncond: Mapping[str, Any] | None = None,
-    classifier: Classifier | None = None,
-    counter: CounterNoise,
-    draw: NoiseFunction | None = None,
-    callback: Callback | None = None,
+    program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs, callback: Callback | None = None
 ) -> Tensor:
     """Run a Program from the state x and return the sample, in x's shape and dtype.
 
     model(x, t, **cond) gets x (B, ...) in x's dtype and t (B,); in guided calls cond and uncond go in together as one
     batch of 2B. States and times are float32 where x is of a half precision, which has no room for 999. callback(step,
     state) follows every step of a program that keeps its states. Raises SamplingError, naming the step, if the model
-    returns another shape or a value that is not finite, or raises an exception itself.
+    returns another shape or a value that is not finite, or raises an exception itself, and ValueError
+    if the program calls a gradient that is not among the inputs.
     """
     engine = choose_engine(program, x)
-    arguments: dict[str, Any] = dict(cond=cond, uncond=uncond, classifier=classifier, counter=counter, draw=draw)
     # What Triton interprets runs on the CPU, where there are no graphs.
     if engine == "cuda" and callback is None and (x.is_cuda or choice.current() != "triton"):
-        return graph.run(program, model, x, **arguments)
-    bound = Bound(engine, program, model, x, **arguments)
+        return graph.run(program, model, x, inputs)
+    bound = Bound(engine, program, model, x, inputs)
     bound.start(x)
     bound.loop(callback)
     return bound.finish()

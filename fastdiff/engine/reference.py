@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.process.noise import NoiseFunction
+from fastdiff.engine.inputs import Inputs
 from fastdiff.program import Combine, Program, Source
 
 
@@ -19,10 +19,8 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def __init__(
-        self, program: Program, buffers: list[Tensor], batch: int, draw: NoiseFunction, *, deferred: bool
-    ) -> None:
-        self.instructions, self.buffers, self.batch, self.draw = program.instructions, buffers, batch, draw
+    def __init__(self, program: Program, buffers: list[Tensor], batch: int, inputs: Inputs, *, deferred: bool) -> None:
+        self.instructions, self.buffers, self.batch, self.inputs = program.instructions, buffers, batch, inputs
         self.deferred = deferred
         self.finite: list[tuple[int, Tensor]] = []  # instruction, whether its results are
 
@@ -37,7 +35,8 @@ class ReferenceEngine:
             if kind == "buffer":
                 values[kind, number] = self.buffers[number][: self.batch]
             elif kind == "noise":
-                values[kind, number] = self.draw(number)
+                like = self.buffers[0][: self.batch]
+                values[kind, number] = self.inputs.noise(number, like.shape, like.dtype, like.device)
         results: list[Any] = []
         for output in instruction.outputs:
             terms = dict(output.terms)  # summed in the order of all sources, as the kernel does: the same bits

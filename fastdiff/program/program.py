@@ -28,7 +28,8 @@ class Call:
     """One evaluation of a network: the buffer it reads, the schedule point, the time it is given, and whether the
     unconditional output is needed as well.
 
-    step: index of the solver step that the call belongs to. network: "model", or "classifier" for the gradient of one.
+    step: index of the solver step that the call belongs to. network: "model", or the name of a gradient among
+    the run's `fastdiff.engine.Inputs`, today "classifier".
     variance: the buffer that receives the second half of the output's channels, where the step asks for it.
     """
 
@@ -98,7 +99,7 @@ class Program:
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """The calls of the model and of the classifier, in order."""
+        """The calls of the model and of gradients, in order."""
         return tuple(i for i in self.instructions if isinstance(i, Call))
 
     @cached_property

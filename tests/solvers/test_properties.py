@@ -62,7 +62,7 @@ def test_coefficients_are_finite_and_the_data_are_reached(solver, data, schedule
     points = {float(call.model_time): call.point for call in program.calls}
     x = schedule.prior_std(times[0]) * torch.ones(2, 2, dtype=torch.float64)
     with fastdiff.use("reference"):
-        result = engine.run(program, network, x, counter=CounterNoise.of(0, 2))
+        result = engine.run(program, network, x, engine.Inputs(CounterNoise.of(0, 2)))
     assert relative_error(result, image) < 1e-6
 
 
@@ -108,5 +108,6 @@ def test_a_saved_program_runs_the_same(solver, tmp_path):
     loaded = Program.from_json(path.read_text())
     assert loaded == program
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    results = [engine.run(p, lambda x, t: torch.tanh(x), x, counter=CounterNoise.of(3, 2)) for p in (program, loaded)]
+    inputs = engine.Inputs(CounterNoise.of(3, 2))
+    results = [engine.run(p, lambda x, t: torch.tanh(x), x, inputs) for p in (program, loaded)]
     assert torch.equal(*results)

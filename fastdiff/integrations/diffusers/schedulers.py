@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fastdiff.engine import cpu
+from fastdiff.engine import Inputs, cpu
 from fastdiff.engine.cpu import CpuEngine
 from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import expect, unknown
@@ -160,12 +160,13 @@ class _Run:
         self.buffers = [buffer.contiguous() for buffer in self.buffers]
         self.place, self.count = 0, 0
         self._generator: Any = None
-        batch, counter = len(sample), CounterNoise.of(0, len(sample))
+        batch = len(sample)
+        inputs = Inputs(CounterNoise.of(0, batch), self._draw)
         self.engine: Any
         if cpu.supports(program, sample.device, dtype) is None:
-            self.engine = CpuEngine(program, self.buffers, batch, counter, self._draw)
+            self.engine = CpuEngine(program, self.buffers, batch, inputs)
         else:
-            self.engine = ReferenceEngine(program, self.buffers, batch, self._draw, deferred=True)
+            self.engine = ReferenceEngine(program, self.buffers, batch, inputs, deferred=True)
         self.buffers[0].copy_(sample)
         self._until_call(None)
 
