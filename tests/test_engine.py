@@ -8,12 +8,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdiff
 from fastdiff import engine
+from fastdiff.engine import bound
 from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.grids import make_grid
 from fastdiff.noise import CounterNoise
 from fastdiff.prediction import get_prediction
-from fastdiff.program import Apply, Program
+from fastdiff.program import Apply, Combine, Output, Program
 from fastdiff.program.tracing import trace
+from fastdiff.runtime.native import core
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import SOLVERS
 
@@ -116,3 +118,15 @@ def test_a_gradient_is_called_by_its_name():
     assert torch.equal(engine.run(renamed, model, x, replace(INPUTS, gradients={"measurement": gradient})), expected)
     with pytest.raises(ValueError, match=r"calls 'measurement', got gradients \['classifier'\]"):
         engine.run(renamed, model, x, replace(INPUTS, gradients={"classifier": gradient}))
+
+
+def test_a_step_that_no_kernel_is_compiled_for_runs_in_the_reference():
+    """One output more than the kernels have."""
+    x = torch.ones(2, 3)
+    for count, expected in ((core.MAX_OUTPUTS, "cpu"), (core.MAX_OUTPUTS + 1, "reference")):
+        outputs = tuple(Output(slot, ((("buffer", 0), float(slot)),)) for slot in range(1, count + 1))
+        wide = Program("wide", (Combine(outputs),), count + 1, count, 0)
+        assert bound.choose_engine(wide, x) == expected
+        assert torch.equal(engine.run(wide, torch.nn.Identity(), x, INPUTS), count * x)
+    with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match=f"compiled for at most {core.MAX_OUTPUTS} of"):
+        engine.run(wide, torch.nn.Identity(), x, INPUTS)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.engine import cpu, cuda
+from fastdiff.engine import cpu, device
 from fastdiff.engine.calls import call_network, join
 from fastdiff.engine.cpu import CpuEngine
-from fastdiff.engine.cuda import CudaEngine
+from fastdiff.engine.device import DeviceEngine
 from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import SamplingError, expect
@@ -25,10 +25,10 @@ _Arguments = tuple[Callable[..., Any], str, Tensor, Tensor, Mapping[str, Any], t
 
 
 def choose_engine(program: Program, x: Tensor) -> str:
-    """ "cpu", "cuda" or "reference" for a run from the state x, under the backend in force."""
+    """ "cpu", "device" or "reference" for a run from the state x, under the backend in force."""
     reason = cpu.supports(program, x.device, torch.promote_types(x.dtype, torch.float32))
-    picked = choice.pick(reason, triton=lambda: cuda.supports(program, x), op="sampling loop")
-    return "cuda" if picked == "triton" else picked
+    picked = choice.pick(reason, triton=lambda: device.supports(program, x), op="sampling loop")
+    return "device" if picked == "triton" else picked
 
 
 class Bound:
@@ -38,18 +38,18 @@ class Bound:
         self.program, self.dtype, self.batch = program, x.dtype, len(x)
         batch, state_dtype = self.batch, torch.promote_types(x.dtype, torch.float32)
         doubled = {call.input for call in program.calls if call.guided}
-        # A CUDA engine whose model has another type keeps what the model reads apart.
-        with_copies = doubled if engine != "cuda" or x.dtype == state_dtype else set()
+        # A device's engine whose model has another type keeps what the model reads apart.
+        with_copies = doubled if engine != "device" or x.dtype == state_dtype else set()
         self.buffers = buffers = [
             torch.empty((2 * batch if slot in with_copies else batch, *x.shape[1:]), dtype=state_dtype, device=x.device)
             for slot in range(program.num_slots)
         ]
-        self.engine: CpuEngine | CudaEngine | ReferenceEngine
+        self.engine: CpuEngine | DeviceEngine | ReferenceEngine
         read, output_dtype = buffers, state_dtype
         if engine == "cpu":
             self.engine = CpuEngine(program, buffers, batch, inputs)
-        elif engine == "cuda":
-            self.engine = CudaEngine(program, buffers, x.dtype, batch, inputs, doubled)
+        elif engine == "device":
+            self.engine = DeviceEngine(program, buffers, x.dtype, batch, inputs, doubled)
             read, output_dtype = self.engine.read, x.dtype
         else:
             self.engine = ReferenceEngine(program, buffers, batch, inputs, deferred=x.device.type != "cpu")

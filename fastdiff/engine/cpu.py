@@ -21,13 +21,7 @@ def supports(program: Program, device: torch.device, dtype: torch.dtype) -> str 
         return f"the state is on {device}, and the C++ engine runs on the CPU"
     if dtype not in _PLANS:
         return f"the C++ engine takes float32 and float64 states, not {dtype}"
-    for slots, kinds, _, _ in program.tables.values():
-        if len(slots) > core.MAX_OUTPUTS or len(kinds) > core.MAX_INPUTS:
-            return (
-                f"a step has {len(slots)} outputs of {len(kinds)} inputs; the kernel is compiled for at most "
-                f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
-            )
-    return None
+    return program.too_wide()
 
 
 class CpuEngine:

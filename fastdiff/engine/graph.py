@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.engine.bound import Bound
-from fastdiff.engine.cuda import CudaEngine
+from fastdiff.engine.device import DeviceEngine
 from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.references import Unseen, fingerprint, owner
 from fastdiff.errors import SamplingError
@@ -77,7 +77,7 @@ _lock = threading.RLock()  # a graph has one set of buffers
 
 
 def run(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> Tensor:
-    """As fastdiff.engine.run, on the CUDA engine."""
+    """As fastdiff.engine.run, on the device's engine."""
     try:
         seen = None if _not_tried(inputs) else fingerprint(model)
     except Unseen:
@@ -156,7 +156,7 @@ def _not_tried(inputs: Inputs) -> str | None:
 
 
 def _launch(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> Tensor:
-    bound = Bound("cuda", program, model, x, inputs)
+    bound = Bound("device", program, model, x, inputs)
     bound.start(x)
     bound.loop()
     return bound.finish()
@@ -164,7 +164,7 @@ def _launch(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inpu
 
 def _capture(entry: _Entry, program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> None:
     """Into the entry; or the reason why not, with a warning."""
-    bound = Bound("cuda", program, model, x, replace(inputs, cond=_copy(inputs.cond), uncond=_copy(inputs.uncond)))
+    bound = Bound("device", program, model, x, replace(inputs, cond=_copy(inputs.cond), uncond=_copy(inputs.uncond)))
     graph = make_graph()
     try:
         graph.capture(bound.loop)
@@ -181,7 +181,7 @@ def _replay(entry: _Entry, program: Program, x: Tensor, inputs: Inputs) -> Tenso
     bound, graph = entry.bound, entry.graph
     assert bound is not None
     assert graph is not None
-    assert isinstance(bound.engine, CudaEngine)
+    assert isinstance(bound.engine, DeviceEngine)
     bound.program = program  # for messages
     bound.engine.load(program, inputs)
     bound.evaluate.load(program, inputs)

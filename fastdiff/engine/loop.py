@@ -29,7 +29,7 @@ def run(
     """
     engine = choose_engine(program, x)
     # What Triton interprets runs on the CPU, where there are no graphs.
-    if engine == "cuda" and callback is None and (x.is_cuda or choice.current() != "triton"):
+    if engine == "device" and callback is None and (x.is_cuda or choice.current() != "triton"):
         return graph.run(program, model, x, inputs)
     bound = Bound(engine, program, model, x, inputs)
     bound.start(x)

@@ -17,6 +17,7 @@ from typing import Any
 from fastdiff.errors import expect
 from fastdiff.process.schedules import Point
 from fastdiff.program.transforms import TRANSFORMS
+from fastdiff.runtime.native import core
 
 # A source of a sum: ("buffer", slot), ("cond", 0) and ("uncond", 0) for the network's last outputs, ("noise", draw).
 Source = tuple[str, int]
@@ -116,6 +117,16 @@ class Program:
                 kinds, numbers = [KINDS.index(kind) for kind, _ in sources], [number for _, number in sources]
                 tables[index] = ([output.slot for output in instruction.outputs], kinds, numbers, coefficients)
         return tables
+
+    def too_wide(self) -> str | None:
+        """Why the compiled kernels, which are made for few outputs and inputs, cannot run a step of this, or None."""
+        for slots, kinds, _, _ in self.tables.values():
+            if len(slots) > core.MAX_OUTPUTS or len(kinds) > core.MAX_INPUTS:
+                return (
+                    f"a step has {len(slots)} outputs of {len(kinds)} inputs; the kernels are compiled for at most "
+                    f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
+                )
+        return None
 
     @property
     def nfe(self) -> int:

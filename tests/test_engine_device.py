@@ -1,4 +1,4 @@
-"""The CUDA engine and its graphs on the CPU: the kernels' own function runs there, a tape takes a graph's place."""
+"""The engine of a GPU and its graphs on the CPU: the kernels' own function runs there, a tape takes a graph's place."""
 
 import functools
 import gc
@@ -96,10 +96,10 @@ class TapedSteps(NativeSteps):
 
 @pytest.fixture
 def on_cuda(monkeypatch):
-    """Runs under use("auto") take the CUDA engine."""
+    """Runs under use("auto") take the device's engine."""
     choose_engine = bound.choose_engine
     monkeypatch.setattr(
-        loop, "choose_engine", lambda p, x: "cuda" if choice.current() == "auto" else choose_engine(p, x)
+        loop, "choose_engine", lambda p, x: "device" if choice.current() == "auto" else choose_engine(p, x)
     )
     monkeypatch.setattr(steps, "choose", lambda device: (TapedSteps, ""))
     monkeypatch.setattr(graph, "make_graph", Tape)
@@ -319,7 +319,7 @@ model = lambda x, t: torch.tanh(x)
 for solver, dtype, size in [("dpmpp-2m", torch.float32, 7), ("ddpm", torch.float16, 11), ("unipc-2", torch.float64, 9)]:
     options = dict(schedule="linear", prediction="eps", solver=solver, steps=4, seed=2**63 + 5)
     x = torch.randn(2, 3, size, 15).to(dtype)
-    loop.choose_engine = lambda p, x: "cuda"
+    loop.choose_engine = lambda p, x: "device"
     ours = fastdiff.sample(model, x, **options)
     loop.choose_engine = lambda p, x: "reference"
     assert torch.equal(ours, fastdiff.sample(model, x, **options)), solver

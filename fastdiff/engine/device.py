@@ -1,5 +1,5 @@
-"""The engine on a GPU: each combine of a Program is one launch. What distinguishes two Programs of the same shape lies
-in device memory, so that a captured graph serves both."""
+"""The engine on a GPU: each combine of a Program is one launch, of a CUDA kernel or of Triton's (see steps). What
+distinguishes two Programs of the same shape lies in device memory, so that a captured graph serves both."""
 
 from __future__ import annotations
 
@@ -26,23 +26,17 @@ def supports(program: Program, x: Tensor) -> str | None:
         return reason
     if x.dtype not in _TYPES:
         return f"the kernels take float64, float32, float16 and bfloat16 states, not {x.dtype}"
-    for slots, kinds, _, _ in program.tables.values():
-        if len(slots) > core.MAX_OUTPUTS or len(kinds) > core.MAX_INPUTS:
-            return (
-                f"a step has {len(slots)} outputs of {len(kinds)} inputs; the kernels are compiled for at most "
-                f"{core.MAX_OUTPUTS} of {core.MAX_INPUTS}"
-            )
-    return None
+    return program.too_wide()
 
 
-class CudaEngine:
+class DeviceEngine:
     """buffers: (batch, ...) or (2 batch, ...), in the state's type. dtype: of the model's inputs and outputs.
 
     read: for each slot what the model reads: the buffer itself, or, where dtype is another, a copy that the combine
     writes beside it; then the buffer is written only if something else reads it.
     """
 
-    name = "cuda"
+    name = "device"
 
     def __init__(
         self, program: Program, buffers: list[Tensor], dtype: torch.dtype, batch: int, inputs: Inputs, doubled: set[int]
