@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fastdiff.compiler.explain import explain as explain_model
 from fastdiff.compiler.explain import is_fast
-from fastdiff.engine import graph, steps
+from fastdiff.engine import steps
 from fastdiff.ops import OPS, conv2d_algorithms
-from fastdiff.runtime import choice, triton
+from fastdiff.runtime import choice, graphs, triton
 from fastdiff.runtime.native import core
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -73,7 +73,7 @@ def explain(
         lines = []
         if isinstance(model, nn.Module) and is_fast(model):
             lines = str(explain_model(model, inputs, html=html)).splitlines()
-        return Explanation([], model=[*lines, *graph.explain(model)])
+        return Explanation([], model=[*lines, *graphs.explain(model)])
     choices = [choice for device in ("cpu", "cuda") for op in OPS for choice in _choices(op, device)]
     choices += [_sampling_loop(device) for device in ("cpu", "cuda")]
     notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in choice.notes().items()]

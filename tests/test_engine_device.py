@@ -14,10 +14,10 @@ from triton_process import interpret
 
 import fastdiff
 from fastdiff import CFG, SamplingError, sample
-from fastdiff.engine import Inputs, bound, graph, loop, steps
+from fastdiff.engine import Inputs, bound, loop, recorded, steps
 from fastdiff.engine.steps import NativeSteps
 from fastdiff.noise import CounterNoise
-from fastdiff.runtime import choice, cuda
+from fastdiff.runtime import choice, cuda, graphs
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import SOLVERS
 
@@ -46,8 +46,9 @@ class Tape(TorchDispatchMode):
     A capture does run the operators, as the tape needs their results' shapes; `poison` then destroys what they left."""
 
     current: "Tape | None" = None
+    device_type = "cpu"
 
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
         self.entries = []
         self.results = []
@@ -102,7 +103,7 @@ def on_cuda(monkeypatch):
         loop, "choose_engine", lambda p, x: "device" if choice.current() == "auto" else choose_engine(p, x)
     )
     monkeypatch.setattr(steps, "choose", lambda device: (TapedSteps, ""))
-    monkeypatch.setattr(graph, "make_graph", Tape)
+    monkeypatch.setattr(graphs, "graph_type", Tape)
 
 
 def both(*arguments, **options):
@@ -140,7 +141,7 @@ def test_replays_are_the_same_as_launches(on_cuda, solver, dtype, guided):
     for number, run in enumerate(runs):
         ours, theirs = both(net, (2, 3, 8, 8), solver=solver, prediction="eps", steps=6, **run)
         assert torch.equal(ours, theirs), number
-        assert graph.explain(net) == ["a CUDA graph" if number else "launches: run once, the second run is captured"]
+        assert graphs.explain(net) == ["a CUDA graph" if number else "launches: run once, the second run is captured"]
     assert not torch.equal(ours, sample(net, (2, 3, 8, 8), solver=solver, prediction="eps", steps=6, **runs[0]))
 
 
@@ -158,7 +159,7 @@ def test_what_a_graph_is_not_good_for_is_captured_anew(on_cuda):
         for _ in range(3):
             ours, theirs = both(net, (2, 3, 8, 8), **{**COMMON, "seed": 0, **options})
             assert torch.equal(ours, theirs)
-        return len(graph.explain(net))
+        return len(graphs.explain(net))
 
     assert run() == 1
     with torch.no_grad():
@@ -169,8 +170,8 @@ def test_what_a_graph_is_not_good_for_is_captured_anew(on_cuda):
     net.factor = 0.5
     assert run() == 3
     assert run(steps=7) == 4
-    assert run(solver="heun") == graph.MAX_GRAPHS
-    graph.forget(net)
+    assert run(solver="heun") == graphs.MAX_GRAPHS
+    graphs.forget(net)
     assert run() == 1
 
 
@@ -205,7 +206,7 @@ def test_a_break_down_is_named(on_cuda):
     net.register_buffer("limit", torch.tensor(-1.0))
     for _ in range(3):
         sample(net, (2, 3, 8, 8), seed=0, solver="ddim", **COMMON)
-    assert graph.explain(net) == ["a CUDA graph"]
+    assert graphs.explain(net) == ["a CUDA graph"]
     net.limit.fill_(600)
     with pytest.raises(SamplingError, match=r"ddim, step 4 of 6 .*is NaN or infinite"):
         sample(net, (2, 3, 8, 8), seed=0, solver="ddim", **COMMON)
@@ -221,33 +222,39 @@ def test_a_model_that_cannot_be_captured_is_launched_and_that_is_said(on_cuda, m
         def capture(self, body):
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(graph, "make_graph", Refuses)
+    monkeypatch.setattr(graphs, "graph_type", Refuses)
     net = Net()
     sample(net, (2, 3, 8, 8), seed=0, **COMMON)
-    with pytest.warns(graph.GraphWarning, match="not permitted when stream is capturing"):
+    with pytest.warns(graphs.GraphWarning, match="not permitted when stream is capturing"):
         ours, theirs = both(net, (2, 3, 8, 8), seed=0, **COMMON)
     assert torch.equal(ours, theirs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
         sample(net, (2, 3, 8, 8), seed=0, **COMMON)
-    assert "not permitted when stream is capturing" in graph.explain(net)[0]
+    assert "not permitted when stream is capturing" in graphs.explain(net)[0]
 
 
 def test_why_a_run_is_not_captured(monkeypatch):
     net, noise = Net(), CounterNoise.of(0, 1)
-    assert graph.cannot_capture(net, Inputs(noise)) is None
-    assert graph.cannot_capture(net.forward, Inputs(noise, cond={"a": {"b": 1}})) is None
-    assert graph.cannot_capture(lambda x, t: x, Inputs(noise)) is None
+
+    def reason(**options):
+        return recorded.cannot_capture(Inputs(noise, **options), torch.device("cuda"))
+
+    assert reason() is None
+    assert reason(cond={"a": {"b": 1}}) is None
+    assert "noise is given" in reason(draw=lambda n: None)
+    assert "a classifier's gradient is a function" in reason(gradients={"classifier": lambda x, t: x})
+    assert "cond['a']['b']" in reason(cond={"a": {"b": [1]}})
+    assert recorded.cannot_capture(Inputs(noise), torch.device("cpu")) == "launches: there are no graphs on cpu"
+    assert graphs.unseen(net) is None
+    assert graphs.unseen(net.forward) is None
+    assert graphs.unseen(lambda x, t: x) is None
     held = object()
-    unseen = graph.cannot_capture(lambda x, t: held and x, Inputs(noise))
-    assert unseen == "launches: 'held' is of the type object, which may change unseen"
-    assert "noise is given" in graph.cannot_capture(net, Inputs(noise, lambda n: None))
-    gradient = Inputs(noise, gradients={"classifier": lambda x, t: x})
-    assert "a classifier's gradient is a function" in graph.cannot_capture(net, gradient)
-    assert "cond['a']['b']" in graph.cannot_capture(net, Inputs(noise, cond={"a": {"b": [1]}}))
-    assert "may change unseen" in graph.explain(lambda x, t: held and x)[0]
+    assert graphs.unseen(lambda x, t: held and x) == "launches: 'held' is of the type object, which may change unseen"
+    assert "may change unseen" in graphs.explain(lambda x, t: held and x)[0]
     monkeypatch.setenv("FASTDIFF_GRAPH", "0")
-    assert "FASTDIFF_GRAPH" in graph.cannot_capture(net, Inputs(noise))
+    assert "FASTDIFF_GRAPH" in reason()
+    assert "FASTDIFF_GRAPH" in graphs.explain(net)[0]
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -256,7 +263,7 @@ def test_a_graph_does_not_keep_its_model(on_cuda, wrapped):
     model = functools.partial(lambda net, x, t: net(x, t), net) if wrapped else net
     for _ in range(3):
         sample(model, (1, 3, 8, 8), seed=0, guidance=CFG(2.0), cond={}, uncond={}, **COMMON)
-    assert graph.explain(model) == ["a CUDA graph"]
+    assert graphs.explain(model) == ["a CUDA graph"]
     alive = weakref.ref(net)
     del net, model
     gc.collect()
@@ -275,22 +282,22 @@ def test_a_function_is_captured_with_what_it_refers_to(on_cuda):
 
     model = make(nets[0])
     first = [sample(model, (2, 3, 8, 8), seed=seed, **COMMON) for seed in range(3)]
-    assert graph.explain(model) == ["a CUDA graph"]
+    assert graphs.explain(model) == ["a CUDA graph"]
     settings["factor"] = 1.5  # seen: another capture
     for _ in range(3):
         ours, theirs = both(model, (2, 3, 8, 8), seed=0, **COMMON)
         assert torch.equal(ours, theirs)
     assert not torch.equal(ours, first[0])
-    assert graph.explain(model) == ["a CUDA graph"] * 2
+    assert graphs.explain(model) == ["a CUDA graph"] * 2
     settings["factor"] = 1.0
     assert torch.equal(sample(model, (2, 3, 8, 8), seed=1, **COMMON), first[1])
     model.__closure__[model.__code__.co_freevars.index("net")].cell_contents = nets[1]
     for _ in range(3):
         ours, theirs = both(model, (2, 3, 8, 8), seed=0, **COMMON)
         assert torch.equal(ours, theirs)
-    assert len(graph.explain(model)) == 3
-    graph.forget(model)
-    assert graph.explain(model) == []
+    assert len(graphs.explain(model)) == 3
+    graphs.forget(model)
+    assert graphs.explain(model) == []
 
 
 def test_why_there_are_no_kernels():

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.engine import graph
+from fastdiff.engine import recorded
 from fastdiff.engine.bound import Bound, Callback, choose_engine
 from fastdiff.engine.inputs import Inputs
 from fastdiff.program import Program
-from fastdiff.runtime import choice
 
 
 @torch.no_grad()
@@ -28,9 +27,8 @@ def run(
     if the program calls a gradient that is not among the inputs.
     """
     engine = choose_engine(program, x)
-    # What Triton interprets runs on the CPU, where there are no graphs.
-    if engine == "device" and callback is None and (x.is_cuda or choice.current() != "triton"):
-        return graph.run(program, model, x, inputs)
+    if engine == "device" and callback is None:
+        return recorded.run(program, model, x, inputs)
     bound = Bound(engine, program, model, x, inputs)
     bound.start(x)
     bound.loop(callback)

@@ -9,11 +9,10 @@ from torch import nn
 
 import fastdiff
 from fastdiff import ops, sample
-from fastdiff.engine import graph
 from fastdiff.engine.steps import NativeSteps, TritonSteps
 from fastdiff.noise import CounterNoise
 from fastdiff.ops import linear_combine
-from fastdiff.runtime import cuda, triton
+from fastdiff.runtime import cuda, graphs, triton
 from fastdiff.schedules import VPDiscrete
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
@@ -132,7 +131,7 @@ def test_graphs_are_as_exact_as_the_reference(solver, dtype):
         with fastdiff.use("reference"):
             theirs, exact = run(net, x.to(DEVICE)), run(Net(dtype).double(), x.double())
         assert_no_worse(ours, theirs, exact, floor=float(exact.abs().max()) * torch.finfo(dtype).eps)
-    assert graph.explain(net) == ["a CUDA graph"]
+    assert graphs.explain(net) == ["a CUDA graph"]
 
 
 def test_a_model_that_waits_for_the_device_is_launched():
@@ -142,7 +141,7 @@ def test_a_model_that_waits_for_the_device_is_launched():
 
     net = Waits().to(DEVICE)
     first = sample(net, (2, 3, 8, 8), seed=0, **OPTIONS)
-    with pytest.warns(graph.GraphWarning):
+    with pytest.warns(graphs.GraphWarning):
         assert torch.equal(sample(net, (2, 3, 8, 8), seed=0, **OPTIONS), first)
     assert torch.equal(sample(net, (2, 3, 8, 8), seed=0, **OPTIONS), first)
 
