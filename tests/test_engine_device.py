@@ -18,6 +18,7 @@ from fastdiff.engine import Inputs, bound, loop, recorded, steps
 from fastdiff.engine.steps import NativeSteps
 from fastdiff.noise import CounterNoise
 from fastdiff.runtime import choice, cuda, graphs
+from fastdiff.runtime.fingerprint import fingerprint
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import SOLVERS
 
@@ -38,6 +39,34 @@ class Net(nn.Module):
     def forward(self, x, t, shift=None):
         h = self.factor * torch.tanh(self.conv(x)) * (1 + t[:, None, None, None].to(x.dtype) / 2000)
         return h if shift is None else h + shift[:, None, None, None]
+
+
+class Adapted(nn.Module):
+    """A layer with an adapter, as LoRA puts it in the layer's place; the scale lies in a dictionary."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.adapter = nn.Conv2d(3, 3, 1)
+        self.scaling = {"default": 1.0}
+
+    def forward(self, x):
+        return self.layer(x) + self.scaling["default"] * self.adapter(x)
+
+
+class Holds(nn.Module):
+    """What a network may refer to besides parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.activation = nn.Tanh()
+        self.table = torch.tensor([0.5])  # no buffer
+        self.layers = [nn.Tanh()]  # not registered
+        self.adapted = Adapted(nn.Identity())
+        self.processor = functools.partial(torch.mul, other=0.5)
+
+    def forward(self, x, t):
+        return self.processor(self.layers[0](self.adapted(self.activation(x)) * self.table))
 
 
 class Tape(TorchDispatchMode):
@@ -173,6 +202,105 @@ def test_what_a_graph_is_not_good_for_is_captured_anew(on_cuda):
     assert run(solver="heun") == graphs.MAX_GRAPHS
     graphs.forget(net)
     assert run() == 1
+
+
+def halve(part):
+    """Like fastdiff.optimize, with a result that can be told from the original's."""
+    fastdiff.optimize(part)
+    part._compiled_call_impl = lambda *arguments, **options: 0.5 * part._call_impl(*arguments, **options)
+
+
+def replace_forward(part):
+    forward = part.forward
+    part.forward = lambda x: 0.5 * forward(x)
+
+
+CHANGES = {
+    "what optimize() sets": (Net, halve),
+    "what optimize() sets in a part": (Net, lambda net: halve(net.conv)),
+    "an adapter": (Net, lambda net: setattr(net, "conv", Adapted(net.conv))),
+    "an adapter's scale": (Holds, lambda net: net.adapted.scaling.update(default=0.5)),
+    "a hook": (Net, lambda net: net.conv.register_forward_hook(lambda module, x, y: 0.5 * y)),
+    "a hook before": (Net, lambda net: net.conv.register_forward_pre_hook(lambda module, x: (0.5 * x[0],))),
+    "a parameter removed": (Net, lambda net: setattr(net.conv, "bias", None)),
+    "another module": (Holds, lambda net: setattr(net, "activation", nn.Sigmoid())),
+    "another module in a list": (Holds, lambda net: net.layers.__setitem__(0, nn.Sigmoid())),
+    "another tensor": (Holds, lambda net: setattr(net, "table", torch.tensor([0.25]))),
+    "another object": (Holds, lambda net: setattr(net, "processor", functools.partial(torch.mul, other=0.25))),
+    "another forward": (Net, lambda net: replace_forward(net.conv)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_graph_is_not_replayed_after_a_change_of(on_cuda, change):
+    make, apply = CHANGES[change]
+    net = make()
+    before = [sample(net, (2, 3, 8, 8), seed=0, **COMMON) for _ in range(3)]
+    assert graphs.explain(net) == ["a CUDA graph"]
+    apply(net)
+    for _ in range(3):
+        ours, theirs = both(net, (2, 3, 8, 8), seed=0, **COMMON)
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, before[0])
+    assert graphs.explain(net) == ["a CUDA graph"] * 2
+
+
+def test_a_hook_of_all_modules_is_seen(on_cuda):
+    net = Net()
+    before = [sample(net, (2, 3, 8, 8), seed=0, **COMMON) for _ in range(3)]
+    hook = nn.modules.module.register_module_forward_hook(lambda module, x, y: 0.5 * y)
+    try:
+        after = [both(net, (2, 3, 8, 8), seed=0, **COMMON) for _ in range(3)]
+    finally:
+        hook.remove()
+    assert all(torch.equal(ours, theirs) and not torch.equal(ours, before[0]) for ours, theirs in after)
+    assert torch.equal(sample(net, (2, 3, 8, 8), seed=0, **COMMON), before[0])
+    assert graphs.explain(net) == ["a CUDA graph"] * 2
+
+
+def test_optimize_and_restore_between_runs(on_cuda, monkeypatch):
+    """The graph of the original is used again after restore(): nothing else has changed."""
+    net = Net()
+
+    def run():
+        return sample(net, (2, 3, 8, 8), seed=0, **COMMON)
+
+    original = [run() for _ in range(3)]
+    for made in (1, 2):
+        fastdiff.optimize(net)
+        fast_call = type(net._compiled_call_impl)
+        with monkeypatch.context() as patch:  # so that it can be told from the original
+            patch.setattr(fast_call, "__call__", lambda self, *a, **options: 0.5 * self.original(*a, **options))
+            fast = [run() for _ in range(3)]
+        assert not torch.equal(fast[0], original[0])
+        assert all(torch.equal(one, fast[0]) for one in fast)
+        assert len(graphs.explain(net)) == 1 + made  # another optimize() has another graph
+        fastdiff.restore(net)
+        assert torch.equal(run(), original[0])
+        assert graphs.explain(net) == ["a CUDA graph"] * (1 + made)
+
+
+def test_a_run_does_not_change_what_is_seen_of_a_model():
+    """Else no run would find the graph of the one before."""
+    models = {"optimized": fastdiff.optimize(Net()), "bundled": fastdiff.load("emoji-unet-32"), "holds": Holds()}
+    for name, net in models.items():
+        cond = net.info.condition("food", 1) if name == "bundled" else {}
+        size = 32 if name == "bundled" else 8
+        seen = []
+        for _ in range(3):
+            sample(net, (1, 3, size, size), schedule=VP, prediction="eps", steps=2, cond=cond)
+            seen += [fingerprint(net), fingerprint(net.forward)]
+        assert len(set(seen)) == 2, name  # of the module, and of its method
+
+
+def test_an_object_in_the_place_of_one_that_is_gone_is_another():
+    """Though it may have its address."""
+    net, seen = nn.Module(), set()
+    for _ in range(50):
+        net.processor = functools.partial(torch.mul, other=0.5)
+        seen.add(fingerprint(net))
+        del net.processor
+    assert len(seen) == 50
 
 
 def test_thresholds_and_given_noise(on_cuda):

@@ -1,25 +1,35 @@
 """What a model refers to, as far as it can be seen: what a captured graph of it depends on.
 
 A graph reads parameters where they were and has the values of everything else in it. It is of use for the same model
-object as long as all of that is the same, which is compared before each replay. Of a module these are its parameters,
-buffers, plain attributes and hooks; of a function its code and what its closure, its defaults and the global names that
-it uses hold. Whatever else it refers to may change unseen, and then nothing is captured.
+object as long as all of that is the same, which is compared before each replay. Of a module these are its parts by name
+and class, their parameters, buffers, attributes and hooks, and what `fastdiff.optimize` or `Module.compile` made of
+them; of a function its code and what its closure, its defaults and the global names that it uses hold.
+
+Whatever else a function refers to may change unseen, and then nothing is captured. An attribute of a module that is
+neither a tensor, a module, a number, a string nor a container of such is known by which object it is: what changes
+inside it is not seen (`fastdiff.runtime.graphs.forget` is for that).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
+import torch.nn.modules.module as of_all_modules
 from torch import Tensor, nn
 
 MAX_PARTS = 10_000
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
+_PLAIN = frozenset(PLAIN)
 FIXED = (ModuleType, type, BuiltinFunctionType)  # taken to be what they are
+# Of every module, and compared apart or of no matter to what it computes.
+INTERNAL = frozenset((*vars(nn.Module()), "_compiled_call_impl")) - {"training"}
 
 
 class Unseen(Exception):
@@ -42,20 +52,31 @@ def fingerprint(model: Callable[..., Any]) -> Hashable:
     return tuple(parts)
 
 
-def _walk(value: Any, name: str, seen: set[int]) -> Iterator[Hashable]:
+def _walk(value: Any, name: str, seen: set[int], strict: bool = True) -> Iterator[Hashable]:
+    """strict: raise Unseen for what cannot be compared; else it is known by which object it is."""
     if isinstance(value, PLAIN):
         yield type(value), value
         return
     if isinstance(value, Tensor):
-        yield value.data_ptr(), value.dtype, value.shape, value.stride()
+        yield _of_tensor(value)
         return
-    # A container made anew with the same contents is the same.
-    yield type(value) if isinstance(value, (Mapping, list, tuple)) else id(value)
+    yield _which(value)
     if id(value) in seen or isinstance(value, FIXED):
         return
     seen.add(id(value))
     if isinstance(value, nn.Module):
-        yield from _of_module(value)
+        yield from _of_module(value, seen)
+    elif isinstance(value, Mapping):
+        yield len(value)
+        for key, item in value.items():
+            yield from _walk(key, f"a key of {name}", seen, strict)
+            yield from _walk(item, f"{name}[{key!r}]", seen, strict)
+    elif isinstance(value, (list, tuple)):
+        yield len(value)
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{name}[{index}]", seen, strict)
+    elif not strict:
+        return
     elif isinstance(value, functools.partial):
         yield from _walk(value.func, f"{name}'s function", seen)
         yield from _walk(value.args, f"{name}'s arguments", seen)
@@ -67,31 +88,71 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[Hashable]:
     elif isinstance(value, FunctionType):
         if not _of_a_library(value):
             yield from _of_function(value, seen)
-    elif isinstance(value, Mapping):
-        yield len(value)
-        for key, item in value.items():
-            yield from _walk(key, f"a key of {name}", seen)
-            yield from _walk(item, f"{name}[{key!r}]", seen)
-    elif isinstance(value, (list, tuple)):
-        yield len(value)
-        for index, item in enumerate(value):
-            yield from _walk(item, f"{name}[{index}]", seen)
     else:
         raise Unseen(f"{name} is of the type {type(value).__qualname__}, which may change unseen")
 
 
-def _of_module(module: nn.Module) -> Iterator[Hashable]:
-    """Where parameters and buffers are, and all else that is plain."""
-    for t in (*module.parameters(), *module.buffers()):
-        yield t.data_ptr(), t.dtype, t.shape
-    for part in module.modules():
-        plain = tuple((k, v) for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, type(None))))
-        hooks = (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-        yield id(part), plain, tuple(map(id, hooks))
+def _of_tensor(tensor: Tensor) -> Hashable:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _of_module(module: nn.Module, seen: set[int]) -> Iterator[Hashable]:
+    """All that decides what it computes: one entry for each module in it."""
+    yield tuple(of_all_modules._global_forward_pre_hooks), tuple(of_all_modules._global_forward_hooks)
+    parts = dict(module.named_modules())
+    seen.update(map(id, parts.values()))
+    for name, part in parts.items():
+        tensors = (*part._parameters.items(), *part._buffers.items())
+        hooks = (*part._forward_pre_hooks.items(), *part._forward_hooks.items())
+        yield (
+            name,
+            _serial(type(part)),
+            _serial(part._compiled_call_impl),
+            *((key, _of_tensor(tensor)) for key, tensor in tensors if tensor is not None),
+            *((key, _serial(hook)) for key, hook in hooks),
+            *((key, _attribute(value, key, seen)) for key, value in vars(part).items() if key not in INTERNAL),
+        )
+
+
+def _attribute(value: Any, name: str, seen: set[int]) -> Hashable:
+    if type(value) in _PLAIN:  # nearly all are
+        return type(value), value
+    parts = tuple(itertools.islice(_walk(value, name, seen, strict=False), MAX_PARTS + 1))
+    if len(parts) > MAX_PARTS:
+        raise Unseen(f"the attribute {name!r} of a module holds more than {MAX_PARTS} things")
+    return parts
+
+
+def _which(value: Any) -> Hashable:
+    """Which object it is. Containers and methods, which are made anew, are the same if their contents are."""
+    if isinstance(value, MethodType):
+        return _serial(value.__self__), _serial(value.__func__)
+    return type(value) if isinstance(value, (Mapping, list, tuple)) else _serial(value)
+
+
+_serials: dict[int, tuple[weakref.ref[Any], int]] = {}
+_numbers = itertools.count()
+
+
+def _serial(value: Any) -> int:
+    """A number that no other object has had: an address is given again when its object is gone. The address of what
+    cannot be watched."""
+    known = _serials.get(id(value))
+    if known is None or known[0]() is not value:
+
+        def gone(_: Any, address: int = id(value)) -> None:
+            _serials.pop(address, None)
+
+        try:
+            known = weakref.ref(value, gone), next(_numbers)
+        except TypeError:
+            return id(value)
+        _serials[id(value)] = known
+    return known[1]
 
 
 def _of_function(function: FunctionType, seen: set[int]) -> Iterator[Hashable]:
-    yield id(function.__code__)
+    yield _serial(function.__code__)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         try:
             content = cell.cell_contents
@@ -100,7 +161,7 @@ def _of_function(function: FunctionType, seen: set[int]) -> Iterator[Hashable]:
             continue
         yield from _walk(content, f"'{name}'", seen)
     yield from _walk(function.__defaults__ or (), f"a default of {function.__name__}", seen)
-    yield from _walk(function.__kwdefaults__ or {}, f"a default of {function.__name__}", seen)
+    yield from _walk(function.__kwdefaults__ or (), f"a default of {function.__name__}", seen)
     for name in sorted(_names(function.__code__)):
         if name in function.__globals__:
             yield name
