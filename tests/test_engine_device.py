@@ -1,5 +1,6 @@
 """The engine of a GPU and its graphs on the CPU: the kernels' own function runs there, a tape takes a graph's place."""
 
+import contextlib
 import functools
 import gc
 import math
@@ -360,6 +361,63 @@ def test_a_model_that_cannot_be_captured_is_launched_and_that_is_said(on_cuda, m
         warnings.simplefilter("error")  # once is enough
         sample(net, (2, 3, 8, 8), seed=0, **COMMON)
     assert "not permitted when stream is capturing" in graphs.explain(net)[0]
+
+
+class FakeCuda:
+    """As much of torch.cuda as a capture touches. A broken capture ends with an exception, and the stream and the
+    generator stay as they were during it, as with torch's."""
+
+    def __init__(self, monkeypatch):
+        self.stream, self.generator_is_captured, self.broken = "main", False, False
+        for name in ("CUDAGraph", "graph", "Stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream))
+        monkeypatch.setattr(graphs.CudaGraph, "_captured", weakref.WeakSet())
+        monkeypatch.setattr(graphs.CudaGraph, "_streams", {})
+
+    class CUDAGraph:
+        def pool(self):
+            return self.memory
+
+    class Stream:
+        pass
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool=None, stream=None):
+        before, self.stream, self.generator_is_captured = self.stream, stream, True
+        graph.memory, graph.stream = pool or object(), stream
+        try:
+            yield
+        finally:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("operation failed due to a previous error during capture")
+            self.stream, self.generator_is_captured = before, False
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(monkeypatch):
+    fake = FakeCuda(monkeypatch)
+    made = []
+
+    def capture(device=0):
+        made.append(graphs.CudaGraph(torch.device("cuda", device)))
+        made[-1].capture(lambda: None)
+        return made[-1].graph
+
+    first, second, elsewhere = capture(), capture(), capture(1)
+    assert (second.memory, second.stream) == (first.memory, first.stream)
+    assert elsewhere.memory is not first.memory
+    fake.broken = True
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        capture()
+    assert fake.stream == "main"
+    assert not fake.generator_is_captured
+    broken, third, fourth = made[-1].graph, capture(), capture()
+    assert third.memory is not broken.memory
+    assert third.stream is not broken.stream
+    assert (fourth.memory, fourth.stream) == (third.memory, third.stream)
 
 
 def test_why_a_run_is_not_captured(monkeypatch):

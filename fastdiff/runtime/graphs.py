@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -44,19 +45,43 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """torch's."""
+    """torch's. Those of a device are captured on one stream, so that they can share the memory of their activations:
+    only one of them runs at a time."""
 
     device_type: ClassVar[str] = "cuda"
+    _captured: ClassVar[weakref.WeakSet[CudaGraph]] = weakref.WeakSet()
+    _streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
 
     def __init__(self, device: torch.device) -> None:
-        self.graph = torch.cuda.CUDAGraph()
+        self.device, self.graph = device, torch.cuda.CUDAGraph()
 
     def capture(self, body: Callable[[], None]) -> None:
-        with torch.cuda.graph(self.graph):
-            body()
+        pool = next((other.graph.pool() for other in self._captured if other.device == self.device), None)
+        with torch.cuda.device(self.device):
+            before = torch.cuda.current_stream()
+            stream = self._streams.setdefault(self.device, torch.cuda.Stream())
+            try:
+                with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+                    body()
+            except BaseException:
+                self._clean_up(before)
+                raise
+        self._captured.add(self)
 
     def replay(self) -> None:
         self.graph.replay()
+
+    def _clean_up(self, before: torch.cuda.Stream) -> None:
+        """What torch leaves as it was during the capture if ending it fails too, as it does after a forbidden
+        operation: the current stream, the random generator, and a pool that no later capture must share."""
+        torch.cuda.set_stream(before)
+        self._captured.clear()
+        self._streams.clear()
+        with warnings.catch_warnings(), suppress(RuntimeError):  # the first error is the one to report
+            warnings.simplefilter("ignore")  # that the graph is empty
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
+                pass  # the end of a capture is what gives the generator back
+        torch.cuda.set_stream(before)
 
 
 graph_type: type[Graph] = CudaGraph
