@@ -111,6 +111,11 @@ def unavailable(device: torch.device | None = None) -> str | None:
     return None
 
 
+def capturing() -> bool:
+    """Whether what is queued now is recorded by a capture, anyone's, and must not wait for values."""
+    return torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing()
+
+
 def unseen(model: Callable[..., Any]) -> str | None:
     """Why no graph of a model can be kept, or None."""
     try:
