@@ -13,10 +13,10 @@ from torch import Tensor
 from fastdiff.engine import Inputs
 from fastdiff.engine.adaptive import CheckedModel
 from fastdiff.errors import SamplingError, expect
+from fastdiff.models.info import resolve
 from fastdiff.process.noise import CounterNoise
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Point, Schedule
-from fastdiff.sampling import resolve
 from fastdiff.solvers.rk45 import dormand_prince
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from fastdiff import engine
 from fastdiff.engine.loop import Callback
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect
 from fastdiff.guidance import CFG, Classifier, Guidance, Threshold
+from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise, Noise, given_noise
-from fastdiff.process.prediction import Prediction, get_prediction
-from fastdiff.process.schedules import SCHEDULES, Float64Array, Schedule
+from fastdiff.process.prediction import Prediction
+from fastdiff.process.schedules import Float64Array, Schedule
 from fastdiff.program import Program
 from fastdiff.program.tracing import trace
 from fastdiff.solvers import Solver, get_solver
@@ -138,21 +139,6 @@ def _given_when_it_runs(x: Tensor, t: Tensor) -> Tensor:
     raise NotImplementedError("the gradient is given to the engine")
 
 
-def resolve(
-    model: Callable[..., Any], schedule: Schedule | str | None, prediction: Prediction | str | None
-) -> tuple[Schedule, Prediction]:
-    """The schedule and the prediction type, from the arguments or from what the model says of itself.
-
-    Raises ValueError where neither has them, or for an unknown name.
-    """
-    info = getattr(model, "info", None)
-    schedule = _schedule(schedule if schedule is not None else getattr(info, "schedule", None))
-    if prediction is None:
-        prediction = getattr(info, "prediction", None)
-        expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
-    return schedule, get_prediction(prediction)  # type: ignore[arg-type]
-
-
 def _from(start: float, times: Float64Array, has_state: bool) -> Float64Array:
     """The grid from `start` on."""
     expect(has_state, "start needs x_init, the state at that time, not a shape")
@@ -160,17 +146,6 @@ def _from(start: float, times: Float64Array, has_state: bool) -> Float64Array:
         times[-1] < start <= times[0], f"start must lie within the grid ({times[-1]:g}, {times[0]:g}], got {start!r}"
     )
     return np.concatenate([[start], times[times < start]])
-
-
-def _schedule(schedule: Schedule | str | None) -> Schedule:
-    expect(schedule is not None, "schedule must be given: this model does not say on which one it was trained")
-    if isinstance(schedule, str):
-        if schedule not in SCHEDULES:
-            raise unknown("schedule", schedule, SCHEDULES)
-        return SCHEDULES[schedule]()
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a fastdiff Schedule or a name, got {type(schedule).__name__}")
-    return schedule
 
 
 def _device_and_dtype(model: Callable[..., Any]) -> tuple[torch.device, torch.dtype]:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fastdiff.bench.records import Row
 from fastdiff.bench.timing import interleave
 from fastdiff.errors import unknown
-from fastdiff.models.counting import multiply_adds
 from fastdiff.models.dit import DiT, DiTConfig
+from fastdiff.models.parts.counting import multiply_adds
 from fastdiff.models.unet import UNet, UNetConfig
 
 _HEAVY = (nn.Conv2d, nn.Linear)

@@ -12,7 +12,8 @@ from fastdiff import pictures
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.errors import expect
 from fastdiff.files import writable_folder
-from fastdiff.models.bundled import ModelInfo, PromptInfo, to_pictures
+from fastdiff.models.bundled import to_pictures
+from fastdiff.models.info import ModelInfo, PromptInfo
 from fastdiff.process.grids import make_grid
 from fastdiff.solvers import get_solver
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from fastdiff import engine
 from fastdiff.errors import expect
+from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Schedule
-from fastdiff.sampling import resolve, traced
+from fastdiff.sampling import traced
 from fastdiff.solvers import Solver, get_solver
 
 

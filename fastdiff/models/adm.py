@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
-from fastdiff.models.backbone import Backbone, HalfBackbone
-from fastdiff.models.blocks import (
+from fastdiff.models.parts.backbone import Backbone, HalfBackbone
+from fastdiff.models.parts.blocks import (
     AttentionBlock,
     Downsample,
     GroupNorm,

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
-from fastdiff.models.backbone import Stage
-from fastdiff.models.blocks import AttentionBlock, Downsample, GroupNorm, Norm, ResBlock, Upsample, conv_nd
+from fastdiff.models.parts.backbone import Stage
+from fastdiff.models.parts.blocks import AttentionBlock, Downsample, GroupNorm, Norm, ResBlock, Upsample, conv_nd
 
 ATTENTION_TYPES = ("vanilla", "vanilla-xformers", "linear", "none")
 

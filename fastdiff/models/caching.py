@@ -97,7 +97,7 @@ class Cache:
 class Cached(nn.Module):
     """`model` with a cache across the calls of one run: network(x, t, **cond) as before.
 
-    model: one of fastdiff's U-Nets (`fastdiff.models.backbone.Backbone`) or a `DiT`, whose weights are shared and not
+    model: one of fastdiff's U-Nets (a `Backbone`) or a `DiT`, whose weights are shared and not
     changed. A call at a later time than the one before, or for another shape, begins a new run. Not for two threads.
     Raises TypeError for a model that the kind of caching does not know.
     """
@@ -120,8 +120,8 @@ class Cached(nn.Module):
 
 
 def _installer(model: nn.Module, cache: Cache) -> Callable[[], AbstractContextManager[None]]:
-    from fastdiff.models.backbone import Backbone
     from fastdiff.models.dit import DiT
+    from fastdiff.models.parts.backbone import Backbone
 
     if cache.rule.kind == "deep":
         backbone = model if isinstance(model, Backbone) else next(
@@ -164,7 +164,7 @@ def _installer(model: nn.Module, cache: Cache) -> Callable[[], AbstractContextMa
 
 def _run_unet(backbone: nn.Module, cache: Cache, x: Tensor, embedding: Tensor | None, context: Tensor | None) -> Tensor:
     """`Backbone.run` with what lies below the first `depth` stages kept."""
-    from fastdiff.models.backbone import Backbone
+    from fastdiff.models.parts.backbone import Backbone
 
     assert isinstance(backbone, Backbone)
     depth = cache.rule.depth

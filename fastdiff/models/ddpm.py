@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.models.autoencoder import make_attention
-from fastdiff.models.backbone import Backbone
-from fastdiff.models.blocks import Downsample, GroupNorm, ResBlock, Upsample, embedding_dtype, mlp, timestep_embedding
+from fastdiff.models.parts.backbone import Backbone
+from fastdiff.models.parts.blocks import (
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    embedding_dtype,
+    mlp,
+    timestep_embedding,
+)
 
 
 @dataclass(frozen=True)

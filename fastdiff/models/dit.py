@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.errors import expect, unknown
-from fastdiff.models.blocks import timestep_embedding, zero_init
+from fastdiff.models.parts.blocks import timestep_embedding, zero_init
 
 # depth, width, heads: Table 1 of the paper
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.models.adm import ADMConfig, embed_times, group_norm32, resize_bilinear
-from fastdiff.models.backbone import Backbone
-from fastdiff.models.blocks import AttentionBlock, attend, mlp, split_heads
+from fastdiff.models.parts.backbone import Backbone
+from fastdiff.models.parts.blocks import AttentionBlock, attend, mlp, split_heads
 
 
 @dataclass(frozen=True)

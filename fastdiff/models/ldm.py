@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastdiff.errors import expect, unknown
 from fastdiff.models.adm import ADMConfig, embed_times, group_norm32
 from fastdiff.models.autoencoder import AutoencoderKL, AutoencoderVQ
-from fastdiff.models.backbone import Backbone
-from fastdiff.models.blocks import AttentionBlock, GroupNorm, conv_nd, mlp
-from fastdiff.models.transformer import SpatialTransformer
+from fastdiff.models.parts.backbone import Backbone
+from fastdiff.models.parts.blocks import AttentionBlock, GroupNorm, conv_nd, mlp
+from fastdiff.models.parts.transformer import SpatialTransformer
 
 VECTOR_CONDITIONS = ("continuous", "timestep", "sequential")
 
@@ -205,7 +205,7 @@ def size_vector(pooled: Tensor, numbers: Tensor, *, channels: int = 256) -> Tens
     pooled: of the text encoder. numbers: original height and width, top and left of the crop, target height and width
     (the refiner: an aesthetic score in place of the target). channels: of each number's sinusoidal embedding.
     """
-    from fastdiff.models.blocks import embedding_dtype, timestep_embedding
+    from fastdiff.models.parts.blocks import embedding_dtype, timestep_embedding
 
     embedded = timestep_embedding(numbers.flatten().to(embedding_dtype(pooled)), channels)
     return torch.cat([pooled, embedded.reshape(len(pooled), -1).to(pooled.dtype)], dim=1)

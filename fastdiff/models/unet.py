@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
-from fastdiff.models.backbone import Backbone, Stage
-from fastdiff.models.blocks import (
+from fastdiff.models.info import ModelInfo
+from fastdiff.models.parts.backbone import Backbone, Stage
+from fastdiff.models.parts.blocks import (
     AttentionBlock,
     Downsample,
     GroupNorm,
@@ -21,9 +21,6 @@ from fastdiff.models.blocks import (
     mlp,
     timestep_embedding,
 )
-
-if TYPE_CHECKING:
-    from fastdiff.models.bundled import ModelInfo
 
 
 @dataclass(frozen=True)

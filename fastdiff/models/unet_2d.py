@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
-from fastdiff.models.backbone import Backbone
-from fastdiff.models.blocks import (
+from fastdiff.models.parts.backbone import Backbone
+from fastdiff.models.parts.blocks import (
     AttentionBlock,
     Downsample,
     GroupNorm,

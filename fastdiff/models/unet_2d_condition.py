@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
-from fastdiff.models.backbone import Backbone
-from fastdiff.models.blocks import (
+from fastdiff.models.parts.backbone import Backbone
+from fastdiff.models.parts.blocks import (
     AttentionBlock,
     Downsample,
     ResBlock,
@@ -20,7 +20,7 @@ from fastdiff.models.blocks import (
     mlp,
     timestep_embedding,
 )
-from fastdiff.models.transformer import SpatialTransformer
+from fastdiff.models.parts.transformer import SpatialTransformer
 from fastdiff.models.unet_2d import (
     BLOCK_TYPES,
     TimeFeatures,

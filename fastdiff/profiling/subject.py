@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
 from fastdiff.models import bundled
-from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
+from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
+from fastdiff.models.info import PromptInfo, resolve
 from fastdiff.process.prediction import Prediction, get_prediction
 from fastdiff.process.schedules import Schedule
 from fastdiff.profiling.features import entry_point
-from fastdiff.sampling import resolve
 
 # What the model cards' pictures are drawn with.
 _GUIDANCE = {"emoji-unet-32": 2.0, "emoji-ldm-64": 3.0, "emoji-dit-64": 4.0}
@@ -118,7 +118,7 @@ def _called(function: Any, name: str, code: str) -> Subject:
 def _bundled(name: str) -> Subject:
     model = bundled.load(name)
     info = model.info
-    prompts = EMOJI_PROMPTS if isinstance(info, bundled.PromptInfo) else ()
+    prompts = EMOJI_PROMPTS if isinstance(info, PromptInfo) else ()
     shares = class_shares(len(info.classes)) if info.classes else []
 
     def conditions(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:

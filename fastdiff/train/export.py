@@ -13,7 +13,7 @@ import torch
 
 from fastdiff.files import replacing
 from fastdiff.models.bundled import save_files
-from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
+from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.train.emoji_data import HELD_OUT_EVERY
 from fastdiff.train.latents import PromptObjective
 from fastdiff.train.loop import Training

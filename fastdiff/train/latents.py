@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.models.autoencoder import AutoencoderKL
-from fastdiff.models.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
-from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
+from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
+from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.text import PADDING, TextConfig, Tokenizer
 from fastdiff.train.diffusion import SAMPLES_A_CLASS, VALIDATION_DRAWS, Denoising

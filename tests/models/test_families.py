@@ -8,10 +8,9 @@ import fastdiff
 from fastdiff.models.adm import ADM, POOLS, ADMClassifier, ADMClassifierConfig, ADMConfig, ADMSuperResolution
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, VectorQuantizer
 from fastdiff.models.ddpm import DDPM, DDPMConfig
-from fastdiff.models.edm import PRECONDITIONINGS, EDMPrecond
+from fastdiff.models.edm import PRECONDITIONINGS, DhariwalConfig, DhariwalUNet, EDMPrecond, SongConfig, SongUNet
 from fastdiff.models.glide import GLIDE, GLIDEConfig
 from fastdiff.models.ldm import ClassEmbedder, LatentDiffusion, LDMConfig, LDMUNet, size_vector
-from fastdiff.models.song import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
 
 ADM_FIELDS = dict(in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(2,),
                   channel_mult=(1, 2), num_head_channels=16)  # fmt: skip

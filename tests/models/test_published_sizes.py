@@ -8,8 +8,8 @@ import torch
 
 import fastdiff
 from fastdiff.models.checkpoints.loading import layouts, on_meta
-from fastdiff.models.counting import multiply_adds, parameters
 from fastdiff.models.dit import BLOCKS, DiT, DiTConfig
+from fastdiff.models.parts.counting import multiply_adds, parameters
 
 # Counters differ in what else they count beside products (norms, activations, biases): 0.1 % at the most here.
 ELEMENTWISE = 1e-3

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import fastdiff
 from fastdiff import WeightsError
 from fastdiff.models.checkpoints.loading import on_meta
-from fastdiff.models.counting import parameters
+from fastdiff.models.parts.counting import parameters
 
 UNET = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "attention_resolutions": (4, 2, 1),
         "num_res_blocks": 2, "channel_mult": (1, 2, 4, 4), "num_heads": 8, "use_spatial_transformer": True,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdiff.models.blocks import timestep_embedding
+from fastdiff.models.parts.blocks import timestep_embedding
 from fastdiff.models.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(channels=(16, 32, 48), blocks=1, attention_levels=(1, 2), num_classes=3, head_channels=16, groups=8,

@@ -10,8 +10,8 @@ import fastdiff
 from fastdiff.cli import train as command
 from fastdiff.models import bundled
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.dit import DiTConfig
-from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.train.autoencoding import Autoencoding
 from fastdiff.train.emoji_data import EmojiData, find_font, load_emoji

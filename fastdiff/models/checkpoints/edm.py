@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from fastdiff.errors import unknown
 from fastdiff.models.checkpoints.layout import REQUIRED, Checkpoint, Derived, Layout, register
 from fastdiff.models.checkpoints.openai_unet import fields_of, flat
-from fastdiff.models.edm import PRECONDITIONINGS
-from fastdiff.models.song import DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
+from fastdiff.models.edm import PRECONDITIONINGS, DhariwalConfig, DhariwalUNet, SongConfig, SongUNet
 
 MODELS = {"SongUNet": (SongUNet, SongConfig), "DhariwalUNet": (DhariwalUNet, DhariwalConfig)}
 _OPTIONS = {

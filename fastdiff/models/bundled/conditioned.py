@@ -3,17 +3,13 @@ latents are."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from fastdiff.models.dit import DiT, DiTConfig
+from fastdiff.models.info import ModelInfo
 from fastdiff.models.ldm import LatentDiffusion, LDMConfig, LDMUNet
 from fastdiff.models.text import TextConfig, TextEncoder
-
-if TYPE_CHECKING:
-    from fastdiff.models.bundled import ModelInfo
 
 
 class PromptLatentDiffusion(LatentDiffusion):

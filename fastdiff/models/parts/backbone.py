@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastdiff.models.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
-from fastdiff.models.transformer import SpatialTransformer
+from fastdiff.models.parts.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
+from fastdiff.models.parts.transformer import SpatialTransformer
 
 # (place, level, index, channels) -> the attention after that residual block, or None; place: "down", "middle" or "up".
 Attention = Callable[[str, int, int, int], "nn.Module | None"]

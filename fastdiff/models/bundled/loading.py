@@ -4,82 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from fastdiff.errors import WeightsError, expect, unknown
+from fastdiff.errors import WeightsError, unknown
 from fastdiff.files import replacing
 from fastdiff.models.autoencoder import AutoencoderConfig
-from fastdiff.models.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
+from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
 from fastdiff.models.dit import DiTConfig
+from fastdiff.models.info import ModelInfo, PromptInfo
 from fastdiff.models.ldm import LDMConfig
-from fastdiff.models.text import TextConfig, TextEncoder, Tokenizer
+from fastdiff.models.text import TextConfig, Tokenizer
 from fastdiff.models.unet import UNet, UNetConfig
-from fastdiff.process.schedules import SCHEDULES, Schedule
+from fastdiff.process.schedules import SCHEDULES
 
-BundledModel = UNet | PromptLatentDiffusion | ClassLatentDiffusion
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What sampling needs to know of a trained model; `model.info` of what `load` returns.
-
-    shape: of one sample, (C, H, W): pixels in [-1, 1], or the latents that `model.decode` makes pictures of. classes:
-    names in the order of their numbers, empty for a model without. card: how it was trained and what came out, as in
-    the model card.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    schedule: Schedule
-    prediction: str
-    classes: tuple[str, ...]
-    card: Mapping[str, Any]
-
-    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
-        """The `cond` of `fastdiff.sample` for a class, for one class a sample, or (None) for no class: {"y": (batch,)}.
-
-        Raises ValueError that lists the near names.
-        """
-        return {"y": torch.tensor([self._number(name) for name in _one_each("classes", classes, batch)])}
-
-    def _number(self, name: str | None) -> int:
-        if name is None:
-            return len(self.classes)
-        if name not in self.classes:
-            raise unknown("class", name, self.classes)
-        return self.classes.index(name)
-
-
-@dataclass(frozen=True)
-class PromptInfo(ModelInfo):
-    """Of a model that is conditioned on prompts. tokenizer: knows the words; text: the model's encoder of them."""
-
-    tokenizer: Tokenizer
-    text: TextEncoder
-
-    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
-        """The `cond` of `fastdiff.sample` for a prompt, for one prompt a sample, or (None) for no prompt: {"context":
-        (batch, length, width), "y": (batch, width)}.
-
-        Raises ValueError for unknown words, with the nearest known ones, and for too long a prompt.
-        """
-        tokens = torch.tensor([self.tokenizer.tokens(prompt) for prompt in _one_each("prompts", classes, batch)])
-        with torch.inference_mode():
-            context, y = self.text(tokens.to(self.text.positions.device))
-        return {"context": context.clone(), "y": y.clone()}
-
-
-def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:
-    names = [given] * batch if given is None or isinstance(given, str) else list(given)
-    expect(len(names) == batch, f"{what} must be one, or one a sample ({batch}), got {len(names)}")
-    return names
+BundledModel: TypeAlias = UNet | PromptLatentDiffusion | ClassLatentDiffusion
 
 
 _T = TypeVar("_T")
@@ -88,7 +32,7 @@ _LINEAR = ("qkv.weight", "proj.weight")
 
 def folder() -> Path:
     """Where the bundled weights are."""
-    return Path(str(resources.files("fastdiff.models"))) / "weights"
+    return Path(str(resources.files("fastdiff.models.bundled"))) / "weights"
 
 
 def names() -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.blocks import Norm, attend, split_heads, zero_init
+from fastdiff.models.parts.blocks import Norm, attend, split_heads, zero_init
 
 
 class CrossAttention(nn.Module):

@@ -1,0 +1,97 @@
+"""What is known of a trained model, and what follows from it for a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.errors import expect, unknown
+from fastdiff.models.text import TextEncoder, Tokenizer
+from fastdiff.process.prediction import Prediction, get_prediction
+from fastdiff.process.schedules import SCHEDULES, Schedule
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What sampling needs to know of a trained model; `model.info` of what `load` returns.
+
+    shape: of one sample, (C, H, W): pixels in [-1, 1], or the latents that `model.decode` makes pictures of. classes:
+    names in the order of their numbers, empty for a model without. card: how it was trained and what came out, as in
+    the model card.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    schedule: Schedule
+    prediction: str
+    classes: tuple[str, ...]
+    card: Mapping[str, Any]
+
+    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
+        """The `cond` of `fastdiff.sample` for a class, for one class a sample, or (None) for no class: {"y": (batch,)}.
+
+        Raises ValueError that lists the near names.
+        """
+        return {"y": torch.tensor([self._number(name) for name in _one_each("classes", classes, batch)])}
+
+    def _number(self, name: str | None) -> int:
+        if name is None:
+            return len(self.classes)
+        if name not in self.classes:
+            raise unknown("class", name, self.classes)
+        return self.classes.index(name)
+
+
+@dataclass(frozen=True)
+class PromptInfo(ModelInfo):
+    """Of a model that is conditioned on prompts. tokenizer: knows the words; text: the model's encoder of them."""
+
+    tokenizer: Tokenizer
+    text: TextEncoder
+
+    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
+        """The `cond` of `fastdiff.sample` for a prompt, for one prompt a sample, or (None) for no prompt: {"context":
+        (batch, length, width), "y": (batch, width)}.
+
+        Raises ValueError for unknown words, with the nearest known ones, and for too long a prompt.
+        """
+        tokens = torch.tensor([self.tokenizer.tokens(prompt) for prompt in _one_each("prompts", classes, batch)])
+        with torch.inference_mode():
+            context, y = self.text(tokens.to(self.text.positions.device))
+        return {"context": context.clone(), "y": y.clone()}
+
+
+def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:
+    names = [given] * batch if given is None or isinstance(given, str) else list(given)
+    expect(len(names) == batch, f"{what} must be one, or one a sample ({batch}), got {len(names)}")
+    return names
+
+
+def resolve(
+    model: Callable[..., Any], schedule: Schedule | str | None, prediction: Prediction | str | None
+) -> tuple[Schedule, Prediction]:
+    """The schedule and the prediction type, from the arguments or from what the model says of itself.
+
+    Raises ValueError where neither has them, or for an unknown name.
+    """
+    info = getattr(model, "info", None)
+    schedule = _schedule(schedule if schedule is not None else getattr(info, "schedule", None))
+    if prediction is None:
+        prediction = getattr(info, "prediction", None)
+        expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
+    return schedule, get_prediction(prediction)  # type: ignore[arg-type]
+
+
+def _schedule(schedule: Schedule | str | None) -> Schedule:
+    expect(schedule is not None, "schedule must be given: this model does not say on which one it was trained")
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        return SCHEDULES[schedule]()
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a fastdiff Schedule or a name, got {type(schedule).__name__}")
+    return schedule
