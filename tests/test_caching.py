@@ -1,11 +1,14 @@
 """Reuse across steps: exact where nothing is reused, off unless asked for, and forgotten between runs."""
 
+import warnings
+
 import pytest
 import torch
 
 import fastdiff
 from fastdiff.caching import Cached, Caching
 from fastdiff.models.dit import DiT, DiTConfig
+from fastdiff.models.edm import SongConfig, SongUNet
 from fastdiff.models.unet import UNet, UNetConfig
 
 
@@ -84,7 +87,7 @@ def test_threshold(kind):
 
 
 def test_a_run_begins_anew_at_a_later_time_or_another_shape(kind):
-    cached = Cached(MODELS[kind](), f"{kind}:100")
+    cached = Cached(MODELS[kind](), f"{kind}:t=1e9")
     (x, times), extra = arguments(kind, 500)
     cached(x, times, **extra)
     cached(x, times - 100, **extra)
@@ -93,6 +96,65 @@ def test_a_run_begins_anew_at_a_later_time_or_another_shape(kind):
     assert cached.cache.full == 2
     cached(x[:1], times[:1] - 1, **{key: value[:1] for key, value in extra.items()})
     assert cached.cache.full == 3
+
+
+def test_a_counted_run_begins_anew_when_told_or_at_another_shape(kind):
+    cached = Cached(MODELS[kind](), f"{kind}:100")
+    (x, times), extra = arguments(kind, 500)
+    for _ in range(3):
+        cached(x, times, **extra)
+    assert cached.cache.full == 1
+    cached.reset()
+    cached(x, times, **extra)
+    assert cached.cache.full == 2
+    cached(x[:1], times[:1], **{key: value[:1] for key, value in extra.items()})
+    assert cached.cache.full == 3
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "rk45"])
+def test_each_sampling_run_begins_anew(solver):
+    """Also where the cache is inside something else, and with another run's calls left over."""
+    model = unet()
+    cached = Cached(model, "deep:10000")
+    options = dict(schedule="cosine", prediction="v", solver=solver, steps=3, seed=0)
+    samples = [fastdiff.sample(lambda x, t: 0.5 * cached(x, t), (2, 3, 8, 8), **options) for _ in range(2)]
+    assert torch.equal(*samples)
+    assert cached.cache.full == 2
+    (x, times), _ = arguments("deep", 500)
+    cached(x, times)
+    assert cached.cache.full == 3
+
+
+def test_counting_reads_no_values(kind, monkeypatch):
+    """On a GPU a value that Python reads is waited for, and a graph cannot be captured."""
+
+    def read(*_):
+        raise AssertionError("a tensor's value was read")
+
+    (x, times), extra = arguments(kind, 500)
+    model = MODELS[kind]()
+    counted, compared = (Cached(model, f"{kind}:{rule}") for rule in ("2", "t=0.1"))
+    for name in ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__"):
+        monkeypatch.setattr(torch.Tensor, name, read)
+    for _ in range(4):
+        counted(x, times, **extra)
+    assert (counted.cache.full, counted.cache.reused) == (2, 2)
+    with pytest.raises(AssertionError, match="value was read"):
+        compared(x, times, **extra)
+
+
+def test_a_call_that_fails_leaves_nothing_behind(kind):
+    model = MODELS[kind]()
+    cached = Cached(model, f"{kind}:2")
+    (x, times), extra = arguments(kind, 500)
+    cached(x, times, **extra)
+    cached(x, times, **extra)
+    last = (model.down if kind == "deep" else model.blocks)[-1]
+    hook = last.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cached(x, times, **extra)
+    hook.remove()
+    assert torch.equal(cached(2 * x, times, **extra), model(2 * x, times, **extra))
 
 
 def test_depth_says_what_is_always_run():
@@ -138,3 +200,51 @@ def test_the_other_kind_of_model_is_refused():
         Cached(dit()[1], "deep:2")
     with pytest.raises(TypeError, match="needs one of fastdiff's DiTs, got UNet"):
         Cached(unet(), "blocks:2")
+
+
+class Around(torch.nn.Module):
+    """A network of the user's with one of ours in it."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, t):
+        return self.network(x, t)
+
+
+class Passing(Around):
+    def forward(self, x, t, **options):
+        return self.network(x, t, **options)
+
+
+def test_a_module_around_a_network_must_pass_reuse_on():
+    model = unet()
+    with pytest.raises(TypeError, match="passes `reuse` on to its network, got Around"):
+        Cached(Around(model), "deep:2")
+    (x, times), _ = arguments("deep", 500)
+    cached = Cached(Passing(model), "deep:2")
+    for _ in range(2):
+        cached(x, times)
+    assert (cached.cache.full, cached.cache.reused) == (1, 1)
+
+
+def test_a_picture_that_enters_at_each_level_is_refused():
+    config = SongConfig(8, 3, 3, model_channels=32, channel_mult=(1, 2), num_blocks=1, encoder_type="residual")
+    (x, _), _ = arguments("deep", 500)
+    with pytest.raises(ValueError, match="reuse needs encoder_type and decoder_type 'standard'"):
+        Cached(SongUNet(config), "deep:2")(x, torch.ones(2))
+
+
+def test_an_optimised_network_is_captured_whole():
+    """Once for full calls and once for those that reuse, without a warning."""
+    model = unet()
+    expected, optimised = Cached(model, "deep:3"), Cached(fastdiff.optimize(model), "deep:3")
+    calls = [arguments("deep", t, seed=t)[0] for t in range(900, 200, -100)]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error")
+        found = [optimised(*call) for call in calls]
+    fastdiff.restore(model)
+    for one, call in zip(found, calls):
+        torch.testing.assert_close(one, expected(*call), rtol=1e-4, atol=1e-5)
+    assert (optimised.cache.full, optimised.cache.reused) == (3, 4)

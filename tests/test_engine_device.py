@@ -9,14 +9,17 @@ import weakref
 
 import pytest
 import torch
+from conftest import relative_error
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_process import interpret
 
 import fastdiff
 from fastdiff import CFG, SamplingError, sample
+from fastdiff.caching import Cached
 from fastdiff.engine import Inputs, bound, loop, recorded, steps
 from fastdiff.engine.steps import NativeSteps
+from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.noise import CounterNoise
 from fastdiff.runtime import choice, cuda, graphs
 from fastdiff.runtime.fingerprint import fingerprint
@@ -173,6 +176,20 @@ def test_replays_are_the_same_as_launches(on_cuda, solver, dtype, guided):
         assert torch.equal(ours, theirs), number
         assert graphs.explain(net) == ["a CUDA graph" if number else "launches: run once, the second run is captured"]
     assert not torch.equal(ours, sample(net, (2, 3, 8, 8), solver=solver, prediction="eps", steps=6, **runs[0]))
+
+
+def test_counted_reuse_is_captured(on_cuda):
+    """Which calls are full is in the graph, from the first of the run on."""
+    config = UNetConfig((16, 16), 1, (), embedding_channels=16, groups=4)
+    torch.manual_seed(0)
+    net = UNet(config).eval().requires_grad_(False)
+    torch.nn.init.normal_(net.conv_out.weight, std=0.1)
+    cached = Cached(net, "deep:3")
+    for seed in range(4):
+        ours, theirs = both(cached, (2, 3, 8, 8), seed=seed, **COMMON)
+        assert relative_error(ours, theirs) <= 1e-5, seed  # the operators have kernels of their own
+        assert relative_error(ours, sample(net, (2, 3, 8, 8), seed=seed, **COMMON)) > 1e-3
+    assert graph.explain(cached) == ["a CUDA graph"]
 
 
 def test_results_are_the_callers(on_cuda):

@@ -16,12 +16,14 @@ from fastdiff.errors import SamplingError
 from fastdiff.guidance import Guidance, Threshold
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Point, Schedule
+from fastdiff.runtime import runs
 from fastdiff.solvers.registry import Solver
 
 OVERFLOW = "the state overflowed, though the model's output is finite"
 
 
 @torch.no_grad()
+@runs.one()
 def run_adaptive(
     solver: Solver,
     model: Callable[..., Any],

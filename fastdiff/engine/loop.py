@@ -12,9 +12,11 @@ from fastdiff.engine import recorded
 from fastdiff.engine.bound import Bound, Callback, choose_engine
 from fastdiff.engine.inputs import Inputs
 from fastdiff.program import Program
+from fastdiff.runtime import runs
 
 
 @torch.no_grad()
+@runs.one()
 def run(
     program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs, callback: Callback | None = None
 ) -> Tensor:

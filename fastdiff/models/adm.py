@@ -135,7 +135,7 @@ class ADM(Backbone):
         self.time_embedding = mlp(config.model_channels, embedding)
         self.class_embedding = None if config.num_classes is None else nn.Embedding(config.num_classes, embedding)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **options: Any) -> Tensor:
         embedding = self.time_embedding(embed_times(x, t, self.config.model_channels))
         if self.class_embedding is None:
             expect(y is None, "y was given, but the model has no classes")
@@ -145,7 +145,7 @@ class ADM(Backbone):
                     f"y must be ({len(x)},), one class a sample, got {None if y is None else tuple(y.shape)}"
                 )
             embedding = embedding + self.class_embedding(y)
-        return self.run(x, F.silu(embedding))
+        return self.run(x, F.silu(embedding), **options)
 
 
 class ADMSuperResolution(ADM):
@@ -157,8 +157,10 @@ class ADMSuperResolution(ADM):
     def __init__(self, config: ADMConfig) -> None:
         super().__init__(config, input_channels=2 * config.in_channels)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, low_res: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(torch.cat([x, resize_bilinear(low_res, x)], dim=1), t, y)
+    def forward(  # type: ignore[override]
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, *, low_res: Tensor, **options: Any
+    ) -> Tensor:
+        return super().forward(torch.cat([x, resize_bilinear(low_res, x)], dim=1), t, y, **options)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ what they added last time (the residuals of Chen et al. 2024, Delta-DiT, Section
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
+from fastdiff.runtime import runs
 
 KINDS = ("deep", "blocks")
 
@@ -58,147 +59,113 @@ class Caching:
 
 @dataclass
 class Cache:
-    """What is kept between the calls of one run, and how many of them were full."""
+    """What is kept between the calls of one run, and how many of them were full: a `Reuse` of the networks."""
 
     rule: Caching
-    outer: Tensor | None = None
-    deep: Tensor | None = None
-    age: int = 0
+    outer: Tensor | None = None  # of the last full call, for a threshold
+    deep: Tensor | None = None  # of the last full call
+    age: int = 0  # calls since the last full one, with it
+    reusing: bool = False  # in this call
+    shape: torch.Size | None = None
     time: float = float("inf")
+    run: object = None
     full: int = 0
     reused: int = 0
 
+    @property
+    def depth(self) -> int:
+        """How many of the outer stages or first blocks always run."""
+        return self.rule.depth
+
     def reset(self) -> None:
         """Forget; the next call is full."""
-        self.outer = self.deep = None
+        self.outer = self.deep = self.shape = None
         self.age, self.time = 0, float("inf")
+
+    @torch.compiler.disable
+    def next_call(self, x: Tensor, t: Tensor) -> None:
+        """Before each call of the network. Reads t, the first of its times, for a threshold alone."""
+        run, time = runs.current(), float("inf")
+        if self.rule.every is None:
+            time = float(t.flatten()[0]) if t.numel() else 0.0
+        if run is not self.run or x.shape != self.shape or time > self.time:
+            self.reset()
+        self.run, self.shape, self.time = run, x.shape, time
+        if self.rule.every is not None:
+            self._decide(self.deep is not None and self.age < self.rule.every)
 
     def compute(self, outer: Tensor, deep: Callable[[], Tensor]) -> Tensor:
         """The deep features for these outer ones: those that are kept, or deep()."""
-        if self._fits(outer):
-            assert self.deep is not None
-            self.age += 1
-            self.reused += 1
-            return self.deep
-        self.outer, self.deep, self.age = outer, deep(), 1
-        self.full += 1
+        if self.rule.every is None:
+            self._decide(self._is_close(outer))
+            if not self.reusing:
+                self.outer = outer
+        if not self.reusing:
+            self.deep = deep()
+        assert self.deep is not None
         return self.deep
 
-    def _fits(self, outer: Tensor) -> bool:
-        if self.deep is None or self.outer is None or self.outer.shape != outer.shape:
+    @torch.compiler.disable
+    def _decide(self, reusing: bool) -> None:
+        self.reusing = reusing
+        self.age = self.age + 1 if reusing else 1
+        self.reused += reusing
+        self.full += not reusing
+        if not reusing:
+            self.deep = None  # should the call fail
+
+    @torch.compiler.disable
+    def _is_close(self, outer: Tensor) -> bool:
+        """Whether the outer features are within the threshold of those of the last full call."""
+        if self.outer is None:
             return False
-        if self.rule.every is not None:
-            return self.age < self.rule.every
-        change = (outer - self.outer).float().square().mean() / self.outer.float().square().mean()
         assert self.rule.threshold is not None
+        change = (outer - self.outer).float().square().mean() / self.outer.float().square().mean()
         return float(change) ** 0.5 < self.rule.threshold
 
 
 class Cached(nn.Module):
     """`model` with a cache across the calls of one run: network(x, t, **cond) as before.
 
-    model: one of fastdiff's U-Nets (a `Backbone`) or a `DiT`, whose weights are shared and not
-    changed. A call at a later time than the one before, or for another shape, begins a new run. Not for two threads.
-    Raises TypeError for a model that the kind of caching does not know.
+    model: one of fastdiff's U-Nets (a `Backbone`) or a `DiT`, or a module around one whose forward passes `reuse` on to
+    it; its weights are shared and not changed. Each run of fastdiff.sample begins anew, and so does a call for another
+    shape. In a loop of your own call `reset()` before each run; with a threshold, which waits for the times' values
+    anyway, a call at a later time than the one before begins anew too. Not for two threads. Raises TypeError for a
+    model that the kind of caching does not know.
     """
 
     def __init__(self, model: nn.Module, caching: Caching | str) -> None:
         super().__init__()
         self.model = model
         self.cache = Cache(Caching.parse(caching) if isinstance(caching, str) else caching)
-        self._install = _installer(model, self.cache)
+        _check(model, self.cache.rule)
         self.info = getattr(model, "info", None)
         self.config = getattr(model, "config", None)
 
+    def reset(self) -> None:
+        """Begin a new run: the next call is full."""
+        self.cache.reset()
+
     def forward(self, x: Tensor, t: Tensor, *arguments: object, **conditions: object) -> Tensor:
-        time = float(t.flatten()[0]) if t.numel() else 0.0
-        if time > self.cache.time:
-            self.cache.reset()
-        self.cache.time = time
-        with self._install():
-            return self.model(x, t, *arguments, **conditions)
+        self.cache.next_call(x, t)
+        return self.model(x, t, *arguments, reuse=self.cache, **conditions)
 
 
-def _installer(model: nn.Module, cache: Cache) -> Callable[[], AbstractContextManager[None]]:
+def _check(model: nn.Module, rule: Caching) -> None:
+    """Raise TypeError for a model that this kind of caching does not know, ValueError for too great a depth."""
     from fastdiff.models.dit import DiT
     from fastdiff.models.parts.backbone import Backbone
 
-    if cache.rule.kind == "deep":
-        backbone = model if isinstance(model, Backbone) else next(
-            (part for part in model.modules() if isinstance(part, Backbone)), None
-        )  # fmt: skip
-        if backbone is None:
-            raise TypeError(f'caching "deep" needs one of fastdiff\'s U-Nets, got {type(model).__name__}')
-        expect(
-            cache.rule.depth < len(backbone.down),
-            f"depth must be less than the {len(backbone.down)} stages on the way down, got {cache.rule.depth}",
-        )
-
-        def run(x: Tensor, embedding: Tensor | None, context: Tensor | None = None) -> Tensor:
-            return _run_unet(backbone, cache, x, embedding, context)
-
-        return lambda: _replaced(backbone, "run", run)
-    dit = model if isinstance(model, DiT) else next((m for m in model.modules() if isinstance(m, DiT)), None)
-    if dit is None:
-        raise TypeError(f'caching "blocks" needs one of fastdiff\'s DiTs, got {type(model).__name__}')
-    expect(cache.rule.depth < len(dit.blocks), f"depth must be less than the {len(dit.blocks)} blocks")
-
-    def run_blocks(h: Tensor, conditions: list[Tensor]) -> Tensor:
-        depth = cache.rule.depth
-        fresh: list[Tensor] = []
-        for block, condition in zip(dit.blocks[:depth], conditions):
-            h = block(h, condition)
-
-        def rest() -> Tensor:
-            deeper = h
-            for block, condition in zip(dit.blocks[depth:], conditions[depth:]):
-                deeper = block(deeper, condition)
-            fresh.append(deeper)
-            return deeper - h
-
-        residual = cache.compute(h, rest)
-        return fresh[0] if fresh else h + residual  # a full call without the rounding of the residual
-
-    return lambda: _replaced(dit, "run_blocks", run_blocks)
-
-
-def _run_unet(backbone: nn.Module, cache: Cache, x: Tensor, embedding: Tensor | None, context: Tensor | None) -> Tensor:
-    """`Backbone.run` with what lies below the first `depth` stages kept."""
-    from fastdiff.models.parts.backbone import Backbone
-
-    assert isinstance(backbone, Backbone)
-    depth = cache.rule.depth
-    h = backbone.stem(x)
-    skips = [h]
-    for stage in backbone.down[:depth]:
-        h = stage(h, embedding, context)
-        skips.append(h)
-    outer_ups = depth + 1
-    sizes = [skip.shape[2:] for skip in skips]
-
-    def deep() -> Tensor:
-        inner, below = h, list(skips)
-        for stage in backbone.down[depth:]:
-            inner = stage(inner, embedding, context)
-            below.append(inner)
-        inner = backbone.middle(inner, embedding, context)
-        for number, stage in enumerate(backbone.up[: len(backbone.up) - outer_ups]):
-            index = len(below) - 1 - number
-            inner = stage(torch.cat([inner, below[index]], dim=1), embedding, context, below[index - 1].shape[2:])
-        return inner
-
-    out = cache.compute(h, deep)
-    for number, stage in enumerate(backbone.up[len(backbone.up) - outer_ups :]):
-        index = depth - number
-        out = stage(torch.cat([out, skips[index]], dim=1), embedding, context, sizes[max(0, index - 1)])
-    return backbone.conv_out(backbone.norm_out(out, activation="silu"))
-
-
-@contextmanager
-def _replaced(owner: nn.Module, name: str, function: Callable[..., Tensor]) -> Iterator[None]:
-    """The method `name` of this one object is `function` inside the block."""
-    owner.__dict__[name] = function
-    try:
-        yield
-    finally:
-        del owner.__dict__[name]
+    known: type[nn.Module] = Backbone if rule.kind == "deep" else DiT
+    network = next((part for part in model.modules() if isinstance(part, known)), None)
+    if network is None:
+        what = "U-Nets" if rule.kind == "deep" else "DiTs"
+        raise TypeError(f'caching "{rule.kind}" needs one of fastdiff\'s {what}, got {type(model).__name__}')
+    taken = inspect.signature(model.forward).parameters.values()
+    if not any(p.name == "reuse" or p.kind is p.VAR_KEYWORD for p in taken):
+        raise TypeError(f"caching needs a model that passes `reuse` on to its network, got {type(model).__name__}")
+    if isinstance(network, Backbone):
+        stages = f"{len(network.down)} stages on the way down, got {rule.depth}"
+        expect(rule.depth < len(network.down), f"depth must be less than the {stages}")
+    elif isinstance(network, DiT):
+        expect(rule.depth < len(network.blocks), f"depth must be less than the {len(network.blocks)} blocks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,15 +78,15 @@ class DDPM(Backbone):
         self.config = config
         self.time_embedding = mlp(config.ch, 4 * config.ch) if config.use_timestep else None
 
-    def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | None = None, context: Tensor | None = None, **options: Any) -> Tensor:
         if context is not None:
             x = torch.cat([x, context], dim=1)
         if self.time_embedding is None:
-            return self.run(x, None)
+            return self.run(x, None, **options)
         expect(
             t is not None and t.shape == x.shape[:1],
             f"t must be ({len(x)},), one time a sample, got {None if t is None else tuple(t.shape)}",
         )
         assert t is not None  # else refused above
         times = timestep_embedding(t.to(embedding_dtype(x)), self.config.ch, sin_first=True, shift=1.0)
-        return self.run(x, F.silu(self.time_embedding(times.to(x.dtype))))
+        return self.run(x, F.silu(self.time_embedding(times.to(x.dtype))), **options)

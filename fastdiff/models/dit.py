@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastdiff import ops
 from fastdiff.errors import expect, unknown
 from fastdiff.models.parts.blocks import timestep_embedding, zero_init
+from fastdiff.models.parts.reuse import Reuse
 
 # depth, width, heads: Table 1 of the paper
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -85,7 +86,7 @@ class DiT(nn.Module):
     """`model(x, t, y)` -> (B, channels out, H, W), with learn_sigma the noise and then the variance.
 
     x: (B, in_channels, input_size, input_size). t: (B,) training times, fractional ones included. y: (B,) int64 classes
-    in [0, num_classes]. Raises ValueError where these do not fit.
+    in [0, num_classes]. reuse: see `run_blocks`. Raises ValueError where these do not fit.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -115,7 +116,7 @@ class DiT(nn.Module):
             zero_init(self.final.modulation)
         zero_init(self.final.linear)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, reuse: Reuse | None = None) -> Tensor:
         self._check(x, t, y)
         t = t.to(torch.promote_types(x.dtype, torch.float32))  # half precisions have no room for 999
         y = y.to(x.device)
@@ -132,14 +133,27 @@ class DiT(nn.Module):
         tokens = h.shape[1]
         if self.config.block == "in-context":
             h = torch.cat([h, first], dim=1)
-        h = self.run_blocks(h, [first, *others] if others else [first] * len(self.blocks))
+        h = self.run_blocks(h, [first, *others] if others else [first] * len(self.blocks), reuse)
         return self._unpatchify(self.final(h[:, :tokens], first))
 
-    def run_blocks(self, h: Tensor, conditions: list[Tensor]) -> Tensor:
-        """All blocks, each with its condition: (B, S, C) -> (B, S, C)."""
-        for block, condition in zip(self.blocks, conditions):
-            h = block(h, condition)
-        return h
+    def run_blocks(self, h: Tensor, conditions: list[Tensor], reuse: Reuse | None = None) -> Tensor:
+        """All blocks, each with its condition: (B, S, C) -> (B, S, C).
+
+        reuse: may take what the blocks after the first reuse.depth add to h from an earlier call (the residuals of Chen
+        et al. 2024, Delta-DiT, Section 4.1, over all these blocks).
+        """
+        blocks = list(zip(self.blocks, conditions))
+        if reuse is None:
+            return _through(blocks, h)
+        outer = _through(blocks[: reuse.depth], h)
+        fresh: list[Tensor] = []
+
+        def added() -> Tensor:
+            fresh.append(_through(blocks[reuse.depth :], outer))
+            return fresh[0] - outer
+
+        residual = reuse.compute(outer, added)
+        return fresh[0] if fresh else outer + residual  # a full call without the rounding of the residual
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, *, channels: int = 3) -> Tensor:
         """Classifier-free guidance as the published pictures were made (Ho & Salimans 2022, Eq. 6).
@@ -329,6 +343,12 @@ def sincos_positions(width: int, side: int) -> Tensor:
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
     columns, rows = axis.repeat(side, 1), axis.repeat_interleave(side, dim=0)
     return torch.cat([columns, rows], dim=1).float()
+
+
+def _through(blocks: list[tuple[nn.Module, Tensor]], h: Tensor) -> Tensor:
+    for block, condition in blocks:
+        h = block(h, condition)
+    return h
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:

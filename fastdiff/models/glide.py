@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,7 @@ class GLIDE(Backbone):
         low_res: Tensor | None = None,
         inpaint_image: Tensor | None = None,
         inpaint_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         embedding = self.time_embedding(embed_times(x, t, self.config.model_channels))
         context = None
@@ -94,7 +96,7 @@ class GLIDE(Backbone):
             if low_res is None:
                 raise ValueError("low_res must be given to a model with super_res")
             inputs.append(resize_bilinear(low_res, x))
-        return self.run(torch.cat(inputs, dim=1), F.silu(embedding), context)
+        return self.run(torch.cat(inputs, dim=1), F.silu(embedding), context, **options)
 
 
 class TextTransformer(nn.Module):

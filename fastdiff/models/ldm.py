@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -135,7 +136,9 @@ class LDMUNet(Backbone):
             self.norm_codes = group_norm32(width)
             self.conv_codes = conv_nd(config.dims, width, config.n_embed, 1)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None, **options: Any
+    ) -> Tensor:
         config = self.config
         expect(
             context is None or (context.ndim == 3 and context.shape[::2] == (len(x), config.context_channels)),
@@ -155,8 +158,8 @@ class LDMUNet(Backbone):
             expect(y is None, "y was given, but the model has no classes")
         embedding = F.silu(embedding)
         if self.norm_codes is None or self.conv_codes is None:
-            return self.run(x, embedding, context)
-        h = self.run_up(*self.run_down(x, embedding, context), embedding, context)
+            return self.run(x, embedding, context, **options)
+        h = self.features(x, embedding, context, **options)
         return self.conv_codes(self.norm_codes(h))
 
 
@@ -172,7 +175,7 @@ class ClassEmbedder(nn.Module):
 
 
 class LatentDiffusion(nn.Module):
-    """A U-Net in the latent space of an autoencoder: `model(z, t, context, y)` is the U-Net's call.
+    """A U-Net in the latent space of an autoencoder: `model(z, t, context, y, ...)` is the U-Net's call.
 
     scale_factor: of the latents, so that they have unit variance (Rombach et al. 2022, Appendix G): 0.18215 for Stable
     Diffusion 1 and 2, 0.13025 for XL.
@@ -182,8 +185,10 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         self.unet, self.autoencoder, self.scale_factor = unet, autoencoder, scale_factor
 
-    def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        return self.unet(z, t, context, y)
+    def forward(
+        self, z: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        return self.unet(z, t, context, y, **options)
 
     def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Pictures in [-1, 1] to latents. noise: standard normal, in the latents' shape, for a draw from the posterior

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,8 +91,8 @@ class UNet(Backbone):
                     size //= 2
                     stage.append(PositionEmbedding(channels, size))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.run(x, F.silu(self._embed(x, t, y)))
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, **options: Any) -> Tensor:
+        return self.run(x, F.silu(self._embed(x, t, y)), **options)
 
     def stem(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)

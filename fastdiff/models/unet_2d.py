@@ -193,14 +193,14 @@ class UNet2D(Backbone):
         self.time_embedding = mlp(self.times.channels, embedding)
         self.class_embedding = class_embedding(config, self.times.channels, embedding)
 
-    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None, **options: Any) -> Tensor:
         config = self.config
         embedding = self.time_embedding(self.times(x, t))
         if self.class_embedding is not None:
             embedding = embedding + embed_class(self, x, class_labels)
         else:
             expect(class_labels is None, "class_labels were given, but the model has no classes")
-        out = self.run(2 * x - 1 if config.center_input_sample else x, F.silu(embedding))
+        out = self.run(2 * x - 1 if config.center_input_sample else x, F.silu(embedding), **options)
         return out / t.to(out.dtype)[:, None, None, None] if config.time_embedding_type == "fourier" else out
 
 

@@ -176,6 +176,7 @@ class UNet2DCondition(Backbone):
         timestep_cond: Tensor | None = None,
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         config = self.config
         features = self.times(x, t)
@@ -194,7 +195,7 @@ class UNet2DCondition(Backbone):
         embedding = _activated(config.time_embedding_act_fn, embedding)
         if self.context_proj is not None and context is not None:
             context = self.context_proj(context)
-        return self.run(2 * x - 1 if config.center_input_sample else x, F.silu(embedding), context)
+        return self.run(2 * x - 1 if config.center_input_sample else x, F.silu(embedding), context, **options)
 
     def _added(self, x: Tensor, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
         """The pooled text and the embedded sizes of SDXL, (B, P + N addition_time_embed_dim)."""

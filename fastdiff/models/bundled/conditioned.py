@@ -3,6 +3,8 @@ latents are."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -36,5 +38,5 @@ class ClassLatentDiffusion(LatentDiffusion):
     def __init__(self, dit: DiTConfig, autoencoder: AutoencoderConfig, scale_factor: float = 1.0) -> None:
         super().__init__(DiT(dit), AutoencoderKL(autoencoder), scale_factor)
 
-    def forward(self, z: Tensor, t: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
-        return self.unet(z, t, y)
+    def forward(self, z: Tensor, t: Tensor, y: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
+        return self.unet(z, t, y, **options)

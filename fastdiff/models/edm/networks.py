@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
 from fastdiff.models.edm.filters import FilteredConv, filtered_downsample, filtered_upsample
-from fastdiff.models.parts.backbone import Backbone, Stage, apply
+from fastdiff.models.parts.backbone import Backbone, Control, Stage, apply, take
 from fastdiff.models.parts.blocks import AttentionBlock, Downsample, GroupNorm, ResBlock, Upsample, embedding_dtype, mlp
+from fastdiff.models.parts.reuse import Reuse
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class SongUNet(Backbone):
     """`model(x, noise_labels, class_labels, augment_labels)` -> (B, out_channels, H, W).
 
     x: (B, in_channels, H, W). noise_labels: (B,) or (1,), a function of sigma that the preconditioning chooses.
-    class_labels: (B, label_dim), one-hot or zero. augment_labels: (B, augment_dim).
+    class_labels: (B, label_dim), one-hot or zero. augment_labels: (B, augment_dim). control, reuse: see
+    `Backbone.features`; reuse is for the standard encoder and decoder alone.
     """
 
     frequencies: Tensor  # with Fourier features of the noise
@@ -136,11 +139,25 @@ class SongUNet(Backbone):
         self.up_picture = filtered_upsample(config.resample_filter, config.out_channels)
 
     def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        *,
+        control: Control | None = None,
+        reuse: Reuse | None = None,
     ) -> Tensor:
         embedding = self._embed(x, noise_labels, class_labels, augment_labels)
+        if self.config.encoder_type == self.config.decoder_type == "standard":
+            return self.run(x, embedding, control=control, reuse=reuse)
+        expect(reuse is None, "reuse needs encoder_type and decoder_type 'standard': the picture enters at each level")
+        self.check(control)
         h, skips = self._down(x, embedding)
-        return self._up(self.middle(h, embedding), skips, embedding)
+        h = self.middle(h, embedding)
+        if control is not None and control.middle is not None:
+            h = h + control.middle
+        return self._up(h, skips, embedding, control)
 
     def _embed(self, x: Tensor, noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
         """The conditioning vector after its activation, (B, C) or (1, C)."""
@@ -174,10 +191,10 @@ class SongUNet(Backbone):
             skips.append(h)
         return h, skips
 
-    def _up(self, h: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
+    def _up(self, h: Tensor, skips: list[Tensor], embedding: Tensor, control: Control | None) -> Tensor:
         picture, level = None, 0
         for stage in self.up:
-            h = torch.cat([h, skips.pop()], dim=1)
+            h = torch.cat([h, take(skips, control)], dim=1)
             assert isinstance(stage, Stage)
             for layer in stage:
                 if _resamples(layer) and self.config.decoder_type == "skip":  # the last layer of a level
@@ -246,7 +263,12 @@ class DhariwalUNet(Backbone):
         self.time_embedding = mlp(config.model_channels, embedding)
 
     def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         config = self.config
         angles = positional_angles(noise_labels.to(embedding_dtype(x)), config.model_channels, endpoint=False)
@@ -257,7 +279,7 @@ class DhariwalUNet(Backbone):
         if self.label_embedding is not None:
             dropout = config.label_dropout if self.training else 0.0
             embedding = embedding + self.label_embedding(_drop_labels(class_labels, x, config.label_dim, dropout))
-        return self.run(x, F.silu(embedding))
+        return self.run(x, F.silu(embedding), **options)
 
 
 def positional_angles(t: Tensor, channels: int, *, endpoint: bool) -> Tensor:

@@ -4,6 +4,7 @@ and Table 1)."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ class Preconditioned(nn.Module):
     """`model(x, sigma, class_labels, augment_labels)` -> the denoised picture c_skip x + c_out F(c_in x; c_noise).
 
     x: (B, C, H, W), a picture with noise of standard deviation sigma, (B,), or a scalar for one of the batch.
-    class_labels: (B, label_dim), one-hot; none is a zero vector. The scalings are in float32 (float64 for float64).
+    class_labels: (B, label_dim), one-hot; none is a zero vector. options: of the network's own. The scalings are in
+    float32 (float64 for float64).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -21,12 +23,17 @@ class Preconditioned(nn.Module):
         self.network = network
 
     def forward(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         precise = torch.promote_types(x.dtype, torch.float32)
         sigma = sigma.to(precise).reshape(-1, 1, 1, 1)
         c_skip, c_out, c_in, c_noise = self.scalings(sigma)
-        out = self.network((c_in * x).to(x.dtype), c_noise.flatten(), class_labels, augment_labels)
+        out = self.network((c_in * x).to(x.dtype), c_noise.flatten(), class_labels, augment_labels, **options)
         return (c_skip * x + c_out * out[:, : x.shape[1]].to(precise)).to(x.dtype)  # the rest: a learned variance
 
     def scalings(self, sigma: Tensor) -> tuple[Tensor | float, Tensor, Tensor | float, Tensor]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastdiff.errors import expect
 from fastdiff.models.parts.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
+from fastdiff.models.parts.reuse import Reuse
 from fastdiff.models.parts.transformer import SpatialTransformer
 
 # (place, level, index, channels) -> the attention after that residual block, or None; place: "down", "middle" or "up".
@@ -16,6 +19,18 @@ Attention = Callable[[str, int, int, int], "nn.Module | None"]
 Residual = Callable[[int, int], ResBlock]
 # (level, channels) -> what changes the resolution.
 Resampling = Callable[[int, int], nn.Module]
+
+
+class Control(NamedTuple):
+    """What is added inside a U-Net (Zhang et al. 2023, ControlNet, Section 3.2).
+
+    skips: one for each skip connection, in the order of the way down: the first convolution's result, then each
+    stage's. middle: to the middle's result; None for nothing. Each in the shape of what it is added to; the way down
+    itself does not see them.
+    """
+
+    skips: Sequence[Tensor]
+    middle: Tensor | None = None
 
 
 class Stage(nn.ModuleList):
@@ -93,19 +108,17 @@ class HalfBackbone(nn.Module):
     def run_down(
         self, x: Tensor, embedding: Tensor | None, context: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The middle's result, and what the way up concatenates, last first."""
-        h = self.stem(x)
-        skips = [h]
-        for stage in self.down:
-            h = stage(h, embedding, context)
-            skips.append(h)
+        """The middle's result, and the skips, the first convolution's result first."""
+        skips = [self.stem(x)]
+        h = _descend(self.down, skips, embedding, context)
         return self.middle(h, embedding, context), skips
 
 
 class Backbone(HalfBackbone):
     """A whole U-Net without its embeddings: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    norm: of the last one, before the last convolution. up_residual: of the blocks on the way up, if they differ.
+    norm: of the last one, before the last convolution. The forward of each family passes the keyword arguments that are
+    not its own on to `run`: control (ControlNet's residuals) and reuse (what `fastdiff.caching` keeps).
     """
 
     def __init__(
@@ -153,22 +166,88 @@ class Backbone(HalfBackbone):
         self.norm_out = norm(width)
         self.conv_out = zero_init(conv_nd(dims, width, out_channels, head_kernel, padding=(head_kernel - 1) // 2))
 
-    def run(self, x: Tensor, embedding: Tensor | None, context: Tensor | None = None) -> Tensor:
-        """The network, given the embedding of its times after the activation."""
-        h = self.run_up(*self.run_down(x, embedding, context), embedding, context)
+    def run(
+        self,
+        x: Tensor,
+        embedding: Tensor | None,
+        context: Tensor | None = None,
+        *,
+        control: Control | None = None,
+        reuse: Reuse | None = None,
+    ) -> Tensor:
+        """The network, given the embedding of its times after the activation. control, reuse: as of `features`."""
+        h = self.features(x, embedding, context, control=control, reuse=reuse)
         return self.conv_out(self.norm_out(h, activation="silu"))
 
-    def run_up(self, h: Tensor, skips: list[Tensor], embedding: Tensor | None, context: Tensor | None = None) -> Tensor:
-        """From the middle's result to the features at full resolution."""
-        for stage, (skip, size) in zip(self.up, _with_next_size(skips)):
-            h = stage(torch.cat([h, skip], dim=1), embedding, context, size)
-        return h
+    def features(
+        self,
+        x: Tensor,
+        embedding: Tensor | None,
+        context: Tensor | None = None,
+        *,
+        control: Control | None = None,
+        reuse: Reuse | None = None,
+    ) -> Tensor:
+        """The features at full resolution, before the last norm: (B, channels[0], H, W).
+
+        control: added to the skips and to the middle. reuse: may take what lies below the first reuse.depth stages
+        from an earlier call (Ma et al. 2024, DeepCache, Section 3.2). Raises ValueError if control's skips are not as
+        many as the network's.
+        """
+        self.check(control)
+        down, up = list(self.down), list(self.up)
+        outer = len(down) if reuse is None else reuse.depth
+        skips = [self.stem(x)]
+        h = _descend(down[:outer], skips, embedding, context)
+
+        def deep() -> Tensor:
+            below = list(skips)
+            inner = self.middle(_descend(down[outer:], below, embedding, context), embedding, context)
+            if control is not None and control.middle is not None:
+                inner = inner + control.middle
+            return _ascend(up[: len(up) - outer - 1], inner, below, embedding, context, control)
+
+        h = deep() if reuse is None else reuse.compute(h, deep)
+        return _ascend(up[len(up) - outer - 1 :], h, skips, embedding, context, control)
+
+    def check(self, control: Control | None) -> None:
+        """Raise ValueError unless there is one residual for each skip."""
+        expect(
+            control is None or len(control.skips) == len(self.skip_channels),
+            f"control must have {len(self.skip_channels)} skips, one for each of the network's, got "
+            f"{0 if control is None else len(control.skips)}",
+        )
 
 
-def _with_next_size(skips: list[Tensor]) -> Iterator[tuple[Tensor, torch.Size]]:
-    """Each skip, last first, and the resolution of the one that comes after it."""
-    for index in reversed(range(len(skips))):
-        yield skips[index], skips[max(0, index - 1)].shape[2:]
+def _descend(
+    stages: Iterable[nn.Module], skips: list[Tensor], embedding: Tensor | None, context: Tensor | None
+) -> Tensor:
+    """From the last of the skips through stages on the way down; their results join the skips."""
+    for stage in stages:
+        skips.append(stage(skips[-1], embedding, context))
+    return skips[-1]
+
+
+def _ascend(
+    stages: Iterable[nn.Module],
+    h: Tensor,
+    skips: list[Tensor],
+    embedding: Tensor | None,
+    context: Tensor | None,
+    control: Control | None,
+) -> Tensor:
+    """From h through stages on the way up, each of which takes the last of the skips away."""
+    for stage in stages:
+        skip = take(skips, control)
+        size = (skips[-1] if skips else skip).shape[2:]
+        h = stage(torch.cat([h, skip], dim=1), embedding, context, size)
+    return h
+
+
+def take(skips: list[Tensor], control: Control | None) -> Tensor:
+    """The last of the skips, taken from the list, with what control adds to it."""
+    skip = skips.pop()
+    return skip if control is None else skip + control.skips[len(skips)]
 
 
 def _stage(*layers: nn.Module | None) -> Stage:
