@@ -189,7 +189,7 @@ def test_counted_reuse_is_captured(on_cuda):
         ours, theirs = both(cached, (2, 3, 8, 8), seed=seed, **COMMON)
         assert relative_error(ours, theirs) <= 1e-5, seed  # the operators have kernels of their own
         assert relative_error(ours, sample(net, (2, 3, 8, 8), seed=seed, **COMMON)) > 1e-3
-    assert graph.explain(cached) == ["a CUDA graph"]
+    assert graphs.explain(cached) == ["a CUDA graph"]
 
 
 def test_results_are_the_callers(on_cuda):

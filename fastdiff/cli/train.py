@@ -15,13 +15,13 @@ from fastdiff.cli.console import console
 from fastdiff.errors import expect, unknown
 from fastdiff.files import replacing, writable_folder
 from fastdiff.models.autoencoder import AutoencoderKL
-from fastdiff.train.autoencoding import Autoencoding
-from fastdiff.train.emoji_data import EmojiData, load_emoji
-from fastdiff.train.export import describe, export
+from fastdiff.train.emoji.autoencoding import Autoencoding
+from fastdiff.train.emoji.data import EmojiData, load_emoji
+from fastdiff.train.emoji.export import EmojiTraining, describe, export
+from fastdiff.train.emoji.objective import EmojiObjective
+from fastdiff.train.emoji.objectives import make_objective
+from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, LatentRecipe
 from fastdiff.train.loop import Training
-from fastdiff.train.objective import Objective
-from fastdiff.train.objectives import make_objective
-from fastdiff.train.recipes import RECIPES, AutoencoderRecipe, LatentRecipe
 
 SAMPLE_EVERY = 2_000
 
@@ -62,7 +62,7 @@ def trained_autoencoder(
     """The averaged autoencoder of the run in `folder`, which is begun or finished first if need be, and how the run
     went."""
     objective = Autoencoding(recipe, data, device=device)
-    training = Training(objective, writable_folder(folder))
+    training: EmojiTraining = Training(objective, writable_folder(folder))
     if training.step < recipe.steps:
         training = train(objective, folder)
     else:
@@ -72,7 +72,7 @@ def trained_autoencoder(
     return network, {**describe(training), "psnr": objective.psnr(network)}
 
 
-def train(objective: Objective, folder: Path, autoencoder: Mapping[str, Any] | None = None) -> Training:
+def train(objective: EmojiObjective, folder: Path, autoencoder: Mapping[str, Any] | None = None) -> EmojiTraining:
     """A run to its end, with its progress on the console and its pictures and weights in `folder`. autoencoder: how the
     run of its autoencoder went, for the model card."""
     training, recipe = Training(objective, folder), objective.recipe
@@ -91,11 +91,11 @@ def train(objective: Objective, folder: Path, autoencoder: Mapping[str, Any] | N
         with Progress(*columns, console=console, speed_estimate_period=300) as bar:
             task = bar.add_task("training", total=recipe.steps, completed=training.step)
 
-            def on_step(training: Training, loss: float) -> None:
+            def on_step(training: EmojiTraining, loss: float) -> None:
                 recent = training.losses[-50:]
                 bar.update(task, completed=training.step, description=f"loss {sum(recent) / len(recent):.4f}")
 
-            def on_validation(training: Training) -> None:
+            def on_validation(training: EmojiTraining) -> None:
                 step, loss, validation, seconds = training.log[-1]
                 remarks = objective.remarks(training.ema.module)
                 console.print(
@@ -115,7 +115,7 @@ def train(objective: Objective, folder: Path, autoencoder: Mapping[str, Any] | N
     return training
 
 
-def write_results(training: Training, autoencoder: Mapping[str, Any] | None) -> None:
+def write_results(training: EmojiTraining, autoencoder: Mapping[str, Any] | None) -> None:
     """Loss curve, pictures, weights and model card of a run in its folder."""
     path = training.folder / training.recipe.name
     plot_losses(training, path.with_name(f"{path.name}-loss.png"))
@@ -124,13 +124,13 @@ def write_results(training: Training, autoencoder: Mapping[str, Any] | None) -> 
     console.print(f"written: [bold]{path}[/bold] .safetensors, .json, .md, and pictures")
 
 
-def save_pictures(training: Training, path: Path) -> None:
+def save_pictures(training: EmojiTraining, path: Path) -> None:
     """What the averaged network makes."""
     samples, columns = training.objective.pictures(training.ema.module)
     pictures.save_png(path, pictures.grid(samples, columns), zoom=3 if samples.shape[-1] < 64 else 2)
 
 
-def plot_losses(training: Training, path: Path) -> None:
+def plot_losses(training: EmojiTraining, path: Path) -> None:
     """The loss curve as a picture: every step faintly, the means of the log, and the held-out loss."""
     from matplotlib.figure import Figure
 

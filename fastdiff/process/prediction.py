@@ -38,6 +38,13 @@ class Prediction:
         """The time argument of the network."""
         return schedule.model_time(p.t) if self.noise_time is None else self.noise_time(p)
 
+    def target(self, p: Point) -> Coefficients:
+        """(a, b): at x = alpha x0 + sigma eps the network should return a x0 + b eps."""
+        (x0_x, x0_out), (eps_x, eps_out) = self.x0(p), self.eps(p)
+        if abs(x0_out) >= abs(eps_out):  # solved for the output where it counts more
+            return (1 - x0_x * p.alpha) / x0_out, -x0_x * p.sigma / x0_out
+        return -eps_x * p.alpha / eps_out, (1 - eps_x * p.sigma) / eps_out
+
 
 def _norm(p: Point) -> float:
     """alpha^2 + sigma^2: 1 for a variance-preserving schedule."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastdiff.files import replacing, writable_folder
 from fastdiff.profiling.features import DRAWN, SIZE, EmojiFeatures
-from fastdiff.train.emoji_data import EmojiData, load_emoji
+from fastdiff.train.emoji.data import EmojiData, load_emoji
 
 STEPS, BATCH, LEARNING_RATE, SEED = 3000, 64, 2e-3, 0
 DRAWING_WEIGHT = 4.0

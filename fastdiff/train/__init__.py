@@ -1,1 +1,1 @@
-"""Training of the bundled models."""
+"""Training: the loop, the losses, and the bundled models (emoji)."""

@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastdiff.errors import expect
 from fastdiff.files import replacing
-from fastdiff.runtime.choice import use
 from fastdiff.train.objective import Objective
 
 LOG_FIELDS = ("step", "loss", "validation_loss", "seconds")
@@ -31,20 +30,23 @@ CHECKPOINT_EVERY = 100
 VALIDATE_EVERY = 500
 
 
-class Training:
+AnyObjective = TypeVar("AnyObjective", bound=Objective)
+
+
+class Training(Generic[AnyObjective]):
     """The state of one run: network, its exponential moving average, optimiser and log, kept in `folder`.
 
     checkpoint.pt holds the state, log.csv a row every `VALIDATE_EVERY` steps. Raises ValueError if the checkpoint in
     the folder belongs to another recipe or other data.
     """
 
-    def __init__(self, objective: Objective, folder: Path) -> None:
+    def __init__(self, objective: AnyObjective, folder: Path) -> None:
         self.objective, self.recipe, self.device = objective, objective.recipe, objective.device
         self.folder = folder
         self.checkpoint_path, self.log_path = folder / "checkpoint.pt", folder / "log.csv"
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        self.model = objective.make_network().to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = objective.make_network().to(device=self.device, memory_format=objective.memory_format)  # type: ignore[call-overload]
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
         self.optimizer = torch.optim.AdamW(
             [p for p in self.model.parameters() if p.requires_grad],
@@ -104,7 +106,7 @@ class Training:
             writer.writerows(self.log)
 
     def validation_loss(self) -> float:
-        """Mean loss of the averaged network on the held-out images, the same noise and times at every call."""
+        """Mean loss of the averaged network on what is not trained on, the same noise and times at every call."""
         generator = torch.Generator().manual_seed(self.recipe.seed)
         with torch.inference_mode():
             return float(self.objective.validation_loss(self.ema.module, generator))
@@ -129,7 +131,7 @@ class Training:
         generator = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        with _plain_attention():
+        with self.objective.while_training():
             loss = self.objective.loss(self.model, generator)
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -149,14 +151,6 @@ class Training:
     def _append_log(self) -> None:
         recent = self.losses[-VALIDATE_EVERY:]
         self.log.append((self.step, sum(recent) / len(recent), self.validation_loss(), self.seconds))
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products and a softmax: with the few pixels there are, its backward pass takes a fraction of
-    the time of torch's fused one on the CPU."""
-    with use("reference"), sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 @contextmanager

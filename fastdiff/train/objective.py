@@ -4,68 +4,54 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import expect
-from fastdiff.train.emoji_data import EmojiData
-from fastdiff.train.recipes import Run
+from fastdiff.train.run import Run
 
 Network = Callable[..., Tensor]
 
 
 class Objective(ABC):
-    """A recipe on its data.
+    """A network and its loss on some data; the losses themselves are in fastdiff.train.losses.
 
-    images, validation_images: (N, 3, size, size) uint8, without and with the held-out emoji. weights: (N,) how often
-    each of `images` is drawn. fingerprint: what runs on the same data have in common. validated_on: of what the
-    validation loss is.
+    recipe: the settings of the run. fingerprint: the same for the same data, so that a run goes on with its own only.
+    memory_format: of the network's weights.
     """
 
-    validated_on = "held-out emoji"
+    memory_format = torch.preserve_format
 
-    def __init__(self, recipe: Run, data: EmojiData, *, device: torch.device | str = "cpu") -> None:
-        expect(
-            recipe.precision in ("bfloat16", "float32"),
-            f"precision must be bfloat16 or float32, got {recipe.precision!r}",
-        )
-        self.recipe, self.data, self.device = recipe, data, torch.device(device)
-        self.held_out = torch.from_numpy(data.held_out)
-        images = torch.from_numpy(data.images)
-        self.images, self.validation_images = images[~self.held_out], images[self.held_out]
-        self.weights = torch.from_numpy(data.weights)[~self.held_out]
-        self.fingerprint = data.fingerprint()
+    def __init__(self, recipe: Run, fingerprint: str, *, device: torch.device | str = "cpu") -> None:
+        self.recipe, self.fingerprint, self.device = recipe, fingerprint, torch.device(device)
 
     @abstractmethod
     def make_network(self) -> nn.Module:
         """The network before its first step, from torch's generator."""
 
     @abstractmethod
-    def loss(self, network: Network, generator: torch.Generator) -> Tensor:
-        """Of one batch of `recipe.batch` pictures, all randomness from the generator."""
+    def loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
+        """Of one batch of `recipe.batch` samples, a scalar; all randomness from the generator."""
 
     @abstractmethod
-    def validation_loss(self, network: Network, generator: torch.Generator) -> Tensor:
-        """On the held-out emoji."""
+    def validation_loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
+        """On what is not trained on, a scalar."""
 
-    @abstractmethod
-    def pictures(self, network: nn.Module) -> tuple[Tensor, int]:
-        """What shows how far the network is: pictures (N, 3, H, W) in [-1, 1], and how many are in a row."""
-
-    def remarks(self, network: nn.Module) -> str:
-        """What else is worth reporting of the averaged network beside its loss."""
-        return ""
-
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Numbers of the pictures of a batch, (batch,)."""
-        return torch.multinomial(self.weights, self.recipe.batch, replacement=True, generator=generator)
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """uint8 to [-1, 1] on the device, channels last."""
-        return images.to(self.device).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+    def while_training(self) -> AbstractContextManager:
+        """What loss and backward pass of a step run in; nothing, unless a subclass says otherwise."""
+        return nullcontext()
 
     def autocast(self) -> AbstractContextManager:
         """Where the network runs in the recipe's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def in_precision(self, network: Network) -> Network:
+        """The network with its calls in `autocast`."""
+
+        def call(*arguments: Any, **options: Any) -> Tensor:
+            with self.autocast():
+                return network(*arguments, **options)
+
+        return call

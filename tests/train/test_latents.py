@@ -13,13 +13,13 @@ from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.dit import DiTConfig
 from fastdiff.models.ldm import LDMConfig
-from fastdiff.train.autoencoding import Autoencoding
-from fastdiff.train.emoji_data import EmojiData, find_font, load_emoji
-from fastdiff.train.export import describe, export
-from fastdiff.train.latents import without
+from fastdiff.train.emoji.autoencoding import Autoencoding
+from fastdiff.train.emoji.data import EmojiData, find_font, load_emoji
+from fastdiff.train.emoji.export import describe, export
+from fastdiff.train.emoji.latents import without
+from fastdiff.train.emoji.objectives import make_objective
+from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, ClassRecipe, PromptRecipe
 from fastdiff.train.loop import Training
-from fastdiff.train.objectives import make_objective
-from fastdiff.train.recipes import RECIPES, AutoencoderRecipe, ClassRecipe, PromptRecipe
 
 COMMON = dict(size=16, steps=4, batch=4, warmup=2, ema_decay=0.5)
 AUTOENCODER = AutoencoderRecipe(

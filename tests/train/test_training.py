@@ -11,12 +11,12 @@ import torch
 from fastdiff.models import bundled
 from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.unet import UNet, UNetConfig
-from fastdiff.train import emoji_data
-from fastdiff.train.diffusion import PixelDiffusion
-from fastdiff.train.emoji_data import EmojiData, emoji_groups, find_font, load_emoji
-from fastdiff.train.export import export
+from fastdiff.train.emoji import data as emoji_data
+from fastdiff.train.emoji.data import EmojiData, emoji_groups, find_font, load_emoji
+from fastdiff.train.emoji.export import export
+from fastdiff.train.emoji.pixels import PixelDiffusion
+from fastdiff.train.emoji.recipes import RECIPES, Recipe
 from fastdiff.train.loop import Training
-from fastdiff.train.recipes import RECIPES, Recipe
 
 RECIPE = Recipe(
     name="tiny",

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 
 from fastdiff.models.autoencoder import AutoencoderKL
-from fastdiff.train.autoencoding import Autoencoding
-from fastdiff.train.diffusion import PixelDiffusion
-from fastdiff.train.emoji_data import EmojiData
-from fastdiff.train.latents import ClassObjective, PromptObjective
-from fastdiff.train.objective import Objective
-from fastdiff.train.recipes import AutoencoderRecipe, ClassRecipe, PromptRecipe, Recipe, Run
+from fastdiff.train.emoji.autoencoding import Autoencoding
+from fastdiff.train.emoji.data import EmojiData
+from fastdiff.train.emoji.latents import ClassObjective, PromptObjective
+from fastdiff.train.emoji.objective import EmojiObjective
+from fastdiff.train.emoji.pixels import PixelDiffusion
+from fastdiff.train.emoji.recipes import AutoencoderRecipe, ClassRecipe, EmojiRun, PromptRecipe, Recipe
 
 
 def make_objective(
-    recipe: Run, data: EmojiData, autoencoder: AutoencoderKL | None = None, *, device: torch.device | str = "cpu"
-) -> Objective:
+    recipe: EmojiRun, data: EmojiData, autoencoder: AutoencoderKL | None = None, *, device: torch.device | str = "cpu"
+) -> EmojiObjective:
     """The objective of a recipe's kind. autoencoder: the trained one, for a recipe on latents."""
     if isinstance(recipe, AutoencoderRecipe):
         return Autoencoding(recipe, data, device=device)

@@ -14,13 +14,14 @@ from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLate
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.text import PADDING, TextConfig, Tokenizer
-from fastdiff.train.diffusion import SAMPLES_A_CLASS, VALIDATION_DRAWS, Denoising
-from fastdiff.train.emoji_data import EmojiData
-from fastdiff.train.objective import Objective
-from fastdiff.train.recipes import ClassRecipe, LatentRecipe, PromptRecipe
+from fastdiff.train.emoji.data import EmojiData
+from fastdiff.train.emoji.objective import EmojiObjective
+from fastdiff.train.emoji.pixels import SAMPLES_A_CLASS, VALIDATION_DRAWS
+from fastdiff.train.emoji.recipes import ClassRecipe, LatentRecipe, PromptRecipe
+from fastdiff.train.losses import denoising_loss
 
 
-class LatentObjective(Objective):
+class LatentObjective(EmojiObjective):
     """Means of the posteriors, scaled to unit variance, computed once.
 
     autoencoder: rounded to float16, as it ships; all models on it get the same latents.
@@ -33,7 +34,7 @@ class LatentObjective(Objective):
     ) -> None:
         super().__init__(recipe, data, device=device)
         self.autoencoder = autoencoder.half().float().eval().requires_grad_(False)
-        self.denoising = Denoising(recipe.schedule)
+        self.process = recipe.process()
         images = torch.from_numpy(data.images)
         with torch.inference_mode():
             parts = [self.autoencoder.encode(self.pixels(part)).mean for part in images.split(64)]
@@ -52,10 +53,9 @@ class LatentObjective(Objective):
 
     def denoise(self, network: nn.Module, z: Tensor, generator: torch.Generator, **condition: Tensor) -> Tensor:
         """The loss at random times."""
-        x, t, v = self.denoising.noised(z.contiguous(memory_format=torch.channels_last), generator)
-        with self.autocast():
-            output = network(x, t, **condition)
-        return (output.float() - v).square().mean()
+        z = z.contiguous(memory_format=torch.channels_last)
+        condition = {name: value.to(self.device) for name, value in condition.items()}
+        return denoising_loss(self.in_precision(network), self.process, z, generator, **condition).mean()
 
     def sample(self, network: LatentDiffusion, cond: dict[str, Tensor], uncond: dict[str, Tensor], guidance: float):
         """Pictures, 20 steps, always of the same noise."""
@@ -97,14 +97,14 @@ class PromptObjective(LatentObjective):
         text = TextConfig(len(tokenizer.words), tokenizer.length, recipe.text_width, recipe.text_layers)
         return self.build(PromptLatentDiffusion(recipe.network, text, recipe.autoencoder.network, self.scale_factor))
 
-    def loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+    def loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         chosen = self.draw(generator)
         tokens = self.tokens[chosen]
         words = torch.rand(tokens.shape, generator=generator) < self.recipe.word_dropout
         prompts = torch.rand(len(tokens), 1, generator=generator) < self.recipe.class_dropout
         return self._loss(network, self.latents[chosen], without(tokens, words | prompts), generator)
 
-    def validation_loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+    def validation_loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         z, tokens = (part[self.held_out] for part in (self.latents, self.tokens))
         return self._loss(network, z.repeat(VALIDATION_DRAWS, 1, 1, 1), tokens.repeat(VALIDATION_DRAWS, 1), generator)
 
@@ -146,14 +146,14 @@ class ClassObjective(LatentObjective):
         network.unet.eval()  # it would drop classes by torch's generator, which no checkpoint keeps
         return self.build(network)
 
-    def loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+    def loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         chosen = self.draw(generator)
         labels = self.train_labels[chosen]
         dropped = torch.rand(len(labels), generator=generator) < self.recipe.class_dropout
         labels = torch.where(dropped, self.recipe.network.num_classes, labels)
         return self.denoise(network, self.train_latents[chosen], generator, y=labels)
 
-    def validation_loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+    def validation_loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         z = self.validation_latents.repeat(VALIDATION_DRAWS, 1, 1, 1)
         return self.denoise(network, z, generator, y=self.validation_labels.repeat(VALIDATION_DRAWS))
 

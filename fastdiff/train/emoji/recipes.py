@@ -8,36 +8,36 @@ from fastdiff.models.autoencoder import AutoencoderConfig
 from fastdiff.models.dit import DiTConfig
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.models.unet import UNetConfig
+from fastdiff.train.process import Process
+from fastdiff.train.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """How a network is trained, whatever it is.
+class EmojiRun(Run):
+    """size: pixels a side of the pictures."""
 
-    size: pixels a side of the pictures. precision: "bfloat16" (autocast; weights and loss stay float32) or "float32".
-    """
-
-    name: str
     size: int
-    steps: int
-    batch: int = 64
-    learning_rate: float = 8e-4
-    warmup: int = 300
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    precision: str = "bfloat16"
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diffusion(Run):
+class Diffusion(EmojiRun):
     """schedule, prediction: names in `fastdiff.schedules.SCHEDULES` and of the network's output. class_dropout: share
-    of samples trained without their class or prompt, for classifier-free guidance (Ho & Salimans 2022)."""
+    of samples trained without their class or prompt, for classifier-free guidance (Ho & Salimans 2022).
+
+    Raises ValueError for a schedule or prediction that cannot be trained, see `fastdiff.train.process.Process`.
+    """
 
     schedule: str = "cosine"
     prediction: str = "v"
     class_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.process()
+
+    def process(self) -> Process:
+        """What the network is trained on."""
+        return Process.of(self.schedule, self.prediction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Recipe(Diffusion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderRecipe(Run):
+class AutoencoderRecipe(EmojiRun):
     """A KL autoencoder. kl_weight: of the mean KL divergence of a latent in nats, beside the mean errors of a colour
     value in [-1, 1]. max_shift: pixels by which pictures are moved at random; half of them are mirrored as well."""
 
@@ -101,7 +101,7 @@ AUTOENCODER = AutoencoderRecipe(
     warmup=100,
 )  # fmt: skip
 
-RECIPES: dict[str, Run] = {
+RECIPES: dict[str, EmojiRun] = {
     recipe.name: recipe
     for recipe in (
         Recipe(

@@ -14,15 +14,17 @@ import torch
 from fastdiff.files import replacing
 from fastdiff.models.bundled import save_files
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
-from fastdiff.train.emoji_data import HELD_OUT_EVERY
-from fastdiff.train.latents import PromptObjective
+from fastdiff.train.emoji.data import HELD_OUT_EVERY
+from fastdiff.train.emoji.latents import PromptObjective
+from fastdiff.train.emoji.objective import EmojiObjective
+from fastdiff.train.emoji.recipes import AutoencoderRecipe, ClassRecipe, Diffusion, LatentRecipe, PromptRecipe, Recipe
 from fastdiff.train.loop import Training
-from fastdiff.train.recipes import AutoencoderRecipe, ClassRecipe, Diffusion, LatentRecipe, PromptRecipe, Recipe
 
+EmojiTraining = Training[EmojiObjective]
 _SAID_ELSEWHERE = ("network", "autoencoder", "name", "size")
 
 
-def describe(training: Training) -> dict[str, Any]:
+def describe(training: EmojiTraining) -> dict[str, Any]:
     """How the run went so far."""
     recipe, objective = training.recipe, training.objective
     loss, validation = (training.log[-1][1], training.log[-1][2]) if training.log else (None, None)
@@ -42,7 +44,7 @@ def describe(training: Training) -> dict[str, Any]:
     }
 
 
-def about(training: Training, autoencoder: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def about(training: EmojiTraining, autoencoder: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The description of a diffusion model. autoencoder: how the run of its autoencoder went, for one on latents."""
     recipe, objective = training.recipe, training.objective
     assert isinstance(recipe, Diffusion)
@@ -69,7 +71,7 @@ def about(training: Training, autoencoder: Mapping[str, Any] | None = None) -> d
     return description
 
 
-def export(training: Training, path: Path, *, autoencoder: Mapping[str, Any] | None = None) -> None:
+def export(training: EmojiTraining, path: Path, *, autoencoder: Mapping[str, Any] | None = None) -> None:
     """Write path.safetensors, path.json and the model card path.md from the averaged network.
 
     An autoencoder's run has none of these: it ships inside the models on its latents, whose `autoencoder` it describes.
@@ -86,7 +88,7 @@ def model_card(about: Mapping[str, Any]) -> str:
     """The model card of a description, as Markdown."""
     import jinja2  # not needed to import fastdiff
 
-    loader = jinja2.FileSystemLoader(str(resources.files("fastdiff.train")))
+    loader = jinja2.FileSystemLoader(str(resources.files("fastdiff.train.emoji")))
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     facts: dict[str, Any] = {"about": about, "training": about["training"], "held_out_every": HELD_OUT_EVERY}
     if "kind" in about:

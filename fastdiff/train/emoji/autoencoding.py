@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.models.autoencoder import AutoencoderKL, Posterior
-from fastdiff.train.emoji_data import EmojiData
-from fastdiff.train.objective import Objective
-from fastdiff.train.recipes import AutoencoderRecipe
+from fastdiff.train.emoji.data import EmojiData
+from fastdiff.train.emoji.objective import EmojiObjective
+from fastdiff.train.emoji.recipes import AutoencoderRecipe
 
 SHOWN_IN_A_ROW = 12
 
 
-class Autoencoding(Objective):
+class Autoencoding(EmojiObjective):
     """Mean absolute and mean squared error of the pictures, and a small KL penalty on the latents."""
 
     recipe: AutoencoderRecipe
@@ -25,11 +25,11 @@ class Autoencoding(Objective):
     def make_network(self) -> nn.Module:
         return AutoencoderKL(self.recipe.network)
 
-    def loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+    def loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         x = self.pixels(self._augment(self.images[self.draw(generator)], generator))
         return self._loss(network, x, generator)
 
-    def validation_loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+    def validation_loss(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         return self._loss(network, self.pixels(self.validation_images), generator)
 
     def pictures(self, network: nn.Module) -> tuple[Tensor, int]:

@@ -44,7 +44,7 @@ class EmojiData:
 
 def emoji_groups() -> dict[str, tuple[str, ...]]:
     """Class name -> its emoji without skin tones, in Unicode's order."""
-    text = resources.files("fastdiff.train").joinpath("emoji_groups.tsv").read_text(encoding="utf-8")
+    text = resources.files("fastdiff.train.emoji").joinpath("groups.tsv").read_text(encoding="utf-8")
     rows = (line.split("\t") for line in text.splitlines() if not line.startswith("#"))
     return {name: tuple(sequences.split(" ")) for name, _, sequences in rows}
 

@@ -1,0 +1,1 @@
+"""The bundled emoji models: data, recipes, objectives, and what ships of a run."""
