@@ -59,31 +59,42 @@ def profile(
     model: Annotated[
         str, typer.Option(help="A bundled model, a diffusers folder, or module:function.")
     ] = "emoji-unet-32",
-    solvers: Annotated[str, typer.Option(help="Names, separated by commas.")] = "ddim,dpmpp-2m,deis-3,unipc-3,heun",
-    steps: Annotated[str, typer.Option(help="Solver steps, separated by commas.")] = "5,8,12,20,35",
+    solvers: Annotated[
+        str | None, typer.Option(help="Names, separated by commas; five deterministic ones if not given.")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Solver steps, separated by commas; from few to many if not given.")
+    ] = None,
     guidance: Annotated[str | None, typer.Option(help="Scales; the model's own if not given. 1 is none.")] = None,
     interval: Annotated[str | None, typer.Option(help="low:high in lambda where guidance applies, or none.")] = None,
     threshold: Annotated[str | None, typer.Option(help="Limits of x0, or none; dynamic as 1@0.995.")] = None,
-    precision: Annotated[str, typer.Option(help="Of the network: float32, bfloat16, float16.")] = "float32",
-    batch: Annotated[str, typer.Option(help="Samples at once.")] = "16",
+    precision: Annotated[str | None, typer.Option(help="Of the network: float32, bfloat16, float16.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Samples at once.")] = None,
     grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own if not given.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, reference, cpu, optimize.")] = "auto",
+    backend: Annotated[str | None, typer.Option(help="auto, reference, cpu, optimize.")] = None,
     cache: Annotated[str | None, typer.Option(help="Reuse across steps: none, deep:2, deep:t=0.1, blocks:2.")] = None,
     samples: Annotated[
         int | None, typer.Option(help="Of every setting; as many as the time allows if not given.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="How long it may take, if --samples is not given.")] = 8.0,
-    reference_steps: Annotated[int, typer.Option(help="Of the converged trajectory.")] = 200,
-    seed: Annotated[int, typer.Option(help="Sample k starts from the same noise in every setting.", min=0)] = 0,
+    minutes: Annotated[float | None, typer.Option(help="How long it may take, if --samples is not given.")] = None,
+    reference_steps: Annotated[int | None, typer.Option(help="Of the converged trajectory, a multiple of 4.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Sample k starts from the same noise in every setting.", min=0)
+    ] = None,
     features: Annotated[str | None, typer.Option(help="emoji, inception, pixels, or module:function.")] = None,
     data: Annotated[str | None, typer.Option(help="A folder of pictures to compare distributions with.")] = None,
     budget: Annotated[str | None, typer.Option(help="The most that a sample may take, e.g. 2s or 300ms.")] = None,
     target_rmse: Annotated[float | None, typer.Option(help="RMSE to the converged trajectory to reach.")] = None,
-    out: Annotated[str, typer.Option(help="Folder of the report and of the work.")] = "fastdiff-profile",
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the report and of the work; fastdiff-profile if not given.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Which solver, how many steps: measure speed against quality for a model, and write a report."""
+    """Which solver, how many steps: measure speed against quality for a model, and write a report.
+
+    What is not given is as in `fastdiff.profile`.
+    """
     from fastdiff.cli import profile as command
 
     axes = {

@@ -11,15 +11,19 @@ from rich.table import Table
 import fastdiff
 from fastdiff.cli.console import console, print_json
 from fastdiff.errors import expect
+from fastdiff.profiling.api import OUT
 from fastdiff.profiling.plan import Plan
 from fastdiff.profiling.report import require
 from fastdiff.profiling.results import value_of
 
 
 def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any) -> None:
-    """See `fastdiff profile --help`. After Ctrl-C the report holds what was done."""
+    """See `fastdiff profile --help`; what is None is left to `fastdiff.profile`.
+
+    After Ctrl-C the report holds what was done.
+    """
     require()
-    axes = parse_axes(texts)
+    given = parse_axes(texts) | {name: value for name, value in options.items() if value is not None}
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
@@ -37,23 +41,23 @@ def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any)
         bar.start()  # not before, so that what is wrong with the arguments is said alone
 
     try:
-        found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **axes, **options)
+        found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **given)
     except KeyboardInterrupt:
         _stop(bar)
         console.print(
-            f"stopped; what is done is kept, and reported in [bold]{options['out']}[/bold] if there is any. "
+            f"stopped; what is done is kept, and reported in [bold]{given.get('out', OUT)}[/bold] if there is any. "
             "The same command with --resume goes on"
         )
         raise
     finally:
         _stop(bar)
     _print(found)
-    if found.picked is None and (options["budget"] is not None or options["target_rmse"] is not None):
+    if found.picked is None and {"budget", "target_rmse"} & given.keys():
         raise ValueError(found.reason)
     if as_json:
         print_json(
             {
-                "report": str((found.folder / "index.html").resolve()) if found.folder else None,
+                "report": str((found.folder / "index.html").resolve()),
                 "samples": found.facts["samples"],
                 "picked": found.picked,
                 "reason": found.reason,
@@ -94,8 +98,7 @@ def _print(found: fastdiff.profiling.Profile) -> None:
         console.print(found.line, markup=False, soft_wrap=True)
     else:
         console.print(found.reason, markup=False)
-    if found.folder:
-        console.print(f"report: [bold]{(found.folder / 'index.html').resolve()}[/bold]")
+    console.print(f"report: [bold]{(found.folder / 'index.html').resolve()}[/bold]")
 
 
 def _seconds(value: float) -> str:

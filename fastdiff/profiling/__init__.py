@@ -5,9 +5,11 @@ A sweep (sweep.py) draws the same samples with every setting (settings.py) in ro
 distances.py). front.py says which are worth taking, report.py shows it.
 """
 
-from fastdiff.profiling.api import Profile, profile
+from fastdiff.profiling.api import profile
 from fastdiff.profiling.features import Extractor, get_extractor
+from fastdiff.profiling.find import get_subject
+from fastdiff.profiling.results import Profile
 from fastdiff.profiling.settings import Setting
-from fastdiff.profiling.subject import Subject, get_subject
+from fastdiff.profiling.subject import Subject
 
 __all__ = ["Extractor", "Profile", "Setting", "Subject", "get_extractor", "get_subject", "profile"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +13,41 @@ from fastdiff.guidance import Threshold
 from fastdiff.profiling import front as fronts
 from fastdiff.profiling.drawing import Drawer
 from fastdiff.profiling.features import Extractor, get_extractor
+from fastdiff.profiling.find import get_subject
 from fastdiff.profiling.machine import describe
 from fastdiff.profiling.plan import Plan, make_plan
-from fastdiff.profiling.results import DISTANCES, Row, rows_of
-from fastdiff.profiling.settings import combinations, common
+from fastdiff.profiling.results import DISTANCES, Profile, rows_of
+from fastdiff.profiling.settings import Axes, common
 from fastdiff.profiling.store import Store
-from fastdiff.profiling.subject import Subject, get_subject
+from fastdiff.profiling.subject import Subject
 from fastdiff.profiling.sweep import Progress, Sweep
 from fastdiff.profiling.usage import python_line
 
-SOLVERS = ("ddim", "dpmpp-2m", "deis-3", "unipc-3", "heun")
-STEPS = (5, 8, 12, 20, 35)
-REFERENCE_STEPS = 200
-MINUTES = 8.0
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What came out. rows: a dict a setting, as in results.json. front: those that no other beats. picked: the row to
-    take, why, and the Python that uses it. complete: whether the sweep was not interrupted. folder: of the report."""
-
-    subject: Subject
-    rows: list[Row]
-    front: list[Row]
-    picked: Row | None
-    reason: str
-    line: str
-    complete: bool
-    folder: Path | None
-    facts: dict[str, Any] = field(default_factory=dict)
+OUT = "fastdiff-profile"
 
 
 def profile(
     model: str | Subject | Callable[[], Any],
     *,
-    solvers: Sequence[str] = SOLVERS,
-    steps: Sequence[int] = STEPS,
+    solvers: Sequence[str] = Axes.solvers,
+    steps: Sequence[int] = Axes.steps,
     guidance: Sequence[float] | None = None,
-    intervals: Sequence[tuple[float, float] | None] = (None,),
-    thresholds: Sequence[Threshold | float | None] = (None,),
-    precisions: Sequence[str] = ("float32",),
-    batches: Sequence[int] = (16,),
-    grids: Sequence[str | None] = (None,),
-    backends: Sequence[str] = ("auto",),
-    caches: Sequence[str | None] = (None,),
+    intervals: Sequence[tuple[float, float] | None] = Axes.intervals,
+    thresholds: Sequence[Threshold | float | None] = Axes.thresholds,
+    precisions: Sequence[str] = Axes.precisions,
+    batches: Sequence[int] = Axes.batches,
+    grids: Sequence[str | None] = Axes.grids,
+    backends: Sequence[str] = Axes.backends,
+    caches: Sequence[str | None] = Axes.caches,
     samples: int | None = None,
-    minutes: float = MINUTES,
-    reference_steps: int = REFERENCE_STEPS,
+    minutes: float = 8.0,
+    reference_steps: int = 200,
     seed: int = 0,
     features: str | Extractor | Callable[[Tensor], Tensor] | None = None,
     data: str | Path | Tensor | None = None,
     budget: str | float | None = None,
     target_rmse: float | None = None,
-    out: str | Path = "fastdiff-profile",
+    out: str | Path = OUT,
     resume: bool = False,
     on_progress: Progress | None = None,
     on_plan: Callable[[Plan, int], None] | None = None,
@@ -98,13 +79,12 @@ def profile(
     seconds = None if budget is None else fronts.parse_seconds(budget)
     expect(target_rmse is None or target_rmse > 0, f"target_rmse must be positive, got {target_rmse!r}")
     subject = get_subject(model)
-    settings = combinations(
-        {
-            "solver": solvers, "steps": steps, "guidance": [subject.guidance] if guidance is None else guidance,
-            "interval": intervals, "threshold": thresholds, "precision": precisions,
-            "batch": batches, "grid": grids, "backend": backends, "cache": caches,
-        }
+    axes = Axes(
+        solvers=solvers, steps=steps, guidance=[subject.guidance] if guidance is None else guidance,
+        intervals=intervals, thresholds=thresholds, precisions=precisions, batches=batches, grids=grids,
+        backends=backends, caches=caches,
     )  # fmt: skip
+    settings = axes.combinations()
     extractor = _extractor(subject, features, data)
     drawer = Drawer(subject, seed)
     drawer.arguments(settings[0], 0, 1)  # refuses guidance without a condition to leave out
@@ -156,14 +136,13 @@ def _conclude(sweep: Sweep, budget: float | None, target: float | None, complete
     subject, rows = sweep.drawer.subject, rows_of(sweep)
     known = fronts.front(rows, "rmse")
     measure = "rmse" if known else next((m for m in DISTANCES if fronts.front(rows, m)), None)
-    picked, reason, line = None, "no setting could be judged", ""
+    picked, reason = None, "no setting could be judged"
     if measure is not None:
         try:
             picked, reason = fronts.pick(rows, budget=budget, target=target, measure=measure)
         except ValueError as error:
             reason = str(error)
-    if picked is not None:
-        line = python_line(subject, next(s for s in sweep.settings if s.slug == picked["slug"]))
+    lines = {setting.slug: python_line(subject, setting) for setting in sweep.settings}
     count = max((row["samples"] for row in rows if not row["error"]), default=0)
     floor = None
     if sweep.extractor.data is not None and count > 4:
@@ -195,8 +174,18 @@ def _conclude(sweep: Sweep, budget: float | None, target: float | None, complete
             for setting, r in sweep.references.items()
         ],
     }
-    shown = {row["slug"]: sweep.units[row["slug"]][0].shown for row in rows if 0 in sweep.units.get(row["slug"], {})}
-    facts["_shown"] = shown
-    facts["_references"] = {s.slug: r.pictures for s, r in sweep.references.items()}
-    facts["_lines"] = {s.slug: python_line(subject, s) for s in sweep.settings}
-    return Profile(subject, rows, known, picked, reason, line, complete, sweep.store.folder, facts)
+    first = {slug: units[0].shown for slug, units in sweep.units.items() if 0 in units}
+    return Profile(
+        subject,
+        rows,
+        known,
+        picked,
+        reason,
+        lines[picked["slug"]] if picked else "",
+        complete,
+        sweep.store.folder,
+        facts,
+        lines,
+        shown={slug: shown for slug, shown in first.items() if shown is not None},
+        converged={target.slug: found.pictures for target, found in sweep.references.items()},
+    )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastdiff import pictures
 from fastdiff.files import replacing
-from fastdiff.profiling.results import MEASURES, value_of
-
-if TYPE_CHECKING:
-    from fastdiff.profiling.api import Profile
+from fastdiff.profiling.results import MEASURES, Profile, value_of
 
 PLOTTED = ("rmse", "frechet")
 COLUMNS = 12
@@ -65,12 +62,11 @@ def front_sheet(profile: Profile, path: Path) -> None:
     """A row of samples a setting of the front, the same seeds, the converged ones last."""
     from matplotlib.figure import Figure
 
-    shown = profile.facts["_shown"]
+    shown = profile.shown
     rows = [
         (f"{r['label']}\n{r['seconds']['median']:.3g} s", shown[r["slug"]]) for r in profile.front if r["slug"] in shown
     ]
-    rows += [("converged", pictures.to_uint8(p)) for p in list(profile.facts["_references"].values())[:1]]
-    rows = [(title, strip) for title, strip in rows if strip is not None]
+    rows += [("converged", pictures.to_uint8(p)) for p in list(profile.converged.values())[:1]]
     if not rows:
         rows = [("nothing was sampled", np.full((1, 8, 8, 3), 255, np.uint8))]
     figure = Figure(figsize=(COLUMNS * 0.75 + 2, 0.8 * len(rows)), layout="constrained")

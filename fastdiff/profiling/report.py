@@ -7,7 +7,7 @@ import io
 import json
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,8 @@ from fastdiff import pictures
 from fastdiff.files import replacing
 from fastdiff.profiling.charts import front_sheet, speed_quality
 from fastdiff.profiling.front import GOOD_SSIM, SAME_TIME, front
-from fastdiff.profiling.results import MEASURES, to_csv
+from fastdiff.profiling.results import MEASURES, Profile, to_csv
 from fastdiff.profiling.settings import Setting
-
-if TYPE_CHECKING:
-    from fastdiff.profiling.api import Profile
 
 THUMBNAIL = 96  # pixels a side at most, of a picture in the page
 COLUMNS = 12
@@ -42,10 +39,8 @@ def require() -> None:
 def write(profile: Profile) -> None:
     """index.html, results.json, results.csv, speed-quality.png and front.png in the folder, each whole or not."""
     folder = profile.folder
-    assert folder is not None
-    facts = {key: value for key, value in profile.facts.items() if not key.startswith("_")}
     found = {
-        "facts": facts, "picked": profile.picked and profile.picked["slug"], "reason": profile.reason,
+        "facts": profile.facts, "picked": profile.picked and profile.picked["slug"], "reason": profile.reason,
         "line": profile.line, "front": [row["slug"] for row in profile.front], "rows": profile.rows,
     }  # fmt: skip
     _write(folder / "results.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -63,16 +58,10 @@ def page(profile: Profile, found: dict[str, Any]) -> str:
     template = resources.files("fastdiff.profiling").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     script = resources.files("fastdiff.profiling").joinpath("report.js").read_text(encoding="utf-8")
-    strips = {slug: _strip(shown) for slug, shown in profile.facts["_shown"].items() if shown is not None}
-    converged = {
-        slug: _strip(pictures.to_uint8(shown[:COLUMNS])) for slug, shown in profile.facts["_references"].items()
-    }
+    strips = {slug: _strip(shown) for slug, shown in profile.shown.items()}
+    converged = {slug: _strip(pictures.to_uint8(shown[:COLUMNS])) for slug, shown in profile.converged.items()}
     rows = [
-        {
-            **row,
-            "line": profile.facts["_lines"].get(row["slug"], ""),
-            "target": Setting.from_dict(row["setting"]).target.slug,
-        }
+        {**row, "line": profile.lines[row["slug"]], "target": Setting.from_dict(row["setting"]).target.slug}
         for row in profile.rows
     ]
     data = {

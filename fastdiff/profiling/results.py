@@ -6,15 +6,19 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from fastdiff.profiling.distances import NEIGHBOURS, Data
 from fastdiff.profiling.measures import psnr, rms
 from fastdiff.profiling.settings import Setting, describe, varying
 from fastdiff.profiling.store import Unit
+from fastdiff.profiling.subject import Subject
 from fastdiff.profiling.sweep import Sweep
 from fastdiff.solvers import get_solver
 
@@ -31,6 +35,31 @@ MEASURES = {
     "recall": ("recall", False),
 }
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What came out of a sweep.
+
+    rows: a dict for each setting, as in results.json. front: those that no other beats. picked: the row to take, why,
+    and the Python that uses it. complete: whether the sweep was not interrupted. folder: of the report. facts: model,
+    machine and measurement, as in results.json. lines: the Python that uses a setting, by slug. shown: the first
+    samples of a setting, (N, H, W, 3) uint8, by slug. converged: pictures of the converged trajectories, (N, C, H, W),
+    by the slug of the setting's target.
+    """
+
+    subject: Subject
+    rows: list[Row]
+    front: list[Row]
+    picked: Row | None
+    reason: str
+    line: str
+    complete: bool
+    folder: Path
+    facts: dict[str, Any]
+    lines: dict[str, str]
+    shown: dict[str, NDArray[np.uint8]]
+    converged: dict[str, Tensor]
 
 
 def rows_of(sweep: Sweep) -> list[Row]:

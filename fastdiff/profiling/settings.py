@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
@@ -107,29 +107,50 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Setti
 _SHOWN = ("guidance", "interval", "threshold", "percentile", "precision", "batch", "grid", "backend", "cache")
 
 
-def combinations(axes: Mapping[str, Sequence[Any]]) -> list[Setting]:
-    """All settings from the values of each axis, e.g. {"solver": ["ddim"], "steps": [5, 10], "guidance": [1.0, 2.0]}.
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """The values of a sweep, one axis for each field of `Setting`; thresholds are limits or `Threshold`s, None is none.
 
-    A threshold is a limit or a `Threshold`. An interval without guidance is left out. Raises ValueError for values
-    that no run could have.
+    Raises ValueError for an axis without a value.
     """
-    found: dict[str, Setting] = {}
-    for name in axes:
-        if name not in _DEFAULTS or name == "percentile":
-            raise unknown("axis of the sweep", name, _DEFAULTS)
-    expect(all(len(values) > 0 for values in axes.values()), "every axis of the sweep must have a value")
-    for values in product(*axes.values()):
-        chosen = dict(zip(axes, values))
-        if chosen.get("guidance", 1.0) == 1:
-            chosen["interval"] = None
-        if get_solver(chosen["solver"]).adaptive:  # it chooses its own steps
-            chosen["steps"] = axes["steps"][0]
-        limit = chosen.get("threshold")
-        if isinstance(limit, Threshold):
-            chosen.update(threshold=limit.limit, percentile=limit.percentile)
-        setting = Setting(**chosen)
-        found.setdefault(setting.slug, setting)
-    return list(found.values())
+
+    solvers: Sequence[str] = ("ddim", "dpmpp-2m", "deis-3", "unipc-3", "heun")
+    steps: Sequence[int] = (5, 8, 12, 20, 35)
+    guidance: Sequence[float] = (1.0,)
+    intervals: Sequence[tuple[float, float] | None] = (None,)
+    thresholds: Sequence[Threshold | float | None] = (None,)
+    precisions: Sequence[str] = ("float32",)
+    batches: Sequence[int] = (16,)
+    grids: Sequence[str | None] = (None,)
+    backends: Sequence[str] = ("auto",)
+    caches: Sequence[str | None] = (None,)
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            expect(len(values) > 0, f"{name} of the sweep must have a value")
+
+    def combinations(self) -> list[Setting]:
+        """All settings of these values, each once. An interval without guidance is left out, and so are the steps of an
+        adaptive solver. Raises ValueError for values that no run could have."""
+        return list({setting.slug: setting for setting in self._settings()}.values())
+
+    def _settings(self) -> Iterator[Setting]:
+        for values in product(*vars(self).values()):
+            solver, steps, guidance, interval, threshold, precision, batch, grid, backend, cache = values
+            clip = threshold if isinstance(threshold, Threshold) else None
+            yield Setting(
+                solver,
+                self.steps[0] if get_solver(solver).adaptive else steps,  # it chooses its own
+                guidance=guidance,
+                interval=None if guidance == 1 else interval,
+                threshold=clip.limit if clip else threshold,
+                percentile=clip.percentile if clip else None,
+                precision=precision,
+                batch=batch,
+                grid=grid,
+                backend=backend,
+                cache=cache,
+            )
 
 
 def describe(setting: Setting, names: Sequence[str], *, steps: bool = True) -> str:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import expect, unknown
-from fastdiff.models import bundled
-from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
-from fastdiff.models.info import PromptInfo, resolve
-from fastdiff.process.prediction import Prediction, get_prediction
+from fastdiff.errors import expect
+from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Schedule
-from fastdiff.profiling.features import entry_point
+from fastdiff.models.info import resolve
 
-# What the model cards' pictures are drawn with.
-_GUIDANCE = {"emoji-unet-32": 2.0, "emoji-ldm-64": 3.0, "emoji-dit-64": 4.0}
-GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, however many there are
 # (number of the first sample, how many) -> (cond, uncond); uncond is None where there is no guidance to be had.
 Conditions = Callable[[int, int], "tuple[dict[str, Any], dict[str, Any] | None]"]
 
@@ -76,89 +69,3 @@ class Subject:
         """Where the model is."""
         parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
         return next((p.device for p in parameters), torch.device("cpu"))
-
-
-def get_subject(name: str | Subject | Callable[[], Any]) -> Subject:
-    """A bundled model, a folder in diffusers' layout, or an entry point `module:function` (or `file.py:function`).
-
-    Raises ValueError that says what was looked for.
-    """
-    if isinstance(name, Subject):
-        return name
-    if not isinstance(name, str):
-        return _called(name, getattr(name, "__name__", "model"), "")
-    if name in bundled.names():
-        return _bundled(name)
-    if (Path(name) / "model_index.json").is_file() or (Path(name) / "config.json").is_file():
-        from fastdiff.profiling.diffusers_folder import load_folder
-
-        return load_folder(Path(name))
-    if ":" in name:
-        return _called(
-            entry_point(name, "model"),
-            name,
-            f"from fastdiff.profiling import get_subject; subject = get_subject({name!r})",
-        )
-    expect(not Path(name).is_dir(), f"{name} is a folder without model_index.json or config.json of diffusers")
-    raise unknown("model", name, (*bundled.names(), "a diffusers folder", "module:function"))
-
-
-def _called(function: Any, name: str, code: str) -> Subject:
-    expect(callable(function), f"model {name!r} must be a function that returns a fastdiff.profiling.Subject")
-    made = function()
-    if isinstance(made, Mapping):
-        made = Subject(**{"name": name, "code": code, **made})
-    if not isinstance(made, Subject):
-        raise TypeError(
-            f"model {name!r} must return a profiling.Subject or a dict of its fields, got a {type(made).__name__}"
-        )
-    return made
-
-
-def _bundled(name: str) -> Subject:
-    model = bundled.load(name)
-    info = model.info
-    prompts = EMOJI_PROMPTS if isinstance(info, PromptInfo) else ()
-    shares = class_shares(len(info.classes)) if info.classes else []
-
-    def conditions(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        numbers = range(first, first + count)
-        chosen = [prompts[i % len(prompts)] if prompts else info.classes[spread(i, shares)] for i in numbers]
-        return info.condition(chosen, count), info.condition(None, count)
-
-    return Subject(
-        name=name,
-        model=model,
-        shape=info.shape,
-        schedule=info.schedule,
-        prediction=get_prediction(info.prediction),
-        conditions=conditions if info.classes or prompts else None,
-        decode=getattr(model, "decode", None),
-        guidance=_GUIDANCE.get(name, 1.0),
-        features="emoji",
-        about={
-            "parameters": info.card.get("parameters"),
-            "classes": list(info.classes),
-            "prompts": list(prompts),
-            "data": info.card.get("data"),
-        },
-    )
-
-
-def class_shares(classes: int) -> list[float]:
-    """Of the classes in the emoji data; equal ones for another number of classes."""
-    from fastdiff.profiling.features import emoji_extractor
-
-    shares = emoji_extractor().class_shares or ()
-    return list(shares) if len(shares) == classes else [1 / classes] * classes
-
-
-def spread(sample: int, shares: list[float]) -> int:
-    """The class of sample k, such that the first n samples have the classes in about these shares for every n."""
-    point = (0.5 + sample * GOLDEN) % 1.0
-    total = 0.0
-    for number, share in enumerate(shares):
-        total += share
-        if point < total:
-            return number
-    return len(shares) - 1

@@ -9,6 +9,7 @@ import torch
 
 import fastdiff
 from fastdiff.cli import profile as command
+from fastdiff.cli.main import main
 from fastdiff.profiling.plan import Plan
 
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "profile"]
@@ -65,6 +66,20 @@ def test_a_budget_that_nothing_meets(tmp_path):
     ):
         run(budget="0.000001ms")
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_what_is_not_given_is_left_to_the_api(monkeypatch):
+    given = {}
+
+    def stopped(model, **options):
+        given.update(options)
+        raise ValueError("here")
+
+    monkeypatch.setattr(fastdiff, "profile", stopped)
+    with pytest.raises(SystemExit):
+        main(["profile", "--steps", "3"])
+    assert set(given) == {"steps", "resume", "on_progress", "on_plan"}
+    assert given["steps"] == [3]
 
 
 def test_interrupting_says_how_to_go_on(monkeypatch, capsys):

@@ -4,16 +4,15 @@ import pytest
 
 import fastdiff
 from fastdiff.cli.profile import parse_axes
-from fastdiff.profiling.settings import Setting, combinations, common, describe, varying
+from fastdiff.profiling.settings import Axes, Setting, common, describe, varying
 
 
 def test_combinations():
-    found = combinations(
-        {
-            "solver": ["ddim", "heun"], "steps": [5, 10], "guidance": [1.0, 2.0], "interval": [None, (-1, 2)],
-            "threshold": [None, 1.0, fastdiff.Threshold(1, 0.99)],
-        }
+    axes = Axes(
+        solvers=["ddim", "heun"], steps=[5, 10], guidance=[1.0, 2.0], intervals=[None, (-1, 2)],
+        thresholds=[None, 1.0, fastdiff.Threshold(1, 0.99)],
     )  # fmt: skip
+    found = axes.combinations()
     assert len(found) == 2 * 2 * 3 * 3  # an interval only with guidance
     assert len({setting.slug for setting in found}) == len(found)
     assert all(Setting.from_dict(setting.to_dict()) == setting for setting in found)
@@ -25,6 +24,11 @@ def test_combinations():
     )
 
 
+def test_an_adaptive_solver_chooses_its_own_steps():
+    found = Axes(solvers=["rk45", "ddim"], steps=[5, 10]).combinations()
+    assert [(setting.solver, setting.steps) for setting in found] == [("rk45", 5), ("ddim", 5), ("ddim", 10)]
+
+
 def test_settings_that_approximate_the_same_share_a_target():
     a = Setting("ddim", 5, guidance=2.0, cache="deep:2", precision="bfloat16", grid="karras")
     assert a.target == Setting("heun", 9, guidance=2.0, batch=3).target
@@ -34,24 +38,23 @@ def test_settings_that_approximate_the_same_share_a_target():
 @pytest.mark.parametrize(
     ("axis", "message"),
     [
-        ({"solver": ["dimm"]}, "unknown solver 'dimm'; did you mean 'ddim'"),
+        ({"solvers": ["dimm"]}, "unknown solver 'dimm'; did you mean 'ddim'"),
         ({"steps": [0]}, "steps must be"),
-        ({"batch": [0]}, "batch must be"),
-        ({"precision": ["fp8"]}, "unknown precision"),
-        ({"grid": ["even"]}, "unknown grid"),
-        ({"backend": ["gpu"]}, "unknown backend"),
-        ({"cache": ["deep"]}, 'caching must be like "deep:3"'),
-        ({"cache": ["deep:1"]}, "every must be"),
-        ({"cache": ["shallow:2"]}, "unknown caching 'shallow'"),
-        ({"threshold": [-1.0]}, "threshold limit must be positive"),
-        ({"guidance": [2.0], "interval": [(2, 1)]}, "guidance interval"),
-        ({"steps": []}, "must have a value"),
-        ({"stepz": [1]}, "unknown axis"),
+        ({"batches": [0]}, "batch must be"),
+        ({"precisions": ["fp8"]}, "unknown precision"),
+        ({"grids": ["even"]}, "unknown grid"),
+        ({"backends": ["gpu"]}, "unknown backend"),
+        ({"caches": ["deep"]}, 'caching must be like "deep:3"'),
+        ({"caches": ["deep:1"]}, "every must be"),
+        ({"caches": ["shallow:2"]}, "unknown caching 'shallow'"),
+        ({"thresholds": [-1.0]}, "threshold limit must be positive"),
+        ({"guidance": [2.0], "intervals": [(2, 1)]}, "guidance interval"),
+        ({"steps": []}, "steps of the sweep must have a value"),
     ],
 )
 def test_bad_values(axis, message):
     with pytest.raises(ValueError, match=message):
-        combinations({"solver": ["ddim"], "steps": [5], **axis})
+        Axes(**{"solvers": ["ddim"], "steps": [5], **axis}).combinations()
 
 
 def test_axes_from_the_command_line():

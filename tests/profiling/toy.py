@@ -11,6 +11,7 @@ from fastdiff.schedules import VPDiscrete
 SCHEDULE = VPDiscrete.linear()
 SHAPE = (3, 8, 8)
 CALLS = []
+QUICK = dict(solvers=["ddim", "dpmpp-2m"], steps=[4, 8, 16], samples=12, reference_steps=128)  # a sweep
 
 
 class Toy(nn.Module):

@@ -1,0 +1,76 @@
+"""The model that a name stands for: bundled, a diffusers folder, an entry point."""
+
+import numpy as np
+import pytest
+import torch
+import toy
+
+import fastdiff
+from fastdiff.models import bundled
+from fastdiff.profiling import get_extractor, get_subject
+from fastdiff.profiling.settings import Setting
+from fastdiff.profiling.usage import python_line
+
+
+def test_models_by_name():
+    assert get_subject("toy:subject").name == "toy"
+    assert get_subject(f"{toy.__file__}:unconditional").shape == toy.SHAPE
+    for name, message in (
+        ("emoji", "unknown model 'emoji'"),
+        ("toy:nothing", "has no 'nothing'"),
+        ("no_such:f", "No module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_subject(name)
+    with pytest.raises(TypeError, match=r"must return a profiling\.Subject"):
+        get_subject(lambda: 3)
+
+
+def test_a_diffusers_folder(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="belongs to the diffusers extra")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path / "pipe")
+    found = fastdiff.profile(
+        str(tmp_path / "pipe"), solvers=["ddim"], steps=[2], samples=3, reference_steps=8, out=tmp_path / "out"
+    )
+    (row,) = found.rows
+    assert row["error"] == ""
+    subject = get_subject(str(tmp_path / "pipe"))
+    assert subject.prediction.name == "v"
+    space = {"fastdiff": fastdiff, "torch": torch}
+    exec(found.line, space)
+    assert space["x"].shape == (9, 3, 8, 8)
+
+
+@pytest.mark.parametrize("backend", ["auto", "optimize"])
+@pytest.mark.parametrize("name", bundled.names())
+def test_the_line_for_a_bundled_model_runs(name, backend):
+    subject = get_subject(name)
+    setting = Setting("ddim", 2, guidance=subject.guidance, backend=backend)
+    assert setting.guidance > 1
+    space = {"torch": torch, "fastdiff": fastdiff}
+    exec(python_line(subject, setting, count=3), space)
+    assert space["x"].shape == (3, *subject.shape)
+    cond, uncond = subject.conditions_of(0, 3)
+    expected = fastdiff.sample(
+        subject.model, (3, *subject.shape), solver="ddim", steps=2, seed=0, guidance=subject.guidance, uncond=uncond,
+        cond=cond if subject.about.get("prompts") else subject.model.info.condition(
+            list(subject.about["classes"][:3]), 3),
+    )  # fmt: skip
+    torch.testing.assert_close(space["x"], expected, rtol=1e-3, atol=1e-3)
+    assert subject.pictures(space["x"]).shape[1] == 3
+
+
+def test_bundled_model_classes_are_those_of_the_data():
+    subject = get_subject("emoji-unet-32")
+    cond, uncond = subject.conditions_of(0, 400)
+    shares = torch.bincount(cond["y"], minlength=9) / 400
+    np.testing.assert_allclose(shares, get_extractor("emoji").class_shares, atol=0.01)
+    again, _ = subject.conditions_of(37, 5)
+    assert torch.equal(again["y"], cond["y"][37:42])
+    assert (uncond["y"] == 9).all()

@@ -1,0 +1,99 @@
+"""A sweep that is stopped, killed or out of disk: what is there afterwards, and going on from it."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+import fastdiff
+from fastdiff.profiling.store import Store
+
+
+class Stop:
+    """Raises KeyboardInterrupt at the n-th thing that is told."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self, what, done, total):
+        self.left -= what.startswith("round")
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, data):
+    with pytest.raises(KeyboardInterrupt):
+        fastdiff.profile(toy.subject, **toy.QUICK, data=data, out=tmp_path / "a", on_progress=Stop(8))
+    facts = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert not facts["facts"]["complete"]
+    assert sum(row["rounds"] for row in facts["rows"]) == 8
+    assert "interrupted" in (tmp_path / "a" / "index.html").read_text(encoding="utf-8")
+
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "work").iterdir()}
+    torn = next(path for path in done if "round0" in path.name)
+    torn.write_bytes(torn.read_bytes()[:50])  # as after a power cut on a file system that does not keep order
+    resumed = fastdiff.profile(toy.subject, **toy.QUICK, data=data, out=tmp_path / "a", resume=True)
+    assert resumed.complete
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items() if path != torn)
+    whole = fastdiff.profile(toy.subject, **toy.QUICK, data=data, out=tmp_path / "b")
+    for a, b in zip(resumed.rows, whole.rows):
+        for key in ("label", "rmse", "ssim", "frechet", "kid", "precision", "samples", "calls"):
+            assert a[key] == b[key]
+
+
+def test_resuming_may_add_settings_but_not_change_what_is_measured(tmp_path):
+    fastdiff.profile(toy.subject, solvers=["ddim"], steps=[4], samples=6, reference_steps=8, out=tmp_path)
+    more = dict(solvers=["ddim"], steps=[4, 5], samples=6, reference_steps=8, out=tmp_path)
+    with pytest.raises(ValueError, match="holds a sweep already; go on with it by --resume"):
+        fastdiff.profile(toy.subject, **more)
+    assert [row["rounds"] for row in fastdiff.profile(toy.subject, **more, resume=True).rows] == [3, 3]
+    with pytest.raises(ValueError, match="was made with seed 0, not 1"):
+        fastdiff.profile(toy.subject, **more, resume=True, seed=1)
+
+
+KILLED = """
+import sys, toy, fastdiff
+fastdiff.profile(toy.subject, solvers=["ddim"], steps=[4, 6], samples=3000, reference_steps=8, out=sys.argv[1])
+"""
+
+
+def test_a_killed_sweep_leaves_whole_files_and_no_more(tmp_path):
+    folder = tmp_path / "sweep"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder)], env={**os.environ, "PYTHONPATH": str(Path(toy.__file__).parent)}
+    )
+
+    def whole():  # what is being written has a hidden name, and nobody reads it
+        return [path for path in folder.glob("work/*round*.npz") if not path.name.startswith(".")]
+
+    for _ in range(400):
+        time.sleep(0.05)
+        if len(whole()) > 6:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    store = Store(folder)
+    units = whole()
+    assert len(units) > 6
+    for path in units:
+        slug, number = path.stem.rsplit("-round", 1)
+        assert store.load(slug, int(number)).seconds > 0
+
+
+def test_a_full_disk_is_said_and_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match=r"No space left"):
+        fastdiff.profile(toy.subject, solvers=["ddim"], steps=[4], samples=3, reference_steps=8, out=tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["plan.json"]
