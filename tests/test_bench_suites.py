@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from browser import NEEDS_BROWSER, browse
 
 from fastdiff.bench import convergence, records, scaling, suites
 from fastdiff.bench.page import write_page
-from fastdiff.cli import suites as command
+from fastdiff.cli import bench_suites as command
+from fastdiff.cli.main import main
 from fastdiff.schedules import VPLinear
 
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "bench"]
@@ -58,6 +60,29 @@ def test_compare_exits_with_1_when_something_became_slower(tmp_path):
     command.compare(str(files[0]), str(files[0]))  # returns
 
 
+SUITES = ("ops", "models", "solvers", "scaling", "convergence", "gpu", "compare")
+
+
+def test_without_a_suite_they_are_listed(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["bench"])
+    assert left.value.code in (None, 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["fastdiff", "bench", suite] for suite in SUITES]
+    assert all(len(line.split()) > 6 and not line.endswith("...") for line in lines)
+
+
+def test_a_suite_has_its_own_options_only(capsys):
+    files = {"--json", "--html", "--only"}
+    own = {suite: files for suite in SUITES} | {
+        "models": {*files, "--against"}, "gpu": {"--op", "--check", "--no-check", "--json"}, "compare": set(),
+    }  # fmt: skip
+    for suite in SUITES:
+        with pytest.raises(SystemExit):
+            main(["bench", suite, "--help"])
+        assert set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) == own[suite] | {"--help"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,17 +90,16 @@ def test_compare_exits_with_1_when_something_became_slower(tmp_path):
         (["ops", "--only", "atention"], "unknown op 'atention'"),
         (["models", "--against", "tensorrt"], "unknown peer 'tensorrt'"),
         (["scaling", "--only", "hight"], "unknown axis 'hight'"),
-        (["compare", "a.json"], "compare takes two files"),
+        (["compare", "a.json"], "missing argument 'after'"),
         (["compare", "nowhere.json", "b.json"], "nowhere.json"),
-        (["ops", "extra"], "ops takes no files"),
+        (["ops", "extra"], "got unexpected extra argument"),
     ],
 )
-def test_bad_arguments(arguments, message):
-    """As tests/cli has it for the others, they end with this one line."""
-    words = [word for word in arguments if not word.startswith("--")]
-    options = dict(zip(arguments[1::2], arguments[2::2])) if "--only" in arguments or "--against" in arguments else {}
-    with pytest.raises((ValueError, OSError), match=message):
-        command.run(words[:1] if options else words, options.get("--against"), options.get("--only"), None, None)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["bench", *arguments])
+    assert left.value.code == 2
+    assert message.lower() in capsys.readouterr().err.lower()
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
@@ -203,6 +227,6 @@ def test_the_pages_work_in_a_browser(pages):
 
 
 def test_convergence_through_the_command(tmp_path, capsys):
-    command.run(["convergence"], None, "ddim,dpmpp-2m", str(tmp_path / "c.json"), None)
+    command.run("convergence", None, "ddim,dpmpp-2m", str(tmp_path / "c.json"), None)
     assert "quoted and not measured here" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "c.json").read_text())["errors"]) == {"ddim", "dpmpp-2m"}

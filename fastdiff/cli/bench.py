@@ -1,108 +1,119 @@
-"""`fastdiff bench`: the GPU kernels checked on the device, and timed against PyTorch."""
+"""`fastdiff bench SUITE`: what each suite is called with. A suite is imported when it is called."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import torch
-from rich.console import Console
-from rich.table import Table
+import typer
+from typer.core import TyperGroup
 
-from fastdiff.bench import gpu
-from fastdiff.cli.console import console, print_json
-from fastdiff.errors import expect, unknown
-from fastdiff.ops import OPS
-from fastdiff.runtime import triton as gpu_kernels
-
-# What runs under the memory checker: small cases of the ops that are named.
-CHECK = """
-import sys
-from fastdiff.bench.gpu import cases, check
-for case in cases("cuda", small=True):
-    if case.op in sys.argv[1:]:
-        check(case)
-"""
+Json = Annotated[str | None, typer.Option(help="A file for the results.")]
+Html = Annotated[str | None, typer.Option(help="A page for the results, which needs no network.")]
 
 
-def run(device: str, ops: Sequence[str], memory_checker: bool, out: str | None, as_json: bool) -> None:
-    """See `fastdiff bench --help`."""
-    expect(device == "cuda", f"--device must be cuda, got {device!r}; for the CPU: python benchmarks/bench_<op>.py")
-    for name in ops:
-        if name not in OPS:
-            raise unknown("op", name, OPS)
-    ops = ops or tuple(OPS)
-    reason = gpu_kernels.unavailable()
-    if reason is None and not torch.cuda.is_available():
-        reason = "torch sees no GPU"
-    if reason is not None:
-        raise NotImplementedError(f"no GPU kernels to measure: {reason}")
-    path = Path(out) if out else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # said first if it cannot be written
-    if memory_checker:
-        check_memory(ops)
-    rows = []
-    for case in gpu.cases("cuda"):
-        if case.op in ops:
-            gpu.check(case)
-            rows.append(record(case, gpu.time_case(case)))
-            console.print(f"{case}: checked, {1e6 * rows[-1]['seconds']['ours']['median']:.1f} us")
-    facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
-    if path:
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(facts)
-    else:
-        Console(highlight=False).print(table(facts))
+class Suites(TyperGroup):
+    """An unknown suite ends with one line, as other unknown names do."""
+
+    def get_command(self, ctx, cmd_name):
+        """The suite of that name. Raises ValueError that lists the near names."""
+        from fastdiff.errors import unknown
+
+        if cmd_name not in self.commands:
+            raise unknown("suite", cmd_name, self.commands)
+        return super().get_command(ctx, cmd_name)
 
 
-def check_memory(ops: Sequence[str]) -> None:
-    """Small cases under compute-sanitizer. Raises RuntimeError with what it found; says where there is none."""
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        console.print("no compute-sanitizer on the PATH: addresses are not checked")
-        return
-    command = [tool, "--error-exitcode", "86", sys.executable, "-c", CHECK, *ops]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"compute-sanitizer: {result.stdout[-2000:]}{result.stderr[-2000:]}")
-    console.print("compute-sanitizer: no bad address")
+app = typer.Typer(cls=Suites, invoke_without_command=True)
 
 
-def record(case: gpu.GpuCase, timings: dict[str, Any]) -> dict[str, Any]:
-    """A row, as JSON holds it; "ratio" is the fastest of torch's times over ours."""
-    best = min(timing.median for name, timing in timings.items() if name != "ours")
-    return {
-        "op": case.op,
-        "shape": list(case.shape),
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "bytes": case.bytes,
-        "flops": case.flops,
-        "seconds": {name: asdict(timing) for name, timing in timings.items()},
-        "ratio": best / timings["ours"].median,
-    }
+@app.callback()
+def suites(context: typer.Context) -> None:
+    """Time what fastdiff has, checked first, against PyTorch and others; or compare two results."""
+    if context.invoked_subcommand is None:
+        group = context.command
+        assert isinstance(group, TyperGroup)
+        width = max(map(len, group.commands))
+        for name, command in group.commands.items():
+            typer.echo(f"fastdiff bench {name:<{width}}  {command.get_short_help_str(limit=120)}")
 
 
-def table(facts: dict[str, Any]) -> Table:
-    """Medians in microseconds."""
-    made = Table(title=f"{facts['device']}, torch {facts['torch']}", title_justify="left")
-    for heading in ("op", "shape", "type", "fastdiff, us", "torch, us", "ratio", "GB/s", "TFLOP/s"):
-        made.add_column(heading, justify="left" if heading in ("op", "shape", "type") else "right", no_wrap=True)
-    for row in facts["rows"]:
-        seconds = {name: timing["median"] for name, timing in row["seconds"].items()}
-        theirs = ", ".join(f"{name} {1e6 * s:.1f}" for name, s in seconds.items() if name != "ours")
-        made.add_row(
-            row["op"], "x".join(map(str, row["shape"])), row["dtype"], f"{1e6 * seconds['ours']:.1f}", theirs,
-            f"{row['ratio']:.2f}x", f"{row['bytes'] / seconds['ours'] / 1e9:.0f}",
-            f"{row['flops'] / seconds['ours'] / 1e12:.1f}" if row["flops"] else "",
-            style="red" if row["ratio"] < 1 else None,
-        )  # fmt: skip
-    return made
+@app.command()
+def ops(
+    only: Annotated[str | None, typer.Option(help="Operators, separated by commas; all if not given.")] = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """The operators on the CPU, against PyTorch's; needs a checkout."""
+    _run("ops", only, json, html)
+
+
+@app.command()
+def models(
+    against: Annotated[
+        str | None, typer.Option(help="eager,compile,openvino,onnxruntime,diffusers; all that are there if not given.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Models, separated by commas; all if not given.")] = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """Whole models on the CPU, against PyTorch, OpenVINO, ONNX Runtime; needs a checkout."""
+    _run("models", only, json, html, against)
+
+
+@app.command()
+def solvers(
+    only: Annotated[str | None, typer.Option(help="Solvers, separated by commas; all if not given.")] = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """A step of each solver, against diffusers' schedulers; needs a checkout."""
+    _run("solvers", only, json, html)
+
+
+@app.command()
+def scaling(
+    only: Annotated[str | None, typer.Option(help="Of resolution,batch,channels,sequence,threads.")] = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """How the time of a model grows with its sizes and with threads."""
+    _run("scaling", only, json, html)
+
+
+@app.command()
+def convergence(
+    only: Annotated[str | None, typer.Option(help="Solvers, separated by commas.")] = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """The error of solvers against model calls, on a model with an exact solution."""
+    _run("convergence", only, json, html)
+
+
+@app.command()
+def gpu(
+    op: Annotated[list[str] | None, typer.Option(help="An operator; all if not given.")] = None,
+    check: Annotated[bool, typer.Option(help="Small cases under NVIDIA's compute-sanitizer first.")] = True,
+    json: Annotated[str | None, typer.Option(help="A file for the results; - prints them.")] = None,
+) -> None:
+    """The GPU kernels: checked on the device, then timed against PyTorch's; needs a GPU."""
+    from fastdiff.cli import bench_gpu
+
+    bench_gpu.run(op or (), check, None if json == "-" else json, json == "-")
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="The results of a suite, as JSON.")],
+    after: Annotated[str, typer.Argument(help="One of the same suite, later.")],
+) -> None:
+    """Two results of a suite: what changed; exit status 1 if something became slower."""
+    from fastdiff.cli import bench_suites
+
+    bench_suites.compare(before, after)
+
+
+def _run(suite: str, only: str | None, json: str | None, html: str | None, against: str | None = None) -> None:
+    from fastdiff.cli import bench_suites
+
+    bench_suites.run(suite, against, only, json, html)

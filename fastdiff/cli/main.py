@@ -1,4 +1,5 @@
-"""The command line. Each command is a module of its own, imported when it is called."""
+"""The command line. Each command is a module of its own, imported when it is called; those of `fastdiff bench`
+are named in fastdiff.cli.bench."""
 
 from __future__ import annotations
 
@@ -7,12 +8,28 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Fast sampling from diffusion models, with proof that the answer is unchanged.",
-)
+from fastdiff.cli import bench
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(bench.app, name="bench")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import fastdiff
+
+        print(f"fastdiff {fastdiff.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fast sampling from diffusion models, with proof that the answer is unchanged."""
 
 
 @app.command()
@@ -139,34 +156,6 @@ def kernels(
     from fastdiff.cli import kernels as command
 
     command.run(target or (), op or (), everything, out, json, jobs)
-
-
-@app.command()
-def bench(
-    suite: Annotated[
-        list[str] | None,
-        typer.Argument(help="ops, models, solvers, scaling, convergence; or compare A.json B.json. Not with cuda."),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="For models: eager,compile,openvino,onnxruntime,diffusers.")
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="Of the suite: names separated by commas.")] = None,
-    device: Annotated[str, typer.Option(help="cuda checks and times the GPU kernels, without a suite.")] = "cuda",
-    op: Annotated[list[str] | None, typer.Option(help="With cuda: an operator; all if not given.")] = None,
-    check: Annotated[bool, typer.Option(help="With cuda: small cases under NVIDIA's compute-sanitizer first.")] = True,
-    out: Annotated[str | None, typer.Option(help="With cuda: the same as --json.")] = None,
-    json: Annotated[str | None, typer.Option(help="A file for the results; with cuda, - prints them.")] = None,
-    html: Annotated[str | None, typer.Option(help="A page for the results, which needs no network.")] = None,
-) -> None:
-    """Time what fastdiff has, checked first, against PyTorch and others; or compare two results."""
-    if suite:
-        from fastdiff.cli import suites
-
-        suites.run(suite, against, only, json, html)
-        return
-    from fastdiff.cli import bench as command
-
-    command.run(device, op or (), check, out or (json if json != "-" else None), json == "-")
 
 
 @app.command()

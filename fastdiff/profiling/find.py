@@ -8,7 +8,8 @@ from typing import Any
 
 from fastdiff.errors import expect, unknown
 from fastdiff.models import bundled
-from fastdiff.models.emoji_prompts import EMOJI_PROMPTS
+from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
+from fastdiff.models.info import PromptInfo
 from fastdiff.process.prediction import get_prediction
 from fastdiff.profiling.diffusers_folder import load_folder
 from fastdiff.profiling.features import emoji_extractor, entry_point
@@ -57,7 +58,7 @@ def _called(function: Any, name: str, code: str) -> Subject:
 def _bundled(name: str) -> Subject:
     model = bundled.load(name)
     info = model.info
-    prompts = EMOJI_PROMPTS if isinstance(info, bundled.PromptInfo) else ()
+    prompts = EMOJI_PROMPTS if isinstance(info, PromptInfo) else ()
     shares = class_shares(len(info.classes)) if info.classes else []
 
     def conditions(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -13,24 +13,11 @@ from rich.table import Table
 from fastdiff.bench import convergence, records, scaling, suites
 from fastdiff.bench.page import write_page
 from fastdiff.cli.console import console
-from fastdiff.errors import expect, unknown
 from fastdiff.files import writable_folder
 
-SUITES = (*suites.SUITES, "scaling", "convergence")
 
-
-def run(
-    words: Sequence[str], against: str | None, only: str | None, json_file: str | None, html_file: str | None
-) -> None:
-    """See `fastdiff bench --help`. Exits with 1 if a comparison finds a row that became slower."""
-    suite, *files = words
-    if suite == "compare":
-        expect(len(files) == 2, f"compare takes two files, A.json and B.json, got {len(files)}")
-        compare(*files)
-        return
-    if suite not in SUITES:
-        raise unknown("suite", suite, (*SUITES, "compare"))
-    expect(not files, f"{suite} takes no files, got {' '.join(files)}")
+def run(suite: str, against: str | None, only: str | None, json_file: str | None, html_file: str | None) -> None:
+    """See `fastdiff bench SUITE --help`; suite: one of `fastdiff.bench.suites.SUITES`, "scaling" or "convergence"."""
     for file in (json_file, html_file):
         if file:
             writable_folder(Path(file).parent)
