@@ -31,20 +31,6 @@ COMMON = dict(schedule=VP, prediction="eps", steps=6)
 PROGRAMS = [name for name, solver in SOLVERS.items() if not solver.adaptive]
 
 
-class Net(nn.Module):
-    """A small nonlinear network with a condition."""
-
-    def __init__(self, dtype=torch.float32):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 3, 3, padding=1, dtype=dtype)
-        self.factor = 1.0
-
-    def forward(self, x, t, shift=None):
-        h = self.factor * torch.tanh(self.conv(x)) * (1 + t[:, None, None, None].to(x.dtype) / 2000)
-        return h if shift is None else h + shift[:, None, None, None]
-
-
 class Adapted(nn.Module):
     """A layer with an adapter, as LoRA puts it in the layer's place; the scale lies in a dictionary."""
 

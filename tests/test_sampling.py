@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from small_network import Net
 
 import fastdiff
 from fastdiff import CFG, SamplingError, sample
@@ -18,19 +18,6 @@ COMMON = dict(schedule=VP, prediction="eps", steps=6)
 def backend(request):
     with fastdiff.use(request.param):
         yield request.param
-
-
-class Net(nn.Module):
-    """A small nonlinear network with a condition."""
-
-    def __init__(self, dtype=torch.float32):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 3, 3, padding=1, dtype=dtype)
-
-    def forward(self, x, t, shift=None):
-        h = torch.tanh(self.conv(x)) * (1 + t[:, None, None, None] / 2000)
-        return h if shift is None else h + shift[:, None, None, None]
 
 
 @pytest.mark.parametrize("solver", [name for name, s in SOLVERS.items() if not s.adaptive])  # a batch shares its steps

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import assert_no_worse
-from torch import nn
+from small_network import Net
 
 import fastdiff
 from fastdiff import ops, sample
@@ -27,17 +27,6 @@ STEPS = [
 DEVICE = "cuda"
 BUFFER, COND, UNCOND, NOISE = range(4)
 OPTIONS = dict(schedule=VPDiscrete.linear(), prediction="eps", steps=6)
-
-
-class Net(nn.Module):
-    def __init__(self, dtype=torch.float32):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 3, 3, padding=1, dtype=dtype)
-
-    def forward(self, x, t, shift=None):
-        h = torch.tanh(self.conv(x)) * (1 + t[:, None, None, None].to(x.dtype) / 2000)
-        return h if shift is None else h + shift[:, None, None, None]
 
 
 def _small_cases():
