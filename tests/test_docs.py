@@ -1,15 +1,23 @@
-"""The documentation builds without a warning, by its one command."""
+"""The documentation builds without a warning by its one command, is complete, and its snippets run as they stand."""
 
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import fastdiff
+from fastdiff.compiler.passes import PASSES
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("kernels/*.md"))]
+BEFORE = ROOT / "tests" / "before_snippets"  # what a page leaves to its reader, by the page's name
+BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +36,96 @@ def site(tmp_path_factory):
     return folder
 
 
+def page(site, name):
+    return (site / name).read_text(encoding="utf-8")
+
+
+def snippets(path):
+    """The Python blocks of a page, but for included examples, and what each should print, or None."""
+    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    return [
+        (code, blocks[i + 1][1] if i + 1 < len(blocks) and blocks[i + 1][0] == "text" else None)
+        for i, (language, code) in enumerate(blocks)
+        if language == "python" and "--8<--" not in code
+    ]
+
+
 def test_the_generated_tables_are_whole(site):
-    page = (site / "solvers.html").read_text(encoding="utf-8")
     for names in (fastdiff.solvers.SOLVERS, fastdiff.grids.GRIDS, fastdiff.schedules.SCHEDULES):
-        assert all(f"<code>{name}</code>" in page for name in names)
-    assert "generated:" not in page
+        assert all(f"<code>{name}</code>" in page(site, "solvers.html") for name in names)
+    assert all(f"<code>{name}</code>" in page(site, "optimize.html") for name in PASSES)
+    assert all("generated:" not in path.read_text(encoding="utf-8") for path in site.glob("*.html"))
 
 
 def test_examples_and_docstrings_are_on_their_pages(site):
-    assert "my_midpoint" in (site / "write-a-solver.html").read_text(encoding="utf-8")
-    assert "picture k of a seed" in (site / "quick-start.html").read_text(encoding="utf-8")
-    api = (site / "api.html").read_text(encoding="utf-8")
-    assert "x_init_or_shape" in api
-    assert "emoji-features" in (site / "models.html").read_text(encoding="utf-8")
-    assert len(list((site / "notes").glob("*.html"))) == len(list((ROOT / "docs" / "notes").glob("*.md")))
+    assert "my_midpoint" in page(site, "write-a-solver.html")
+    assert "picture k of a seed" in page(site, "quick-start.html")
+    assert "x_init_or_shape" in page(site, "api.html")
+    assert "emoji-features" in page(site, "models.html")
+    assert len(list((site / "notes").glob("*.html"))) == len(list((DOCS / "notes").glob("*.md")))
+
+
+def test_the_pictures_of_the_bundled_models_are_there(site):
+    shown = re.findall(r'src="(models/[\w-]+\.png)"', page(site, "models.html") + page(site, "index.html"))
+    assert "models/emoji-unet-32.png" in shown
+    assert all((site / path).is_file() for path in shown)
+
+
+def test_every_public_name_is_on_the_api_page(site):
+    shown = set(re.findall(r'id="([\w.]+)"', page(site, "api.html")))
+    for name in fastdiff.__all__:
+        if isinstance(getattr(fastdiff, name), types.ModuleType):
+            assert any(each.startswith(f"fastdiff.{name}.") for each in shown), name
+        else:
+            assert f"fastdiff.{name}" in shown
+    for name in fastdiff.ops.__all__:
+        if callable(getattr(fastdiff.ops, name)):
+            assert f"fastdiff.ops.{name}" in shown
+        else:
+            assert f"fastdiff.ops.{name}" in page(site, "api.html")
+    more = ("program.Program", "program.tracing.trace", "prediction.get_prediction", "pictures.save_png", "engine.run")
+    for name in more:
+        assert f"fastdiff.{name}" in shown
+
+
+def test_every_setting_is_documented():
+    text = (DOCS / "configuration.md").read_text(encoding="utf-8")
+    read = set()
+    for folder in ("fastdiff", "kernels"):
+        for path in (ROOT / folder).rglob("*.py"):
+            read |= set(re.findall(r"\bFASTDIFF_[A-Z_]+\b", path.read_text(encoding="utf-8")))
+    for path in (ROOT / "csrc").rglob("*.*"):
+        read |= set(re.findall(r'getenv\("(\w+)"\)', path.read_text(encoding="utf-8")))
+    build = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    read |= set(re.findall(r"option\((FASTDIFF_\w+)", build)) | set(re.findall(r"set\((FASTDIFF_\w+) .*CACHE", build))
+    assert {"FASTDIFF_ISA", "FASTDIFF_BACKEND", "FASTDIFF_CUDA"} <= read
+    assert read == set(re.findall(r"\bFASTDIFF_[A-Z_]+\b", text))
+
+
+@pytest.mark.parametrize("path", list(filter(snippets, PAGES)), ids=lambda path: path.stem)
+def test_snippets(path, tmp_path):
+    """Those of a page run in their order, in one process, and print what the page says."""
+    found = snippets(path)
+    code = "".join(f"{code}\nprint('<end of a snippet>')\n" for code, _ in found)
+    before = BEFORE / f"{path.stem}.py"
+    if before.is_file():
+        code = f"from runpy import run_path\nglobals().update(run_path({str(before)!r}))\n{code}"
+    if "diffusers" in code:
+        pytest.importorskip("diffusers", reason="belongs to the diffusers extra")
+    (tmp_path / "page.py").write_text(code, encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    for (code, expected), printed in zip(found, result.stdout.split("<end of a snippet>\n")):
+        assert expected is None or printed == expected, code
+
+
+def test_nothing_waits_for_a_page_that_is_gone():
+    assert {path.stem for path in BEFORE.glob("*.py")} <= {path.stem for path in PAGES if snippets(path)}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_the_files_outside_the_site(name):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target

@@ -1,10 +1,15 @@
-"""What the site takes from the code: the tables of solvers, schedules and grids, the list of notes."""
+"""What the site takes from the code: solvers, schedules, grids, passes, operators, model cards; the list of notes."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
+
+from mkdocs.structure.files import File
+from parameters import listed
 
 NOTES_TITLE = "Notes on what was tried"
 NOTES = Path(__file__).parents[1] / "notes"
@@ -15,6 +20,15 @@ def on_config(config):
     entries = [f"notes/{path.name}" for path in sorted(NOTES.glob("*.md"))]
     config.nav = [{NOTES_TITLE: entries} if _only_key(item) == NOTES_TITLE else item for item in config.nav]
     return config
+
+
+def on_files(files, config):
+    """The pictures of the bundled models, under models/."""
+    from fastdiff.models import bundled
+
+    for path in sorted(bundled.folder().glob("*.png")):
+        files.append(File.generated(config, f"models/{path.name}", abs_src_path=str(path)))
+    return files
 
 
 def _only_key(item):
@@ -70,14 +84,53 @@ def schedules() -> str:
     return "\n".join(["| schedule | what it is |", "|---|---|", *rows])
 
 
+def passes() -> str:
+    """A row a pass of the graph compiler: the first sentence of its module."""
+    from fastdiff.compiler.passes import PASSES
+
+    rows = []
+    for name, apply in PASSES.items():
+        text = " ".join((sys.modules[apply.__module__].__doc__ or "").split())
+        rows.append(f"| `{name}` | {_escaped(re.split(r'(?<=[.])', text)[0])} |")
+    return "\n".join(["| pass | what it looks for |", "|---|---|", *rows])
+
+
+def ops() -> str:
+    """The public operators."""
+    from fastdiff import ops
+
+    return "\n\n".join(_documented("fastdiff.ops", name) for name in ops.__all__ if callable(getattr(ops, name)))
+
+
+def explain() -> str:
+    """`fastdiff.explain`, whose name a module has as well."""
+    return _documented("fastdiff", "explain")
+
+
+def _documented(package: str, name: str) -> str:
+    """Heading, signature and docstring of something callable as Python has it, where the sources say less."""
+    thing = getattr(importlib.import_module(package), name)
+    signature = inspect.signature(thing)
+    given = [str(each).replace("'", "") for each in signature.parameters.values()]
+    kinds = [each.kind for each in signature.parameters.values()]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        given.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    lines = "".join(f"    {each},\n" for each in given)
+    result = str(signature.return_annotation).replace("'", "")
+    result = "" if signature.return_annotation in (inspect.Signature.empty, None) else f" -> {result}"
+    text = inspect.getdoc(thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing).__call__) or ""
+    heading = f"### `{package}.{name}` {{ #{package}.{name} }}"
+    return f"{heading}\n\n```python\n{name}(\n{lines}){result}\n```\n\n{listed(text, signature.parameters)}"
+
+
 def models() -> str:
-    """The cards of the bundled models, without their pictures."""
+    """The cards of the bundled models."""
     from fastdiff.models import bundled
 
     parts = []
     for name in bundled.names():
         card = (bundled.folder() / f"{name}.md").read_text(encoding="utf-8")
-        parts.append(re.sub(r"^# ", "## ", re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", card)))
+        parts.append(re.sub(r"^# ", "### ", re.sub(r"(!\[[^\]]*\]\()", r"\1models/", card)))
     return "\n\n".join(parts)
 
 
@@ -86,5 +139,5 @@ def _escaped(text: str) -> str:
 
 
 TABLES = {
-    "solvers": solvers, "solver_options": solver_options, "grids": grids, "schedules": schedules, "models": models,
+    table.__name__: table for table in (solvers, solver_options, grids, schedules, passes, ops, explain, models)
 }  # fmt: skip

@@ -1,0 +1,3 @@
+"""What docs/configuration.md leaves to its reader."""
+
+import torch  # noqa: F401
