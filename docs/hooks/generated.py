@@ -91,7 +91,7 @@ def passes() -> str:
     rows = []
     for name, apply in PASSES.items():
         text = " ".join((sys.modules[apply.__module__].__doc__ or "").split())
-        rows.append(f"| `{name}` | {_escaped(re.split(r'(?<=[.])', text)[0])} |")
+        rows.append(f"| `{name}` | {_escaped(re.split(r'(?<=[.]) ', text)[0])} |")
     return "\n".join(["| pass | what it looks for |", "|---|---|", *rows])
 
 
