@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
-X86 = ("baseline", "avx2", "avx512", "amx")
+X86 = ("baseline", "avx2", "avx512", "amx", "emulated amx")
 # The command, and the instruction sets that it compiles for.
 COMPILERS = {
     "clang++": X86,
@@ -26,8 +26,11 @@ def sources(isa):
         (files,) = re.findall(r"pybind11_add_module\(_core csrc/bindings.cpp ([^)]+)\)", CMAKE)
         return files.split(), []
     common, of_amx = re.findall(r"set\(kernel_files\s+([^)]+)\)", CMAKE)
+    emulated = ["-DFASTDIFF_EMULATE_AMX"] if isa == "emulated amx" else []
+    isa = isa.removeprefix("emulated ")
     options = re.findall(rf"add_kernels\({isa}((?: -[^)]+)?)\)", CMAKE)
-    return (of_amx if isa == "amx" else common).split(), [f"-DFASTDIFF_ISA_{isa.upper()}", *options[-1].split()]
+    files = of_amx if isa == "amx" else common
+    return files.split(), [f"-DFASTDIFF_ISA_{isa.upper()}", *emulated, *options[-1].split()]
 
 
 @pytest.mark.parametrize(("compiler", "isa"), CASES)

@@ -7,7 +7,7 @@
 
 #include "fastdiff/kernels.h"
 
-#if defined(FASTDIFF_HAS_AMX)
+#if defined(FASTDIFF_HAS_AMX) && !defined(FASTDIFF_EMULATE_AMX)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -69,6 +69,11 @@ bool cpu_has(bool avx512) {
 #endif
 
 #if defined(FASTDIFF_HAS_AMX)
+#if defined(FASTDIFF_EMULATE_AMX)
+constexpr bool kEmulated = true;
+bool cpu_has_amx() { return cpu_has(true); }
+#else
+constexpr bool kEmulated = false;
 // Whether there are tiles and their bfloat16 products, and Linux, asked for once a process, lets this one use them.
 bool cpu_has_amx() {
   unsigned a, b, c, d;
@@ -77,6 +82,7 @@ bool cpu_has_amx() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return (d & kBfloat16) && (d & kTile) && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
+#endif
 
 // What has no products is as in AVX-512.
 const Kernels& amx_table() {
@@ -97,9 +103,6 @@ const Kernels& amx_table() {
 
 std::vector<const Kernels*> find_supported() {
   std::vector<const Kernels*> tables;
-#if defined(FASTDIFF_HAS_AMX)
-  if (cpu_has_amx()) tables.push_back(&amx_table());
-#endif
 #if defined(FASTDIFF_HAS_X86)
   if (cpu_has(true)) tables.push_back(&avx512::table);
   if (cpu_has(false)) tables.push_back(&avx2::table);
@@ -108,6 +111,9 @@ std::vector<const Kernels*> find_supported() {
   tables.push_back(&neon::table);
 #endif
   tables.push_back(&baseline::table);
+#if defined(FASTDIFF_HAS_AMX)
+  if (cpu_has_amx()) tables.insert(kEmulated ? tables.end() : tables.begin(), &amx_table());
+#endif
   return tables;
 }
 

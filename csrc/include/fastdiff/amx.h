@@ -14,11 +14,16 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#if defined(FASTDIFF_EMULATE_AMX)
+#include "fastdiff/amx_emulated.h"
+#endif
+
 namespace fastdiff::amx {
 
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kDepth = 32;  // of the numbers that one instruction multiplies and adds
 
+#if !defined(FASTDIFF_EMULATE_AMX)
 // The tile registers of this thread, from here to the end of the scope.
 class TileRegisters {
 public:
@@ -44,6 +49,7 @@ public:
   asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(address), "r"(static_cast<int64_t>(stride)) : "memory")
 #define FASTDIFF_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile:::)
 #define FASTDIFF_TILE_MULTIPLY(to, left, right) asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #to:::)
+#endif
 
 // Asks for a line that will be written, and that another core may have. (All processors with AMX have the instruction.)
 inline void prefetch_to_write(const void* p) { asm volatile("prefetchw (%0)" ::"r"(p)); }
