@@ -238,7 +238,47 @@ void ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t
                                              address(found[3]),
                                              address(found[4]),
                                              batch,
-                                             sums.data()};
+                                             sums.data(),
+                                             false,
+                                             {},
+                                             {},
+                                             {},
+                                             nullptr,
+                                             nullptr};
+  const fastdiff::Kernels& kernels = fastdiff::kernels();
+  const py::gil_scoped_release released;
+  run_kernel(kernels.ada_layer_norm_backward_rows, op, batch * parts,
+             batch * rows * channels > fastdiff::kSerialElements ? num_threads : 1);
+  run_kernel(kernels.ada_layer_norm_backward_parameters, op, parts_of(channels, fastdiff::kNormChannels),
+             batch * parts * channels > fastdiff::kSerialElements ? num_threads : 1);
+}
+
+// found: the addresses of the gradients of y, residual, gate, scale, shift, weight and bias, 0 where not wanted. sizes:
+// batch, rows, channels.
+void residual_ada_layer_norm_backward(const std::string& type, const std::array<uintptr_t, 7>& found,
+                                      const RowsArgument& grad_h, const RowsArgument& grad_z, const RowsArgument& h,
+                                      const RowsArgument& y, const RowsArgument& gate, const RowsArgument& scale,
+                                      const RowsArgument& shift, uintptr_t weight, uintptr_t bias,
+                                      const std::array<int64_t, 3>& sizes, float eps, int num_threads) {
+  const auto address = [](uintptr_t a) { return reinterpret_cast<void*>(a); };
+  const int64_t batch = sizes[0], rows = sizes[1], channels = sizes[2], parts = parts_of(rows, fastdiff::kNormRows);
+  std::vector<float> sums(static_cast<size_t>(batch * parts * 3 * channels));
+  const fastdiff::AdaLayerNormBackward op = {{type_of(type), rows_of(h), rows_of(scale), rows_of(shift),
+                                              address(weight), address(bias), nullptr, rows, channels, eps, false},
+                                             rows_of(grad_z),
+                                             address(found[1]),
+                                             address(found[3]),
+                                             address(found[4]),
+                                             address(found[5]),
+                                             address(found[6]),
+                                             batch,
+                                             sums.data(),
+                                             true,
+                                             rows_of(y),
+                                             rows_of(gate),
+                                             rows_of(grad_h),
+                                             address(found[0]),
+                                             address(found[2])};
   const fastdiff::Kernels& kernels = fastdiff::kernels();
   const py::gil_scoped_release released;
   run_kernel(kernels.ada_layer_norm_backward_rows, op, batch * parts,
@@ -524,6 +564,7 @@ PYBIND11_MODULE(_core, module) {
              py::arg("pixels"), py::arg("groups"), py::arg("channels_last"), py::arg("silu"), py::arg("eps"),
              py::arg("num_threads"));
   module.def("ada_layer_norm_backward", ada_layer_norm_backward);
+  module.def("residual_ada_layer_norm_backward", residual_ada_layer_norm_backward);
   module.def("group_norm_silu_backward", group_norm_silu_backward);
   module.attr("POOL_MINIMUM") = fastdiff::kPoolMinimum;
   module.def("pool_available", fastdiff::pool_available);

@@ -1,7 +1,8 @@
 """residual_ada_layer_norm against float64: every instruction set and type, odd sizes, the views of chunk(6), what may
-be left out."""
+be left out; and its gradients."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from fastdiff.runtime.native import core
 
 # (B, S, C): sizes of DiT and of nothing in particular; a row that fills no vector, one of several, and empty ones.
 SHAPES = [(2, 256, 1152), (1, 3, 1), (2, 5, 7), (3, 1, 16), (1, 4, 63), (2, 3, 130), (1, 2, 1000), (0, 4, 8), (2, 0, 8)]
+BACKWARD_SHAPES = [(2, 256, 1152), (1, 3, 1), (2, 5, 7), (3, 1, 16), (1, 130, 63), (2, 3, 130), (0, 4, 8), (2, 0, 8)]
 OPTIONAL = ("gate", "scale", "shift", "weight", "bias")
+NAMES = ("y", "residual", *OPTIONAL)
 
 
 def make(shape, dtype=torch.float32, *, seed=0, per_row=False, mean=0.0, std=1.0, left_out=()):
@@ -142,3 +145,117 @@ def test_large_results_which_are_written_around_the_caches(isa, dtype):
     large = {name: given[name].expand(1, rows, channels) for name in ("y", "residual")}
     for many, one in zip(kernel(**given | large), kernel(**given)):
         assert torch.equal(many, one.expand_as(many))
+
+
+def expected(given, h, of_h, of_z):
+    """Gradients in plain PyTorch, by name, from those of h and z, at the h that was stored."""
+    leaves = {name: t.detach().clone().requires_grad_() for name, t in given.items() if t is not None}
+    y, residual, gate, *norm = (leaves.get(name) for name in NAMES)
+    exact = residual + (y if gate is None else gate * y)
+    stored = exact + (h - exact).detach()
+    results = [(normalize(stored, *norm), of_z), *([] if of_h is None else [(stored, of_h)])]
+    outputs, cotangents = zip(*results)
+    return dict(zip(leaves, torch.autograd.grad(outputs, list(leaves.values()), cotangents)))
+
+
+def found_by_kernel(given, h, of_h, of_z, wanted=NAMES):
+    found = {
+        name: torch.full(t.shape, torch.nan, dtype=t.dtype)
+        for name, t in given.items()
+        if t is not None and name in wanted
+    }
+    core.residual_ada_layer_norm_backward(
+        TYPES[h.dtype],
+        [found[name].data_ptr() if name in found else 0 for name in NAMES],
+        *(rows(t) for t in (of_h, of_z, h, *(given[name] for name in ("y", "gate", "scale", "shift")))),
+        *(0 if given[name] is None else given[name].data_ptr() for name in ("weight", "bias")),
+        h.shape,
+        1e-6,
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def largest(tensor):
+    return 1.0 if tensor is None else float(tensor.double().abs().max())
+
+
+def check_gradients(given, with_h=True):
+    """At most twice the error of torch at the same type; the floor is the rounding of the result, and of one number in
+    each halving of what is summed up for it. The terms of the gradient of h, which may cancel, are rounded as well."""
+    h, _ = kernel(**given)
+    generator = torch.Generator().manual_seed(1)
+    of_h, of_z = (torch.randn(h.shape, generator=generator).to(h.dtype) for _ in range(2))
+    of_h = of_h if with_h else None
+    ours, theirs = found_by_kernel(given, h, of_h, of_z), expected(given, h, of_h, of_z)
+    exact = expected(wide(given), h.double(), None if of_h is None else of_h.double(), of_z.double())
+    assert list(ours) == list(exact)
+    terms = {}
+    if h.numel():
+        deviation = float((h.double().var(dim=2, correction=0).min() + 1e-6).rsqrt())
+        scale = None if given["scale"] is None else 1 + given["scale"].double()
+        of_x = largest(of_z) * largest(scale) * largest(given["weight"]) * deviation + (largest(of_h) if with_h else 0)
+        terms = {"residual": of_x, "y": of_x * largest(given["gate"]), "gate": of_x * largest(given["y"])}
+    depth = math.log2(max(2, h.shape[0] * h.shape[1], h.shape[2]))
+    for name, oracle in exact.items():
+        size = max(float(oracle.abs().max()) if oracle.numel() else 0.0, terms.get(name, 0.0))
+        eps = torch.finfo(h.dtype).eps + depth * torch.finfo(torch.float32).eps
+        assert_no_worse(ours[name], theirs[name], oracle, floor=size * eps)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", BACKWARD_SHAPES)
+def test_gradients(isa, shape, dtype):
+    check_gradients(make(shape, dtype))
+
+
+@pytest.mark.parametrize("with_h", [False, True])
+def test_gradients_of_what_is_there(isa, with_h):
+    for there in itertools.product([False, True], repeat=len(OPTIONAL)):
+        left_out = [name for name, given in zip(OPTIONAL, there) if not given]
+        if "weight" not in left_out or "bias" in left_out:
+            check_gradients(make((2, 5, 77), left_out=left_out), with_h)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1000.0, 1.0), (-30.0, 1e-2), (0.0, 1e-4), (0.0, 1e4)])
+def test_gradients_at_far_means_and_scales(isa, mean, std):
+    check_gradients(make((2, 9, 640), mean=mean, std=std))
+
+
+def test_gradients_of_every_size(isa):
+    for channels in range(1, 70):
+        check_gradients(make((1, 2, channels)))
+    for count in (63, 64, 65, 129):
+        check_gradients(make((2, count, 5)))
+
+
+def test_gradients_of_views(isa):
+    given = make((4, 12, 64))
+    halves = {name: given[name][::2] for name in ("gate", "scale", "shift")}
+    check_gradients(given | halves | dict(y=given["y"][::2, ::3], residual=given["residual"][1::2, 2::3]))
+
+
+def test_only_the_gradients_that_are_wanted(isa):
+    """Each gradient alone is the same to the bit as with all others; y is not read where no gate's is wanted."""
+    given = make((2, 70, 33))
+    h, _ = kernel(**given)
+    of_h, of_z = torch.randn(2, *h.shape)
+    everything = found_by_kernel(given, h, of_h, of_z)
+    for name in NAMES:
+        without_y = given if name == "gate" else given | {"y": torch.full_like(given["y"], torch.nan)}
+        found = found_by_kernel(without_y, h, of_h, of_z, wanted=(name,))
+        assert list(found) == [name]
+        assert torch.equal(found[name], everything[name])
+
+
+def test_threads_do_not_change_the_gradients():
+    given, threads = make((2, 256, 1152)), torch.get_num_threads()
+    h, z = kernel(**given)
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(list(found_by_kernel(given, h, z.cos(), z.sin()).values()))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0]))

@@ -56,15 +56,22 @@ struct ResidualAdaLayerNorm {
 using ResidualAdaLayerNormKernel = void (*)(const ResidualAdaLayerNorm& op, int64_t begin, int64_t end);
 
 // Gradients of ada_layer_norm for scale and shift that are the same for all rows of a batch (stride of a row 0),
-// contiguous; null for those that are not there. First dx and two sums over the rows of every part of kNormRows rows,
-// units are batch * parts + part; then the other gradients from these, units are blocks of kNormChannels channels.
+// contiguous; null for those that are not there or not wanted. First dx and two sums over the rows of every part of
+// kNormRows rows, units are batch * parts + part; then the other gradients from these, units are blocks of
+// kNormChannels channels. Or those of residual_ada_layer_norm: forward.x is h, and x is that of the residual.
 struct AdaLayerNormBackward {
   AdaLayerNorm forward;  // out and stream are not used
   Rows gradient;         // of out
   void *x, *scale, *shift, *weight, *bias;
   int64_t batch;
-  float* sums;  // room for 2 * channels numbers for every unit of the first phase
+  float* sums;          // room for ada_layer_norm_sums numbers for every unit of the first phase
+  bool branch;          // of residual_ada_layer_norm; then also:
+  Rows y, gate, added;  // added: the gradient that h has from elsewhere; gate and added may be null, y without of_gate
+  void *of_y, *of_gate;
 };
+static inline int64_t ada_layer_norm_sums(const AdaLayerNormBackward& op) {
+  return (op.of_gate ? 3 : 2) * op.forward.channels;
+}
 constexpr int64_t kNormRows = 64, kNormChannels = 64;
 using AdaLayerNormBackwardKernel = void (*)(const AdaLayerNormBackward& op, int64_t begin, int64_t end);
 
