@@ -26,6 +26,7 @@ _ARGUMENTS: dict[str, Callable[[Callable[..., Tensor]], tuple[Any, ...]]] = {
     "group_norm_silu": lambda make: (make(1, 2, 2, 2), 1),
     "linear": lambda make: (make(1, 2, 8), make(8, 8)),
     "linear_combine": lambda make: ([make(2)], [1.0], 1),
+    "residual_ada_layer_norm": lambda make: (make(1, 2, 8), make(1, 2, 8)),
 }
 
 

@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from conftest import relative_error
+from small_network import Net
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_process import interpret

@@ -9,10 +9,23 @@ from fastdiff.ops.group_norm_silu import group_norm_silu
 from fastdiff.ops.linear import linear
 from fastdiff.ops.linear_combine import linear_combine
 from fastdiff.ops.op import Op
+from fastdiff.ops.residual_ada_layer_norm import residual_ada_layer_norm
 
-_OPS: tuple[Op[Any], ...] = (ada_layer_norm, attention, conv2d, group_norm_silu, linear, linear_combine)
+_OPS: tuple[Op[Any], ...] = (
+    ada_layer_norm, attention, conv2d, group_norm_silu, linear, linear_combine, residual_ada_layer_norm,
+)  # fmt: skip
 OPS = {op.name: op for op in _OPS}
 # Those with kernels in Triton; for the others the libraries that torch calls are as good as there is.
 TRITON_OPS = tuple(op.name for op in _OPS if op.has_triton)
 
-__all__ = ["OPS", "TRITON_OPS", "ada_layer_norm", "attention", "conv2d", "group_norm_silu", "linear", "linear_combine"]
+__all__ = [
+    "OPS",
+    "TRITON_OPS",
+    "ada_layer_norm",
+    "attention",
+    "conv2d",
+    "group_norm_silu",
+    "linear",
+    "linear_combine",
+    "residual_ada_layer_norm",
+]

@@ -14,7 +14,7 @@ from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
 MAX_CHANNELS = 16384  # that Triton's kernel takes: a row stays in registers
-_FEW = 1 << 15
+FEW = 1 << 15
 
 
 class Arguments(NamedTuple):
@@ -78,7 +78,7 @@ class AdaLayerNorm(Op[Arguments]):
         """Why torch is faster with this."""
         if not gradient:
             return None
-        if a.x.numel() < _FEW:
+        if a.x.numel() < FEW:
             return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
         reason = self.undifferentiated(a)
         return None if reason is None else f"a gradient is wanted, and {reason}"

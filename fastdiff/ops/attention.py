@@ -113,15 +113,15 @@ class Attention(Op[Arguments]):
                 f"q, k and v must be (B, H, S, D), got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
             )
         batch, heads, queries, channels = q.shape
-        check_tensor("k", k, q, (batch, heads, k.shape[2], channels))
-        check_tensor("v", v, q, (batch, heads, k.shape[2], v.shape[3]))
+        check_tensor("k", k, q, (batch, heads, k.shape[2], channels), beside="q")
+        check_tensor("v", v, q, (batch, heads, k.shape[2], v.shape[3]), beside="q")
         if mask is None:
             return
         whole = (batch, heads, queries, k.shape[2])
         if mask.ndim > 4 or not all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(whole))):
             raise ValueError(f"mask is {tuple(mask.shape)}, which does not broadcast to {whole}")
         if mask.dtype is not torch.bool:
-            check_tensor("mask", mask, q, mask.shape)
+            check_tensor("mask", mask, q, mask.shape, beside="q")
         elif mask.device != q.device:
             raise ValueError(f"mask is on {mask.device}, q on {q.device}")
 

@@ -324,8 +324,8 @@ def differentiated(
     return tuple(next(values) if needed else None for needed in wanted)
 
 
-def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> None:
-    """Whether a tensor that goes with x has one of `shapes`, and x's device and dtype.
+def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...], beside: str = "x") -> None:
+    """Whether a tensor that goes with x, by the name `beside`, has one of `shapes`, and x's device and dtype.
 
     Raises ValueError or TypeError that names the tensor, what was given and what was expected.
     """
@@ -333,11 +333,11 @@ def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...])
         return  # as nearly always, and quickly
     if tensor.shape not in shapes:
         wanted = " or ".join(map(str, dict.fromkeys(map(tuple, shapes))))
-        raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {wanted} for x of {tuple(x.shape)}")
+        raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {wanted} for {beside} of {tuple(x.shape)}")
     if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device}, x on {x.device}")
+        raise ValueError(f"{name} is on {tensor.device}, {beside} on {x.device}")
     if tensor.dtype != x.dtype:
-        raise TypeError(f"{name} is {tensor.dtype}, x is {x.dtype}")
+        raise TypeError(f"{name} is {tensor.dtype}, {beside} is {x.dtype}")
 
 
 def address(tensor: Tensor | None) -> int:

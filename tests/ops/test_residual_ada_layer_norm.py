@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_no_worse
 
-from fastdiff.ops.ada_layer_norm import ada_layer_norm
-from fastdiff.ops.registration import TYPES
+import fastdiff
+from fastdiff.ops import ada_layer_norm, residual_ada_layer_norm
+from fastdiff.ops.op import TYPES
 from fastdiff.runtime.native import core
 
 # (B, S, C): sizes of DiT and of nothing in particular; a row that fills no vector, one of several, and empty ones.
@@ -259,3 +260,92 @@ def test_threads_do_not_change_the_gradients():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, results[0]))
+
+
+# ---- as an operator --------------------------------------------------------------------------------------------------
+
+
+def leaves(given):
+    return {name: None if t is None else t.detach().clone().requires_grad_() for name, t in given.items()}
+
+
+@pytest.mark.parametrize("left_out", [(), ("gate",), ("scale", "shift"), OPTIONAL])
+def test_the_operator_and_its_gradients(left_out):
+    given = make((2, 70, 33), left_out=left_out)
+    results = {}
+    for backend in ("cpu", "reference"):
+        inputs = leaves(given)
+        with fastdiff.use(backend):
+            h, z = residual_ada_layer_norm(**inputs)
+        there = [t for t in inputs.values() if t is not None]
+        results[backend] = [h, z, *torch.autograd.grad((h.sin() + z.cos()).sum(), there)]
+    for ours, theirs in zip(results["cpu"], results["reference"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_where_one_result_is_used():
+    given = make((2, 70, 33))
+    for use in (lambda h, z: h.square().sum(), lambda h, z: z.square().sum()):
+        found = []
+        for backend in ("cpu", "reference"):
+            inputs = leaves(given)
+            with fastdiff.use(backend):
+                found.append(torch.autograd.grad(use(*residual_ada_layer_norm(**inputs)), inputs["y"])[0])
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_gradcheck():
+    given = {name: t.double().requires_grad_() for name, t in make((2, 3, 5)).items()}
+    assert torch.autograd.gradcheck(lambda *t: residual_ada_layer_norm(**dict(zip(NAMES, t))), tuple(given.values()))
+
+
+def test_opcheck():
+    given = make((2, 3, 8))
+    operator, backward = torch.ops.fastdiff.residual_ada_layer_norm, torch.ops.fastdiff.residual_ada_layer_norm_backward
+    torch.library.opcheck(operator, tuple(t.clone().requires_grad_() for t in given.values()))
+    torch.library.opcheck(operator, (given["y"], given["residual"]))
+    h, z = operator(*given.values())
+    torch.library.opcheck(backward, (h, z, h, *given.values(), 1e-6))
+    with pytest.raises(ValueError, match="from row to row"):
+        backward(h, z, h, *(given | {"gate": h}).values(), 1e-6)
+    with pytest.raises(ValueError, match=r"not torch\.float64"):
+        operator(*(t.double() for t in given.values()))
+
+
+def test_compiles_without_a_graph_break():
+    given = make((2, 3, 16))
+
+    def block(y):
+        h, z = residual_ada_layer_norm(**(given | {"y": y.sin()}))
+        return h * 2 + z
+
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(given["y"]), block(given["y"]))
+
+
+def test_per_row_gradients_go_to_the_reference():
+    given = leaves(make((2, 600, 32), per_row=True))
+    assert "row to row" in residual_ada_layer_norm.slower(residual_ada_layer_norm.Arguments(**given), True)
+    h, z = residual_ada_layer_norm(**given)
+    theirs = residual_ada_layer_norm.plain(**given)
+    inputs = list(given.values())
+    for ours, wanted in zip(
+        torch.autograd.grad((h + z).sum(), inputs), torch.autograd.grad(sum(theirs).sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(y=torch.ones(3, 8)), ValueError, r"y must be \(B, S, C\), got \(3, 8\)"),
+        (dict(residual=torch.ones(2, 1, 8)), ValueError, "residual is"),
+        (dict(gate=torch.ones(1, 1, 8)), ValueError, r"gate is \(1, 1, 8\), expected \(2, 1, 8\) or \(2, 3, 8\)"),
+        (dict(scale=torch.ones(2, 2, 8)), ValueError, "scale is"),
+        (dict(weight=None), ValueError, "bias needs weight"),
+        (dict(shift=torch.ones(2, 1, 8).double()), TypeError, "shift is torch.float64, y is torch.float32"),
+    ],
+)
+def test_bad_input(change, error, message):
+    with pytest.raises(error, match=message):
+        residual_ada_layer_norm(**(make((2, 3, 8)) | change))

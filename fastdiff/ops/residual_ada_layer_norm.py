@@ -1,0 +1,163 @@
+"""The residual before an adaLN: h = residual + gate * y, then the modulated norm of h. The end of one branch of a block
+and the start of the next: Peebles & Xie 2023 (DiT), Figure 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdiff.ops.ada_layer_norm import FEW, MAX_CHANNELS, check_rows
+from fastdiff.ops.op import TYPES, Op, address, check_tensor, contiguous, dense, rows, runs_on_triton
+from fastdiff.runtime.memory import empty_like
+from fastdiff.runtime.native import core
+
+
+class Arguments(NamedTuple):
+    """The signature, once."""
+
+    y: Tensor
+    residual: Tensor
+    gate: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-6
+
+
+class ResidualAdaLayerNorm(Op[Arguments]):
+    """`residual_ada_layer_norm`."""
+
+    name = "residual_ada_layer_norm"
+    results = "(Tensor, Tensor)"
+    keeps = (0,)
+
+    def __call__(
+        self,
+        y: Tensor,
+        residual: Tensor,
+        gate: Tensor | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        *,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> tuple[Tensor, Tensor]:
+        """h = residual + gate * y, and z = (1 + scale) LN(h) + shift, with LN(h) = (h - mean) / sqrt(variance + eps) *
+        weight + bias over the channels. Without scale and shift it is the affine layer norm of a residual stream.
+
+        y, residual: (B, S, C), float32, bfloat16, float16 or float64, any strides. gate, scale, shift: (B, 1, C) or (B,
+        S, C), each optional. weight, bias: (C,). Strided views whose last dimension is contiguous, such as those of
+        `chunk(6, dim=-1)`, are read in place. Sums and statistics are in float32 (float64 for float64); z is computed
+        of h as it is returned.
+
+        Returns (h, z), each (B, S, C), contiguous, in y's dtype. Differentiable. Raises ValueError where shapes do not
+        fit, TypeError for mixed dtypes.
+        """
+        return self.run(Arguments(y, residual, gate, scale, shift, weight, bias, eps))
+
+    def reference(self, a: Arguments, inplace: bool = False) -> tuple[Tensor, Tensor]:
+        """The same in plain PyTorch."""
+        h = a.residual + (a.y if a.gate is None else a.gate * a.y)
+        z = F.layer_norm(h, h.shape[-1:], a.weight, a.bias, a.eps)
+        if a.scale is not None:
+            z = z * (1 + a.scale)
+        if a.shift is not None:
+            z = z + a.shift
+        return h.contiguous(), z.contiguous()
+
+    def check(self, a: Arguments) -> None:
+        """Raise ValueError or TypeError where arguments do not fit."""
+        y = a.y
+        check_rows("y", y)
+        if a.bias is not None and a.weight is None:
+            raise ValueError("bias needs weight")
+        shape = y.shape
+        check_tensor("residual", a.residual, y, shape, beside="y")
+        row, vector = (shape[0], 1, shape[2]), shape[2:]
+        for name, tensor in (("gate", a.gate), ("scale", a.scale), ("shift", a.shift)):
+            if tensor is not None:
+                check_tensor(name, tensor, y, row, shape, beside="y")
+        for name, tensor in (("weight", a.weight), ("bias", a.bias)):
+            if tensor is not None:
+                check_tensor(name, tensor, y, vector, beside="y")
+
+    def slower(self, a: Arguments, gradient: bool) -> str | None:
+        """Why torch is faster with this."""
+        if not gradient:
+            return None
+        if a.y.numel() < FEW:
+            return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
+        reason = self.undifferentiated(a)
+        return None if reason is None else f"a gradient is wanted, and {reason}"
+
+    def kernel(self, a: Arguments) -> tuple[Tensor, Tensor]:
+        """By the C++ kernel."""
+        y, residual, gate, scale, shift, weight, bias, eps = a
+        held: list[Tensor] = []  # copies, until the kernel has run
+        h, z = empty_like(y), empty_like(y)
+        weight, bias = contiguous(weight), contiguous(bias)
+        core.residual_ada_layer_norm(
+            TYPES[y.dtype], h.data_ptr(), z.data_ptr(), rows(y, held), rows(residual, held), rows(gate, held),
+            rows(scale, held), rows(shift, held), address(weight), address(bias), *y.shape, eps,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return h, z
+
+    def fake(self, a: Arguments) -> tuple[Tensor, Tensor]:
+        """The results without values."""
+        h, z = (torch.empty_like(a.y, memory_format=torch.contiguous_format) for _ in range(2))
+        return h, z
+
+    def undifferentiated(self, a: Arguments) -> str | None:
+        """Why the kernels of the gradients cannot take this."""
+        if runs_on_triton(a.y) or all(t is None or t.shape[1] == 1 for t in (a.gate, a.scale, a.shift)):
+            return None
+        return "gate, scale or shift differ from row to row, for which it has no kernel"
+
+    def kernel_backward(
+        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """Gradients of the tensors by C++."""
+        held: list[Tensor] = []
+        weight, bias = contiguous(a.weight), contiguous(a.bias)
+        found = [empty_like(a.y), empty_like(a.y), *self.empty_gradients(a)[2:]]
+        core.residual_ada_layer_norm_backward(
+            TYPES[a.y.dtype], [address(t) for t in found],
+            *(rows(t, held) for t in (*gradients, *kept, a.y, a.gate, a.scale, a.shift)),
+            address(weight), address(bias), a.y.shape, a.eps, torch.get_num_threads(),
+        )  # fmt: skip
+        return found
+
+    def triton_limits(self, a: Arguments) -> str | None:
+        """Why the Triton kernel cannot take this."""
+        return None if a.y.shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"
+
+    def triton(self, a: Arguments) -> tuple[Tensor, Tensor]:
+        """By the Triton kernel."""
+        from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm as kernel
+
+        return kernel(dense(a.y), dense(a.residual), **_options(a))
+
+    def triton_backward(
+        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
+    ) -> Sequence[Tensor | None]:
+        """Gradients of the tensors by Triton."""
+        from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm_backward as kernel
+
+        found = kernel(dense(gradients[0]), dense(gradients[1]), kept[0], dense(a.y), **_options(a))
+        return [found.get(name) for name in ("y", "residual", "gate", "scale", "shift", "weight", "bias")]
+
+
+def _options(a: Arguments) -> dict[str, Any]:
+    vectors = {"weight": contiguous(a.weight), "bias": contiguous(a.bias), "eps": a.eps}
+    given = (("gate", a.gate), ("scale", a.scale), ("shift", a.shift))
+    return vectors | {name: t if t is None else dense(t) for name, t in given}
+
+
+residual_ada_layer_norm = ResidualAdaLayerNorm()
