@@ -3,8 +3,8 @@
     python benchmarks/roofline.py [--backward] [--json FILE]
 
 A kernel's floor is the longer of two times: its bytes at the published bandwidth, its operations at the published peak.
-"moved" are the bytes of its schedule, over the least that any schedule must move (see kernels/costs.py). Times of a few
-microseconds are below what a launch takes, and are no prediction.
+"moved" are the bytes of its schedule, over the least that any schedule must move (see kernels/ahead_of_time/costs.py).
+Times of a few microseconds are below what a launch takes, and are no prediction.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastdiff.kernels import costs
-from fastdiff.kernels.attention_tiles import choose, most_splits_of_dkv, samples_at_once, splits_for
-from fastdiff.kernels.costs import DEVICES, Cost, Device
+from fastdiff.kernels.ahead_of_time import costs
+from fastdiff.kernels.ahead_of_time.compile import TARGETS
+from fastdiff.kernels.ahead_of_time.costs import Cost
+from fastdiff.kernels.attention.tiles import choose, most_splits_of_dkv, samples_at_once, splits_for
+from fastdiff.runtime.device import Device
 
 
 class Gpu(NamedTuple):
@@ -70,51 +72,52 @@ MODELS: dict[str, dict[str, list[tuple[int, ...]]]] = {
 
 def forward(op: str, shape: tuple[int, ...], target: str) -> Cost:
     """What an op costs on a device."""
-    device = DEVICES[target]
+    device = TARGETS[target].device
     if op == "attention":
         batch, heads, queries, keys, dim = shape
         tile = choose(
-            "forward", target, "half", dim, queries=queries, keys=keys, heads=batch * heads, available=device.processors
-        )
+            "forward", target, "half", dim, queries=queries, keys=keys, heads=batch * heads,
+            available=device.multiprocessors,
+        )  # fmt: skip
         programs = math.ceil(queries / tile.block_m) * batch * heads
         return costs.attention_forward(
-            *shape, SIZE, block_m=tile.block_m, resident=resident(device), device=device,
-            splits=splits_for(programs, math.ceil(keys / tile.block_n), device.processors),
+            costs.Attention(*shape, SIZE), block_m=tile.block_m, resident=resident(device), device=device,
+            splits=splits_for(programs, math.ceil(keys / tile.block_n), device.multiprocessors),
         )  # fmt: skip
     if op == "group_norm_silu":
         return costs.group_norm_silu(*shape, 32, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
-        return costs.ada_layer_norm(*shape, SIZE, gated=False)
+        return costs.ada_layer_norm(*shape, SIZE)
     # x and the last m in float32, the model's two outputs; x, m and, twice, the next input of the model.
     return costs.linear_combine(*shape, [4, 4, SIZE, SIZE], [4, 4, SIZE, SIZE])
 
 
 def backward(op: str, shape: tuple[int, ...], target: str) -> Cost | None:
     """What an op's gradients cost, all kernels together; None for the solver's step, which samples only."""
-    device = DEVICES[target]
+    device = TARGETS[target].device
     if op == "attention":
         batch, heads, queries, keys, dim = shape
-        common: dict[str, Any] = dict(queries=queries, keys=keys, heads=batch * heads, available=device.processors)
+        common: dict[str, Any] = dict(queries=queries, keys=keys, heads=batch * heads, available=device.multiprocessors)
         tile = choose("dkv", target, "half", dim, **common)
-        at_once = samples_at_once(*shape, SIZE, device.second_cache)
+        at_once = samples_at_once(*shape, SIZE, device.l2_bytes)
         programs = math.ceil(keys / tile.block_n) * at_once * heads
         splits = splits_for(
-            programs, math.ceil(queries / tile.block_m), device.processors, most_splits_of_dkv(queries, keys, SIZE)
+            programs, math.ceil(queries / tile.block_m), device.multiprocessors, most_splits_of_dkv(queries, keys, SIZE)
         )
         return costs.attention_backward(
-            *shape, SIZE, block_m=choose("dq", target, "half", dim, **common).block_m, block_n=tile.block_n,
-            resident=device.processors, device=device, splits=splits,
+            costs.Attention(*shape, SIZE), block_m=choose("dq", target, "half", dim, **common).block_m,
+            block_n=tile.block_n, resident=device.multiprocessors, device=device, splits=splits,
         )  # fmt: skip
     if op == "group_norm_silu":
         return costs.group_norm_silu_backward(*shape, 32, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
-        return costs.ada_layer_norm_backward(*shape, SIZE, gated=False, device=device)
+        return costs.ada_layer_norm_backward(*shape, SIZE, device=device)
     return None
 
 
 def resident(device: Device) -> int:
     """Program instances of attention that run at once: two a multiprocessor, as `fastdiff kernels` estimates."""
-    return 2 * device.processors
+    return 2 * device.multiprocessors
 
 
 def rows(with_backward: bool) -> Iterator[dict[str, Any]]:
@@ -175,7 +178,7 @@ def main() -> None:
     for row in above:
         console.print(
             f"  {row['gpu']}: {row['op']} {'x'.join(map(str, row['shape']))}, {row['moved'] / row['least']:.2f}x: "
-            f"{math.ceil((row['moved'] - row['least']) / 1e6)} MB more, which the second cache does not keep"
+            f"{math.ceil((row['moved'] - row['least']) / 1e6)} MB more, which L2 does not keep"
         )
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:

@@ -6,22 +6,25 @@ kept in a file: FASTDIFF_TILES, or fastdiff/tiles.json in the user's folder of c
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
 from fastdiff.files import replacing
-from fastdiff.kernels.attention_tiles import Tile
+
+Choice = TypeVar("Choice", bound=tuple)
 
 ROUNDS = 10
-_chosen: dict[str, Tile] = {}
+_chosen: dict[str, list] = {}  # the numbers of a choice
 
 
 def enabled(device: torch.device) -> bool:
@@ -31,17 +34,22 @@ def enabled(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def best(key: Sequence[object], tiles: Sequence[Tile], run: Callable[[Tile], object], device: torch.device) -> Tile:
-    """The quickest of the tiles, as timed now or before. key: of what is run, besides device and versions."""
+def best(
+    key: Sequence[object], choices: Sequence[Choice], run: Callable[[Choice], object], device: torch.device
+) -> Choice:
+    """The quickest choice, as timed now or before. key: of what is run, besides device and versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     whole = " ".join(map(str, (name, f"triton-{triton.__version__}", *key)))
     if not _chosen:
         _chosen.update(_read())
-    if whole not in _chosen:
-        seconds = {tile: _seconds(lambda tile=tile: run(tile), device) for tile in tiles}
-        _chosen[whole] = min(seconds, key=lambda tile: seconds[tile])
-        _write()
-    return _chosen[whole]
+    for choice in choices:
+        if list(choice) == _chosen.get(whole):
+            return choice
+    seconds = {choice: _seconds(functools.partial(run, choice), device) for choice in choices}
+    quickest = min(seconds, key=lambda choice: seconds[choice])
+    _chosen[whole] = list(quickest)
+    _write()
+    return quickest
 
 
 def path() -> Path:
@@ -73,12 +81,12 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _read() -> dict[str, Tile]:
+def _read() -> dict[str, list]:
     file = path()
     if not file.exists():
         return {}
     try:
-        return {key: Tile(*values) for key, values in json.loads(file.read_text(encoding="utf-8")).items()}
+        return {key: list(values) for key, values in json.loads(file.read_text(encoding="utf-8")).items()}
     except (ValueError, TypeError, AttributeError) as error:
         warnings.warn(f"fastdiff: {file} does not hold tiles ({error}); they are timed again", stacklevel=2)
         return {}

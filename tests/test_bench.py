@@ -124,18 +124,8 @@ def test_a_benchmark_runs():
     assert "4 cases" in found.stdout
 
 
-GPU_CASES = """
-import torch
-from fastdiff.bench.gpu import cases, check
-for case in cases("cpu", small=True):
-    if case.dtype != torch.bfloat16:  # the interpreter computes it wrongly
-        check(case)
-print("ok")
-"""
-
-
 def test_the_checks_of_the_gpu_benchmark_in_the_interpreter():
     pytest.importorskip("triton", reason="Triton is not installed (it has no wheel for this platform)")
     from triton_process import interpret
 
-    interpret(GPU_CASES)
+    interpret("bench_gpu", "checks")

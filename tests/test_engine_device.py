@@ -508,21 +508,5 @@ def test_the_library_loads_without_a_driver():
     assert cuda.error(100) == "no CUDA-capable device is detected"
 
 
-TRITON = """
-import torch, fastdiff
-from fastdiff.engine import loop, steps
-steps.choose = lambda device: (steps.TritonSteps, "")
-model = lambda x, t: torch.tanh(x)
-for solver, dtype, size in [("dpmpp-2m", torch.float32, 7), ("ddpm", torch.float16, 11), ("unipc-2", torch.float64, 9)]:
-    options = dict(schedule="linear", prediction="eps", solver=solver, steps=4, seed=2**63 + 5)
-    x = torch.randn(2, 3, size, 15).to(dtype)
-    loop.choose_engine = lambda p, x: "device"
-    ours = fastdiff.sample(model, x, **options)
-    loop.choose_engine = lambda p, x: "reference"
-    assert torch.equal(ours, fastdiff.sample(model, x, **options)), solver
-print("ok")
-"""
-
-
 def test_the_engine_with_triton_in_the_interpreter():
-    interpret(TRITON)
+    interpret("engine", "samples")

@@ -24,7 +24,7 @@ PUBLIC = [
 def test_an_op_has_its_stem_everywhere(op):
     for path in (f"csrc/cpu/{op}.cpp", f"fastdiff/ops/{op}.py", f"tests/ops/test_{op}.py", f"benchmarks/bench_{op}.py"):
         assert (ROOT / path).is_file(), path
-    assert (ROOT / f"kernels/{op}.py").is_file() == (op in fastdiff.ops.TRITON_OPS)
+    assert (ROOT / f"kernels/{op}").is_dir() == (op in fastdiff.ops.TRITON_OPS)
     assert callable(getattr(fastdiff.ops, op))
 
 

@@ -59,13 +59,14 @@ def collect(
     targets: Sequence[str], ops: Sequence[str], everything: bool = False, jobs: int = 0
 ) -> list[dict[str, Any]]:
     """A row for each kernel, type and configuration, in the order of the catalogue; compiled by `jobs` processes."""
-    from fastdiff.kernels.catalogue import entries
+    from fastdiff.kernels.ahead_of_time.catalogue import entries
 
     wanted = [
-        (target, index)
+        (target, op, index)
         for target in targets
-        for index, entry in enumerate(entries(target))
-        if entry.op in ops and (everything or entry.usual)
+        for op in ops
+        for index, entry in enumerate(entries(op, target))
+        if everything or entry.usual
     ]
     jobs = jobs or os.cpu_count() or 1
     if jobs == 1:
@@ -80,45 +81,45 @@ def collect(
     return rows
 
 
-def _measure(case: tuple[str, int]) -> dict[str, Any]:
+def _measure(case: tuple[str, str, int]) -> dict[str, Any]:
     return measure(*case)
 
 
-_entries: dict[str, list[Any]] = {}
+_entries: dict[tuple[str, str], list[Any]] = {}
 
 
-def measure(target: str, index: int) -> dict[str, Any]:
-    """What entry `index` of the catalogue of a target needs; Triton keeps what it has compiled on disk."""
-    from fastdiff.kernels import ahead_of_time, catalogue, occupancy
+def measure(target: str, op: str, index: int) -> dict[str, Any]:
+    """What entry `index` of an op for a target needs; Triton keeps what it has compiled on disk."""
+    from fastdiff.kernels.ahead_of_time import catalogue, occupancy
+    from fastdiff.kernels.ahead_of_time.compile import TARGETS, usage
 
-    if target not in _entries:
-        _entries[target] = list(catalogue.entries(target))
-    entry = _entries[target][index]
-    compiled = ahead_of_time.compile_variant(entry.variant, target)
-    usage = ahead_of_time.usage(compiled)
+    if (op, target) not in _entries:
+        _entries[op, target] = list(catalogue.entries(op, target))
+    entry = _entries[op, target][index]
+    compiled = entry.launch.compile()
+    found, (_, limit, device) = usage(compiled), TARGETS[target]
     warps = compiled.metadata.num_warps
-    blocks = occupancy.resident_blocks(target, usage.registers, usage.shared, warps)
-    cost = entry.cost(blocks * catalogue.DEVICES[target].processors)
-    limit = ahead_of_time.TARGETS[target][1]
+    blocks = occupancy.resident_blocks(target, found.registers, found.shared, warps)
+    cost = entry.cost(blocks * device.multiprocessors)
     faults = []
-    if usage.stack and target in ("sm_80", "sm_90"):
-        faults.append(f"{usage.stack} bytes of stack")
-    if usage.shared > limit:
-        faults.append(f"{usage.shared} bytes of shared memory, of {limit}")
+    if found.stack and target in ("sm_80", "sm_90"):
+        faults.append(f"{found.stack} bytes of stack")
+    if found.shared > limit:
+        faults.append(f"{found.shared} bytes of shared memory, of {limit}")
     return {
         "target": target,
-        "op": entry.op,
+        "op": op,
         "kernel": entry.kernel,
         "dtype": entry.dtype,
         "detail": entry.detail,
         "usual": entry.usual,
         "warps": warps,
-        "registers": usage.registers,
-        "stack": usage.stack,
-        "shared": usage.shared,
+        "registers": found.registers,
+        "stack": found.stack,
+        "shared": found.shared,
         "blocks_a_multiprocessor": blocks,
         "occupancy": round(occupancy.occupancy(target, blocks, warps), 3),
-        "matrix_instruction": usage.matrix_instruction,
+        "matrix_instruction": found.matrix_instruction,
         "shape": entry.shape,
         "bytes_least": cost.least,
         "bytes_moved": cost.moved,

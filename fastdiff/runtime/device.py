@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 
 
-def architecture(device: torch.device) -> str:
-    """Which of ahead_of_time.TARGETS has the tables that serve a device; sm_80 for Triton's interpreter."""
-    if device.type != "cuda":
-        return "sm_80"
-    if torch.version.hip:
-        return "gfx942"
-    major = torch.cuda.get_device_capability(device)[0]
-    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
+class Device(NamedTuple):
+    """architecture: whose tables serve the device, one of ahead_of_time.TARGETS; multiprocessors (SMs, compute units);
+    bytes of the L2 cache."""
+
+    architecture: str
+    multiprocessors: int
+    l2_bytes: int
 
 
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device; 1 for Triton's interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+# Stands for a GPU that is not there: in Triton's interpreter, one multiprocessor with an L2 that holds any tensor.
+ABSENT = Device("sm_80", 1, 1 << 62)
 
 
-def second_cache(device: torch.device) -> int:
-    """Bytes of a device's second cache; more than any tensor has for Triton's interpreter."""
-    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 1 << 62
+def properties(device: torch.device) -> Device:
+    """Of a CUDA device; ABSENT for others."""
+    return _of_gpu(device.index) if device.type == "cuda" else ABSENT
+
+
+@functools.cache
+def _of_gpu(index: int) -> Device:
+    found = torch.cuda.get_device_properties(index)
+    by_capability = {9: "sm_90", 10: "sm_100", 11: "sm_100"}
+    architecture = "gfx942" if torch.version.hip else by_capability.get(found.major, "sm_80")
+    return Device(architecture, found.multi_processor_count, found.L2_cache_size)

@@ -6,7 +6,7 @@ gpu-attention.md); no GPU has timed them. Those of sm_80 fit 99 KiB, so that the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,6 +27,11 @@ class Tile(NamedTuple):
     apart: bool = False
 
     @property
+    def blocks(self) -> dict[str, int]:
+        """Sizes of the tile, by the kernels' names."""
+        return {"block_m": self.block_m, "block_n": self.block_n}
+
+    @property
     def options(self) -> dict[str, int | bool]:
         """Launch options. Fused multiplication and addition are set here, whatever TRITON_DEFAULT_FP_FUSION says."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
@@ -45,93 +50,78 @@ def widths(dim: int) -> tuple[int, int]:
     return (first, second) if second < first else (2 * first, 0)
 
 
-# (largest sum of the widths, tile), ascending, by architecture, class of dtype and kernel; "masked" if masks need more.
-Table = tuple[tuple[int, Tile], ...]
+# A row: the largest sum of the widths, then a Tile. By architecture, class of dtype and kernel; "masked" if masks need
+# more.
+Table = tuple[tuple[Any, ...], ...]
 SINGLE: dict[str, Table] = {  # one for all architectures: float32 products do not use the matrix units
-    "forward": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
-    "forward masked": ((96, Tile(64, 32, 8, 1)), (128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
-    "dq": ((80, Tile(32, 16, 4, 1)), (96, Tile(16, 16, 4, 1)), (128, Tile(32, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
-    "dq masked": ((80, Tile(32, 16, 4, 1)), (96, Tile(16, 16, 4, 1)), (256, Tile(16, 16, 8, 1))),
-    "dkv": ((96, Tile(32, 32, 8, 1)), (128, Tile(16, 32, 4, 1)), (256, Tile(16, 16, 8, 1))),
-    "dkv masked": ((96, Tile(32, 32, 8, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
+    "forward": ((96, 64, 32, 8, 1), (128, 32, 32, 8, 1), (256, 16, 16, 8, 1)),
+    "forward masked": ((96, 64, 32, 8, 1), (128, 32, 32, 8, 1), (256, 16, 16, 4, 1)),
+    "dq": ((80, 32, 16, 4, 1), (96, 16, 16, 4, 1), (128, 32, 16, 4, 1), (256, 16, 16, 8, 1)),
+    "dq masked": ((80, 32, 16, 4, 1), (96, 16, 16, 4, 1), (256, 16, 16, 8, 1)),
+    "dkv": ((96, 32, 32, 8, 1), (128, 16, 32, 4, 1), (256, 16, 16, 8, 1)),
+    "dkv masked": ((96, 32, 32, 8, 1), (128, 16, 32, 8, 1), (256, 16, 16, 8, 1)),
 }
 TILES: dict[tuple[str, str], dict[str, Table]] = {
     ("sm_80", "half"): {
-        "forward": ((64, Tile(128, 64, 4, 2)), (160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 8, 2))),
-        "forward masked": ((80, Tile(128, 64, 8, 2)), (160, Tile(128, 32, 8, 2)), (256, Tile(64, 32, 8, 2))),
-        "dq": (
-            (96, Tile(128, 64, 8, 2)),
-            (128, Tile(64, 64, 4, 2)),
-            (160, Tile(64, 32, 4, 2)),
-            (256, Tile(32, 32, 4, 2)),
-        ),
-        "dq masked": ((64, Tile(128, 64, 8, 2)), (160, Tile(64, 32, 8, 2)), (256, Tile(32, 32, 4, 2))),
+        "forward": ((64, 128, 64, 4, 2), (160, 128, 64, 8, 2), (256, 64, 32, 8, 2)),
+        "forward masked": ((80, 128, 64, 8, 2), (160, 128, 32, 8, 2), (256, 64, 32, 8, 2)),
+        "dq": ((96, 128, 64, 8, 2), (128, 64, 64, 4, 2), (160, 64, 32, 4, 2), (256, 32, 32, 4, 2)),
+        "dq masked": ((64, 128, 64, 8, 2), (160, 64, 32, 8, 2), (256, 32, 32, 4, 2)),
         "dkv": (
-            (64, Tile(64, 128, 8, 2)),
-            (96, Tile(32, 64, 4, 2)),
-            (128, Tile(32, 64, 8, 2)),
-            (160, Tile(32, 64, 8, 2, apart=True)),
-            (256, Tile(32, 32, 8, 2)),
+            (64, 64, 128, 8, 2),
+            (96, 32, 64, 4, 2),
+            (128, 32, 64, 8, 2),
+            (160, 32, 64, 8, 2, True),
+            (256, 32, 32, 8, 2),
         ),
         "dkv masked": (
-            (80, Tile(32, 64, 4, 2)),
-            (96, Tile(32, 64, 8, 2, apart=True)),
-            (128, Tile(32, 64, 8, 2)),
-            (160, Tile(32, 64, 8, 1, apart=True)),
-            (256, Tile(32, 32, 8, 2)),
+            (80, 32, 64, 4, 2),
+            (96, 32, 64, 8, 2, True),
+            (128, 32, 64, 8, 2),
+            (160, 32, 64, 8, 1, True),
+            (256, 32, 32, 8, 2),
         ),
     },
     ("sm_90", "half"): {
-        "forward": ((128, Tile(128, 128, 8, 2)), (256, Tile(128, 64, 8, 2))),
-        "forward masked": ((160, Tile(128, 64, 8, 2)), (256, Tile(64, 32, 4, 2))),
-        "dq": ((160, Tile(128, 64, 8, 2)), (256, Tile(128, 32, 8, 2))),
-        "dkv": (
-            (80, Tile(64, 128, 8, 2)),
-            (128, Tile(64, 64, 8, 2)),
-            (160, Tile(64, 64, 8, 2, apart=True)),
-            (256, Tile(32, 64, 8, 2, apart=True)),
-        ),
-        "dkv masked": ((80, Tile(64, 128, 8, 2)), (128, Tile(64, 64, 8, 2)), (256, Tile(32, 64, 8, 2, apart=True))),
+        "forward": ((128, 128, 128, 8, 2), (256, 128, 64, 8, 2)),
+        "forward masked": ((160, 128, 64, 8, 2), (256, 64, 32, 4, 2)),
+        "dq": ((160, 128, 64, 8, 2), (256, 128, 32, 8, 2)),
+        "dkv": ((80, 64, 128, 8, 2), (128, 64, 64, 8, 2), (160, 64, 64, 8, 2, True), (256, 32, 64, 8, 2, True)),
+        "dkv masked": ((80, 64, 128, 8, 2), (128, 64, 64, 8, 2), (256, 32, 64, 8, 2, True)),
     },
     ("sm_100", "half"): {
-        "forward": ((80, Tile(128, 128, 8, 2)), (256, Tile(128, 64, 8, 2))),
+        "forward": ((80, 128, 128, 8, 2), (256, 128, 64, 8, 2)),
         "dq": (
-            (80, Tile(128, 128, 8, 2)),
-            (96, Tile(128, 64, 8, 2)),
-            (128, Tile(128, 32, 8, 2)),
-            (160, Tile(128, 64, 8, 2)),
-            (256, Tile(64, 32, 4, 2)),
+            (80, 128, 128, 8, 2),
+            (96, 128, 64, 8, 2),
+            (128, 128, 32, 8, 2),
+            (160, 128, 64, 8, 2),
+            (256, 64, 32, 4, 2),
         ),
-        "dkv": ((128, Tile(64, 128, 8, 2)), (256, Tile(32, 64, 4, 2))),
-        "dkv masked": ((80, Tile(64, 128, 8, 2)), (256, Tile(32, 64, 4, 2))),
+        "dkv": ((128, 64, 128, 8, 2), (256, 32, 64, 4, 2)),
+        "dkv masked": ((80, 64, 128, 8, 2), (256, 32, 64, 4, 2)),
     },
     ("gfx942", "half"): {
-        "forward": ((160, Tile(128, 64, 4, 1)), (256, Tile(64, 32, 4, 1))),
-        "dq": ((80, Tile(128, 64, 8, 1)), (256, Tile(64, 32, 4, 1))),
-        "dkv": ((160, Tile(64, 64, 4, 1)), (256, Tile(32, 64, 4, 1))),
+        "forward": ((160, 128, 64, 4, 1), (256, 64, 32, 4, 1)),
+        "dq": ((80, 128, 64, 8, 1), (256, 64, 32, 4, 1)),
+        "dkv": ((160, 64, 64, 4, 1), (256, 32, 64, 4, 1)),
     },
     ("sm_80", "tf32"): {
-        "forward": (
-            (64, Tile(128, 64, 8, 2)),
-            (128, Tile(64, 32, 4, 2)),
-            (160, Tile(32, 32, 8, 2)),
-            (256, Tile(32, 16, 4, 2)),
-        ),
-        "dq": ((64, Tile(64, 32, 4, 2)), (128, Tile(32, 32, 4, 2)), (256, Tile(16, 16, 4, 1))),
-        "dkv": ((64, Tile(32, 64, 4, 2)), (128, Tile(16, 32, 8, 2)), (256, Tile(16, 16, 8, 1))),
+        "forward": ((64, 128, 64, 8, 2), (128, 64, 32, 4, 2), (160, 32, 32, 8, 2), (256, 32, 16, 4, 2)),
+        "dq": ((64, 64, 32, 4, 2), (128, 32, 32, 4, 2), (256, 16, 16, 4, 1)),
+        "dkv": ((64, 32, 64, 4, 2), (128, 16, 32, 8, 2), (256, 16, 16, 8, 1)),
     },
 }
 TILES |= {(target, "single"): SINGLE for target in ("sm_80", "sm_90", "sm_100", "gfx942")}
 # 8 warps of 64 lanes leave too few registers for this.
 TILES["gfx942", "single"] = SINGLE | {
-    name: (*(entry for entry in SINGLE[name] if entry[0] <= 128), (256, Tile(16, 16, 4, 1)))
-    for name in ("dq", "dq masked")
+    name: (*(row for row in SINGLE[name] if row[0] <= 128), (256, 16, 16, 4, 1)) for name in ("dq", "dq masked")
 }
 TILES["gfx942", "single"]["dkv"] = TILES["gfx942", "single"]["dkv masked"] = (
-    (64, Tile(32, 32, 8, 1)),
-    (96, Tile(32, 32, 4, 1)),
-    (128, Tile(16, 32, 8, 1)),
-    (256, Tile(16, 16, 4, 1)),
+    (64, 32, 32, 8, 1),
+    (96, 32, 32, 4, 1),
+    (128, 16, 32, 8, 1),
+    (256, 16, 16, 4, 1),
 )
 TILES |= {(target, "tf32"): TILES["sm_80", "tf32"] for target in ("sm_90", "sm_100", "gfx942")}
 
@@ -141,11 +131,15 @@ MAPS = {"half": Tile(64, 64, 4, 1), "single": Tile(16, 16, 4, 1), "tf32": Tile(3
 
 def kind_of(dtype: torch.dtype, precision: str) -> str:
     """What the products of a dtype cost: "half", "single" or "tf32"."""
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype != torch.float32:
         return "half"
-    expect(dtype == torch.float32, f"the kernel takes float32, bfloat16 and float16, not {dtype}")
-    expect(precision in ("ieee", "tf32"), f"precision must be 'ieee' or 'tf32', got {precision!r}")
-    return "single" if precision == "ieee" else "tf32"
+    return "single" if precision == "ieee" else precision
+
+
+def table_of(kernel: str, target: str, kind: str, masked: bool) -> Table:
+    """The tiles of a kernel ("forward", "dq", "dkv"), with or without a mask."""
+    tables = TILES[target, kind]
+    return tables.get(kernel + " masked", tables[kernel]) if masked else tables[kernel]
 
 
 def choose(
@@ -157,10 +151,8 @@ def choose(
     Few keys (77 of a prompt) get narrower blocks where that leaves fewer columns empty; few rows get lower ones where
     multiprocessors would idle.
     """
-    tables = TILES[target, kind]
-    table = tables.get(kernel + " masked", tables[kernel]) if masked else tables[kernel]
     width = sum(widths(dim))
-    tile = next(tile for limit, tile in table if width <= limit)
+    tile = next(Tile(*row) for limit, *row in table_of(kernel, target, kind, masked) if width <= limit)
     if kernel == "dkv":
         return tile
     if keys < 2 * tile.block_n:
@@ -191,8 +183,8 @@ def most_splits_of_dkv(queries: int, keys: int, size: int) -> int:
     return max(1, min(16, 4 * (queries + keys) * size // (12 * 2 * keys * 4)))
 
 
-def samples_at_once(batch: int, heads: int, queries: int, keys: int, dim: int, size: int, second_cache: int) -> int:
-    """Of how many samples the backward kernels, which read all inputs twice, find them in the second cache the second
-    time; at least 1. size: bytes of a number; second_cache: in bytes."""
+def samples_at_once(batch: int, heads: int, queries: int, keys: int, dim: int, size: int, l2_bytes: int) -> int:
+    """Of how many samples the backward kernels, which read all inputs twice, find them in L2 the second time; at
+    least 1. size: bytes of a number."""
     each = heads * (3 * queries + 2 * keys) * dim * size  # q, out and its gradient; k and v
-    return min(batch, max(1, second_cache // each))
+    return min(batch, max(1, l2_bytes // each))

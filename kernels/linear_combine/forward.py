@@ -8,18 +8,14 @@ GPU has run it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.ahead_of_time import Variant
-
 BLOCK = 1024  # numbers of every output that a program instance makes; whole groups of the noise
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 # Kinds of inputs: places in fastdiff.program.KINDS.
 BUFFER, COND, UNCOND, NOISE = (tl.constexpr(kind) for kind in range(4))
@@ -132,28 +128,19 @@ def linear_combine_kernel(
 
 
 def launch_step(
-    table: Tensor,
-    coefficients: Tensor,
-    keys: Tensor,
-    broken: Tensor,
-    cond: Tensor,
-    uncond: Tensor,
-    *,
-    batch: int,
-    elements: int,
-    num_inputs: int,
-    num_outputs: int,
-    state: torch.dtype,
-    noisy: bool,
-) -> None:
+    table: Tensor, coefficients: Tensor, keys: Tensor, broken: Tensor, cond: Tensor, uncond: Tensor, *, batch: int,
+    elements: int, num_inputs: int, num_outputs: int, state: torch.dtype, noisy: bool,
+) -> None:  # fmt: skip
     """One step; the arguments are those of the kernel. state: the type of the buffers; noisy: an input is noise."""
     if not batch * elements:
         return
     if not noisy:  # samples matter to the noise alone
         batch, elements = 1, batch * elements
     linear_combine_kernel[triton.cdiv(elements, BLOCK), batch](
-        cond, uncond, table, coefficients, keys, broken, elements, num_inputs, num_outputs,
-        triton.next_power_of_2(num_outputs), TYPES[state], TYPES[coefficients.dtype], noisy, BLOCK, **OPTIONS,
+        cond=cond, uncond=uncond, table=table, coefficients=coefficients, keys=keys, broken=broken,
+        elements=elements, num_inputs=num_inputs, num_outputs=num_outputs,
+        padded_outputs=triton.next_power_of_2(num_outputs), state=TYPES[state], sum_type=TYPES[coefficients.dtype],
+        noisy=noisy, block=BLOCK, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -177,33 +164,14 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     padding = [0.0] * (triton.next_power_of_2(len(outputs)) - len(outputs))
     columns = [[*column, *padding] for column in zip(*coefficients)]
     sum_type = torch.float64 if first.dtype == torch.float64 else torch.float32
-    arguments: dict[str, Any] = dict(
-        table=make_table(
-            [BUFFER.value] * len(inputs),
-            [x.data_ptr() for x in inputs],
-            [(y.data_ptr(), 0, 0) for y in outputs],
-            first.device,
-        ),
-        coefficients=torch.tensor(columns, dtype=torch.float64).to(first.device, sum_type),
-        keys=torch.empty(0, dtype=torch.int64, device=first.device),
-        broken=torch.empty(1, dtype=torch.int32, device=first.device),
-    )
+    device = first.device
+    addresses = [x.data_ptr() for x in inputs], [(y.data_ptr(), 0, 0) for y in outputs]
     launch_step(
-        **arguments, cond=first, uncond=first, batch=1, elements=first.numel(), num_inputs=len(inputs),
-        num_outputs=len(outputs), state=first.dtype, noisy=False,
+        table=make_table([BUFFER.value] * len(inputs), *addresses, device),
+        coefficients=torch.tensor(columns, dtype=torch.float64).to(device, sum_type),
+        keys=torch.empty(0, dtype=torch.int64, device=device),
+        broken=torch.empty(1, dtype=torch.int32, device=device),
+        cond=first, uncond=first, batch=1, elements=first.numel(), num_inputs=len(inputs), num_outputs=len(outputs),
+        state=first.dtype, noisy=False,
     )  # fmt: skip
     return tuple(outputs)
-
-
-def variants(model: torch.dtype, outputs: int, noisy: bool) -> Iterator[Variant]:
-    """What a step compiles for a network of a dtype, a number of outputs, and with noise among the inputs or not."""
-    state = torch.promote_types(model, torch.float32)
-    names = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-    types = {"cond": "*" + names[model], "uncond": "*" + names[model], "coefficients": "*" + names[state]}
-    types |= {"table": "*i64", "keys": "*i64", "broken": "*i32"}
-    types |= {name: "i32" for name in ("elements", "num_inputs", "num_outputs")}
-    constants = {
-        "padded_outputs": triton.next_power_of_2(outputs), "state": TYPES[state], "sum_type": TYPES[state],
-        "noisy": noisy, "block": BLOCK,
-    }  # fmt: skip
-    yield Variant(linear_combine_kernel, types, constants, OPTIONS, ("elements",))

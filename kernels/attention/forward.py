@@ -15,70 +15,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.errors import expect
-from fastdiff.kernels.attention_launch import MASK_UNIT, contiguous_rows, jit, prepare_mask, strides_of, unit_of
-from fastdiff.kernels.attention_tiles import MAPS, Tile, kind_of, splits_for, widths
-from fastdiff.kernels.attention_tuning import tile_for
-from fastdiff.runtime.device import processors
+from fastdiff.runtime.device import properties
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
+from .blocks import (
+    LN_2,
+    LOG2_E,
+    MASK_UNIT,
+    SIZES,
+    accumulate,
+    add_mask,
+    load_log_sum_exp,
+    load_rows,
+    load_tile,
+    multiply,
+    store_rows,
+    store_tile,
+    zero_tile,
+)
+from .launch import contiguous_rows, head_shape, prepare_mask, strides, tile_for, unit_of
+from .tiles import MAPS, Tile, kind_of, splits_for
+
 COMBINE_ROWS = 16
 
 
-@triton.jit
-def load_rows(
-    base, rows, stride, limit,
-    first: tl.constexpr, width: tl.constexpr, dim: tl.constexpr, whole: tl.constexpr,
-):  # fmt: skip
-    """Columns [first, first + width) of some rows, 0 outside of [0, limit) x [0, dim); `whole`: no row is outside."""
-    columns = first + tl.arange(0, width)
-    place = base + rows[:, None] * stride + columns[None, :]
-    inside = columns[None, :] < dim
-    if whole:
-        tile = tl.load(place) if first + width <= dim else tl.load(place, mask=inside, other=0.0)
-    elif first + width <= dim:
-        tile = tl.load(place, mask=rows[:, None] < limit, other=0.0)
-    else:
-        tile = tl.load(place, mask=(rows[:, None] < limit) & inside, other=0.0)
-    return tile
-
-
-@triton.jit
-def store_rows(base, rows, stride, limit, tile, first: tl.constexpr, width: tl.constexpr, dim: tl.constexpr):
-    """The reverse of load_rows."""
-    columns = first + tl.arange(0, width)
-    inside = rows[:, None] < limit
-    if first + width > dim:
-        inside = inside & (columns[None, :] < dim)
-    tl.store(base + rows[:, None] * stride + columns[None, :], tile.to(base.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def add_mask(s, mask, m, n, row, rows, boolean: tl.constexpr):
-    """Scores in units of log 2 with a mask: -inf where a boolean one is False.
-
-    mask: address of the tile's first element; m, n: offsets in it that broadcast to s, of rows `row` units apart; rows:
-    how many are left. All columns can be read, and 16 bytes at a time: single loads need more registers than there are.
-    """
-    value = tl.load(mask + (m * (row * MASK_UNIT) + n), mask=m < rows, other=0)
-    return tl.where(value != 0, s, float("-inf")) if boolean else s + value.to(tl.float32) * LOG2_E
-
-
-@triton.jit
-def load_log_sum_exp(lse, m, queries):
-    """In units of log 2; where there is no key (-inf), and outside, infinity: every probability is 0."""
-    value = tl.load(lse + m, mask=m < queries, other=float("inf"))
-    return tl.where(value == float("-inf"), float("inf"), value * LOG2_E)
-
-
-@triton.jit
-def accumulate(sums, a, b, precision: tl.constexpr):
-    """sums + a b. In float32 the product is summed for itself first: one chain over thousands of terms rounds more."""
-    return sums + tl.dot(a, b, input_precision=precision) if b.dtype == tl.float32 else tl.dot(a, b, sums)
-
-
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_forward_kernel(
     q, k, v, mask, out, lse,
     batch, heads, queries, keys, split_blocks, scale,
@@ -108,21 +68,15 @@ def attention_forward_kernel(
     k += (b * k_batch + h * k_head) * unit
     v += (b * v_batch + h * v_head) * unit
     mask += (b * mask_batch + h * mask_head + first.to(tl.int64) * mask_row) * MASK_UNIT + begin
-    q0 = load_rows(q, m, q_row * unit, queries, 0, width0, dim, False)
-    sum0 = tl.zeros((block_m, width0), tl.float32)
-    if width1 > 0:
-        q1 = load_rows(q, m, q_row * unit, queries, width0, width1, dim, False)
-        sum1 = tl.zeros((block_m, width1), tl.float32)
+    q0, q1 = load_tile(q, m, q_row * unit, queries, width0, width1, dim, False)
+    sum0, sum1 = zero_tile(block_m, width0, width1)
     top = tl.full((block_m,), float("-inf"), tl.float32)  # running maximum of scores in units of log 2
     total = tl.zeros((block_m,), tl.float32)
     log2_scale = scale * LOG2_E
     for start in range(begin, end, block_n):
         n = start + j
-        k0 = load_rows(k, n, k_row * unit, keys, 0, width0, dim, whole_keys)
-        s = tl.dot(q0, tl.trans(k0), input_precision=precision)
-        if width1 > 0:
-            k1 = load_rows(k, n, k_row * unit, keys, width0, width1, dim, whole_keys)
-            s = tl.dot(q1, tl.trans(k1), s, input_precision=precision)
+        k0, k1 = load_tile(k, n, k_row * unit, keys, width0, width1, dim, whole_keys)
+        s = multiply(q0, q1, k0, k1, width1, precision)
         if masking != "none":
             s = add_mask(s * log2_scale, mask, i[:, None], j[None, :], mask_row, queries - first, masking == "boolean")
             mask += block_n
@@ -142,21 +96,17 @@ def attention_forward_kernel(
             rescale = tl.exp2(top - against)
         total = total * rescale + tl.sum(p, axis=1)
         top = highest
-        v0 = load_rows(v, n, v_row * unit, keys, 0, width0, dim, whole_keys)
-        sum0 = accumulate(sum0 * rescale[:, None], p.to(v0.dtype), v0, precision)
-        if width1 > 0:
-            v1 = load_rows(v, n, v_row * unit, keys, width0, width1, dim, whole_keys)
-            sum1 = accumulate(sum1 * rescale[:, None], p.to(v1.dtype), v1, precision)
-    inverse = 1.0 / tl.where(total > 0, total, 1.0)  # a row without keys gives 0, as torch's does
+        v0, v1 = load_tile(v, n, v_row * unit, keys, width0, width1, dim, whole_keys)
+        rescale = rescale[:, None]
+        sum0, sum1 = accumulate(sum0 * rescale, sum1 * rescale, p, v0, v1, width1, precision)
+    inverse = 1.0 / tl.where(total > 0, total, 1.0)[:, None]  # a row without keys gives 0, as torch's does
     out += split.to(tl.int64) * out_split + (b * out_batch + h * out_head) * unit
-    store_rows(out, m, out_row * unit, queries, sum0 * inverse[:, None], 0, width0, dim)
-    if width1 > 0:
-        store_rows(out, m, out_row * unit, queries, sum1 * inverse[:, None], width0, width1, dim)
+    store_tile(out, m, out_row * unit, queries, sum0 * inverse, sum1 * inverse, width0, width1, dim)
     lse += ((split.to(tl.int64) * batch + b) * heads + h) * queries
     tl.store(lse + m, (top + tl.log2(total)) * LN_2, mask=m < queries)
 
 
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_combine_kernel(
     parts, part_lse, out, lse,
     batch, heads, queries, splits, out_batch, out_head, out_row,
@@ -188,7 +138,7 @@ def attention_combine_kernel(
     tl.store(lse + head * queries + m, (top + tl.log2(total)) * LN_2, mask=m < queries)
 
 
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def attention_maps_kernel(
     q, k, mask, lse, maps,
     heads, queries, keys, scale,
@@ -205,14 +155,9 @@ def attention_maps_kernel(
     m, n = first + i, start + j
     q += (b * q_batch + h * q_head) * unit
     k += (b * k_batch + h * k_head) * unit
-    q0 = load_rows(q, m, q_row * unit, queries, 0, width0, dim, False)
-    k0 = load_rows(k, n, k_row * unit, keys, 0, width0, dim, False)
-    s = tl.dot(q0, tl.trans(k0), input_precision=precision)
-    if width1 > 0:
-        q1 = load_rows(q, m, q_row * unit, queries, width0, width1, dim, False)
-        k1 = load_rows(k, n, k_row * unit, keys, width0, width1, dim, False)
-        s = tl.dot(q1, tl.trans(k1), s, input_precision=precision)
-    s = s * (scale * LOG2_E)
+    q0, q1 = load_tile(q, m, q_row * unit, queries, width0, width1, dim, False)
+    k0, k1 = load_tile(k, n, k_row * unit, keys, width0, width1, dim, False)
+    s = multiply(q0, q1, k0, k1, width1, precision) * (scale * LOG2_E)
     if masking != "none":
         mask += (b * mask_batch + h * mask_head + first.to(tl.int64) * mask_row) * MASK_UNIT + start
         s = add_mask(s, mask, i[:, None], j[None, :], mask_row, queries - first, masking == "boolean")
@@ -222,16 +167,9 @@ def attention_maps_kernel(
 
 
 def attention_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    precision: str = "ieee",
-    tile: Tile | None = None,
-    splits: int | None = None,
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None,
+    precision: str = "ieee", tile: Tile | None = None, splits: int | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(scale q k^T + mask) v and the log-sum-exp of the scores.
 
     q: (B, H, Sq, D); k, v: (B, H, Sk, D); D <= 256; float32, bfloat16 or float16, any strides (read in place if rows
@@ -239,58 +177,47 @@ def attention_forward(
     default. A query without keys gives 0, as torch's scaled_dot_product_attention does. precision: "ieee", or "tf32"
     for float32 products on tensor cores. tile, splits (of the keys): chosen by shape and device by default.
     Returns (B, H, Sq, D) in q's dtype, a view of (B, Sq, H, D) storage, and (B, H, Sq) in float32, -inf where there is
-    no key. Raises ValueError for what the kernel cannot take.
+    no key. Raises ValueError for a head dimension above 256, and for a head that spans more than 2^31 numbers.
     """
-    expect(k.shape == v.shape, f"k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
     q, k, v = (contiguous_rows(t) for t in (q, k, v))
     out = torch.empty((batch, queries, heads, dim), dtype=q.dtype, device=q.device).transpose(1, 2)
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
-    kind_of(q.dtype, precision)  # raises for other types
-    width, available = widths(dim), processors(q.device)
     if not lse.numel():
         return out, lse
-    given_mask = mask
-    masking, mask, mask_strides = prepare_mask(mask, q, k)
-    scale = dim**-0.5 if scale is None else scale
-    given: dict[str, Any] = {"mask": given_mask, "scale": scale, "precision": precision}
+    given: dict[str, Any] = {"mask": mask, "scale": scale, "precision": precision}
     tile = tile or tile_for(
-        "forward", q, k, given_mask, precision, lambda tile: attention_forward(q, k, v, tile=tile, **given)
+        "forward", q, k, mask, precision, lambda tile: attention_forward(q, k, v, tile=tile, **given)
     )
+    scale = dim**-0.5 if scale is None else scale
     programs, blocks = triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)
-    splits = splits or splits_for(programs, blocks, available)
+    splits = splits or splits_for(programs, blocks, properties(q.device).multiprocessors)
     unit = unit_of(q, k, v, out)
     to, to_lse = out, lse
     if splits > 1:
         to = torch.empty((splits, *q.shape), dtype=torch.float32, device=q.device)
         to_lse = torch.empty((splits, *lse.shape), dtype=torch.float32, device=q.device)
-    attention_forward_kernel[(programs, splits)](
-        q, k, v, mask, to, to_lse,
-        batch, heads, queries, keys, triton.cdiv(blocks, splits), scale,
-        *(n for t in (q, k, v) for n in strides_of(t, unit)), out.numel(),
-        *strides_of(out if splits == 1 else to[0], unit), *mask_strides,
-        dim, *width, unit, masking, keys % tile.block_n == 0, scale > 0, precision, tile.block_m, tile.block_n,
-        **tile.options,
+    attention_forward_kernel[programs, splits](
+        q=q, k=k, v=v, out=to, lse=to_lse, **prepare_mask(mask, q, k),
+        batch=batch, heads=heads, queries=queries, keys=keys, split_blocks=triton.cdiv(blocks, splits), scale=scale,
+        **strides(unit, q=q, k=k, v=v, out=out if splits == 1 else to[0]), out_split=out.numel(),
+        **head_shape(dim, unit), whole_keys=keys % tile.block_n == 0, positive=scale > 0, precision=precision,
+        **tile.blocks, **tile.options,
     )  # fmt: skip
     if splits > 1:
         attention_combine_kernel[(triton.cdiv(queries, COMBINE_ROWS) * batch * heads,)](
-            to, to_lse, out, lse, batch, heads, queries, splits, *strides_of(out, unit),
-            dim, triton.next_power_of_2(dim), unit, COMBINE_ROWS, num_warps=4, enable_fp_fusion=True,
+            parts=to, part_lse=to_lse, out=out, lse=lse, batch=batch, heads=heads, queries=queries, splits=splits,
+            **strides(unit, out=out), dim=dim, width=triton.next_power_of_2(dim), unit=unit, block_m=COMBINE_ROWS,
+            num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out, lse
 
 
 def attention_maps(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    *,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    precision: str = "ieee",
-    tile: Tile | None = None,
-) -> Tensor:
+    q: Tensor, k: Tensor, lse: Tensor, *, mask: Tensor | None = None, scale: float | None = None,
+    precision: str = "ieee", tile: Tile | None = None,
+) -> Tensor:  # fmt: skip
     """The probabilities (B, H, Sq, Sk), in q's dtype, of what attention_forward returned `lse` for."""
     batch, heads, queries, dim = q.shape
     keys = k.shape[2]
@@ -298,31 +225,11 @@ def attention_maps(
     maps = torch.empty((batch, heads, queries, keys), dtype=q.dtype, device=q.device)
     if not maps.numel():
         return maps
-    masking, mask, mask_strides = prepare_mask(mask, q, k)
     tile = tile or MAPS[kind_of(q.dtype, precision)]
     unit = unit_of(q, k)
     attention_maps_kernel[triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)](
-        q, k, mask, lse, maps,
-        heads, queries, keys, dim**-0.5 if scale is None else scale,
-        *strides_of(q, unit), *strides_of(k, unit), *mask_strides,
-        dim, *widths(dim), unit, masking, precision, tile.block_m, tile.block_n, **tile.options,
+        q=q, k=k, lse=lse, maps=maps, **prepare_mask(mask, q, k),
+        heads=heads, queries=queries, keys=keys, scale=dim**-0.5 if scale is None else scale,
+        **strides(unit, q=q, k=k), **head_shape(dim, unit), precision=precision, **tile.blocks, **tile.options,
     )  # fmt: skip
     return maps
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None = None,
-    scale: float | None = None,
-    return_maps: bool = False,
-    precision: str = "ieee",
-) -> Tensor | tuple[Tensor, Tensor]:
-    """As fastdiff.ops.attention, for tensors that Triton can reach; see attention_forward. With return_maps, the
-    probabilities (B, H, Sq, Sk) as well, which are made by a second kernel."""
-    out, lse = attention_forward(q, k, v, mask=mask, scale=scale, precision=precision)
-    if not return_maps:
-        return out
-    return out, attention_maps(q, k, lse, mask=mask, scale=scale, precision=precision)

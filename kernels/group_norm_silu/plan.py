@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from math import gcd
 from typing import NamedTuple
 
+from fastdiff.runtime.device import Device
+
 # Numbers of a group that stays in registers, 40 a thread of 16 warps; channels-last, where addresses take more of them.
 MAX_WHOLE, MAX_WHOLE_LAST = 20480, 10240
 TILE = 4096  # numbers of a tile otherwise
@@ -16,7 +18,7 @@ SECTOR = 64  # bytes that memory moves at least
 class Plan(NamedTuple):
     """whole: a program instance holds a group, in a tile of block_channels and one of more_channels channels (or none).
     Otherwise it goes over part_pixels pixels of one, tile by tile, and launches follow each other for `pairs` groups at
-    a time, which the second cache keeps meanwhile."""
+    a time, which L2 keeps meanwhile."""
 
     whole: bool
     block_channels: int
@@ -28,9 +30,10 @@ class Plan(NamedTuple):
     more_channels: int = 0
 
     @property
-    def blocks(self) -> tuple[int, int]:
-        """Channels and pixels of a tile."""
-        return self.block_channels, self.block_pixels
+    def options(self) -> dict[str, int | bool]:
+        """Of a launch: channels and pixels of a tile, warps."""
+        blocks = {"block_channels": self.block_channels, "block_pixels": self.block_pixels}
+        return {**blocks, "num_warps": self.num_warps, "enable_fp_fusion": True}
 
     def launches(self, pairs: int) -> Iterator[tuple[int, int]]:
         """The first of `pairs` groups of all samples that a launch has, and how many."""
@@ -40,9 +43,9 @@ class Plan(NamedTuple):
 
 def plan(
     samples: int, num_groups: int, width: int, pixels: int, size: int, *,
-    channels_last: bool, processors: int, second_cache: int, tensors: int = 1, whole: bool | None = None,
+    channels_last: bool, device: Device, tensors: int = 1, whole: bool | None = None,
 ) -> Plan:  # fmt: skip
-    """width: channels of a group; size: bytes of a number; second_cache: in bytes.
+    """width: channels of a group; size: bytes of a number.
 
     tensors: how many of x's size are read more than once. whole: as it fits by default.
     """
@@ -64,14 +67,14 @@ def plan(
         columns = min(TILE // even, max(16, columns))
         channels = even if columns == TILE // even else min(TILE // columns, channels)
     each = width * pixels * size * tensors
-    # Half of the cache: what is written goes through it as well.
-    at_once = min(pairs, max(1, second_cache // 2 // each))
+    # Half of L2: what is written goes through it as well.
+    at_once = min(pairs, max(1, device.l2_bytes // 2 // each))
     if channels_last and at_once < pairs:
         unit = SECTOR // gcd(SECTOR, width * size)  # groups whose channels fill sectors
         at_once = min(pairs, max(unit, at_once // unit * unit))
     # Four program instances a multiprocessor, each with two tiles or more.
     most = max(1, min(MAX_PARTS, width * pixels // (2 * TILE)))
-    parts = min(most, -(-4 * processors // at_once))
+    parts = min(most, -(-4 * device.multiprocessors // at_once))
     part_pixels = -(-pixels // parts // columns) * columns if pixels > columns else pixels
     return Plan(False, channels, columns, 8, part_pixels, -(-pixels // part_pixels), at_once)
 

@@ -1,6 +1,6 @@
 """Gradients of group_norm_silu in Triton.
 
-Three launches for as many groups at a time as the second cache keeps: statistics of parts again, two sums over the
+Three launches for as many groups at a time as L2 keeps: statistics of parts again, two sums over the
 pixels of each part for every channel, from which all gradients but dx follow, and dx. No GPU has run them.
 """
 
@@ -11,15 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.group_norm_plan import Plan
-from fastdiff.kernels.group_norm_silu import (
+from .forward import (
+    SIZES,
+    arguments,
     channel_factors,
     group_norm_silu_statistics_kernel,
     in_layout,
-    jit,
+    load_channels,
     merge_statistics,
     plan_for,
 )
+from .plan import Plan
 
 
 @triton.jit
@@ -31,7 +33,7 @@ def through_activation(g, y, silu: tl.constexpr):
     return g
 
 
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_silu_sums_kernel(
     x, weight, bias, scale, shift, grad, partial, sums,
     first_pair, groups, samples, channels, pixels, width, part_pixels, parts, eps,
@@ -58,11 +60,8 @@ def group_norm_silu_sums_kernel(
         total = tl.zeros((block_channels,), tl.float32)
         product = tl.zeros((block_channels,), tl.float32)
         for pixel in range(part * part_pixels, end, block_pixels):
-            p = pixel + j
-            inside = (c < width)[:, None] & (p < end)[None, :]
-            place = c[:, None] * channel_stride + p[None, :] * pixel_stride
-            v = tl.load(x + place, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
-            g = tl.load(grad + place, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            v, _ = load_channels(x, c, pixel + j, width, end, channel_stride, pixel_stride, "evict_last")
+            g, _ = load_channels(grad, c, pixel + j, width, end, channel_stride, pixel_stride, "evict_last")
             normal = (v - mean) * inverse
             g = through_activation(g, normal * factor[:, None] + offset[:, None], silu)
             total += tl.sum(g, axis=1)
@@ -72,7 +71,7 @@ def group_norm_silu_sums_kernel(
         tl.store(sums + parts * samples * channels + place, product, mask=c < width)
 
 
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_silu_dx_kernel(
     x, weight, bias, scale, shift, grad, partial, sums, dx,
     first_pair, groups, samples, channels, pixels, width, part_pixels, parts, eps,
@@ -112,62 +111,47 @@ def group_norm_silu_dx_kernel(
         )  # fmt: skip
         for pixel in range(part * part_pixels, end, block_pixels):
             p = pixel + j
-            inside = (c < width)[:, None] & (p < end)[None, :]
-            place = c[:, None] * channel_stride + p[None, :] * pixel_stride
-            v = tl.load(x + place, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
-            g = tl.load(grad + place, mask=inside, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            v, inside = load_channels(x, c, p, width, end, channel_stride, pixel_stride, "evict_first")
+            g, _ = load_channels(grad, c, p, width, end, channel_stride, pixel_stride, "evict_first")
             normal = (v - mean) * inverse
             g = through_activation(g, normal * factor[:, None] + offset[:, None], silu) * factor[:, None]
             result = (g - mean_gradient - normal * mean_product) * inverse
-            tl.store(dx + place, result.to(dx.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+            place = dx + c[:, None] * channel_stride + p[None, :] * pixel_stride
+            tl.store(place, result.to(dx.dtype.element_ty), mask=inside, eviction_policy="evict_first")
 
 
 def group_norm_silu_backward(
-    grad: Tensor,
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str | None = "silu",
+    grad: Tensor, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
     cut: Plan | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Gradients of x and, where given, weight, bias, scale and shift, by name, from the gradient of the result.
 
     Arguments as of group_norm_silu; grad: of x's shape. Sums are in float32 and do not change from run to run.
     """
     samples, channels = x.shape[:2]
     given = {"weight": weight, "bias": bias, "scale": scale, "shift": shift}
-    given = {name: t for name, t in given.items() if t is not None}
+    present = {name: t for name, t in given.items() if t is not None}
     x, last = in_layout(x)
     grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     dx = torch.empty_like(x)
     if not x.numel():
-        return {"x": dx} | {name: torch.zeros_like(t) for name, t in given.items()}
-    pixels, width, pairs = x.numel() // (samples * channels), channels // num_groups, samples * num_groups
+        return {"x": dx} | {name: torch.zeros_like(t) for name, t in present.items()}
     cut = cut or plan_for(x, num_groups, last, tensors=2, whole=False)
-    adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
-    vectors = [x if t is None else t.contiguous() for t in (weight, bias, *adaptive)]
-    flags = (weight is not None, bias is not None, scale is not None, shift is not None, activation == "silu")
-    strides = (1, channels) if last else (pixels, 1)
-    options = {"num_warps": cut.num_warps, "enable_fp_fusion": True}
-    partial = torch.empty((samples, num_groups, cut.parts, 2), dtype=torch.float32, device=x.device)
-    parts_of_sums = torch.empty((2, cut.parts, samples, channels), dtype=torch.float32, device=x.device)
+    place, rest = arguments(x, num_groups, weight, bias, eps, scale, shift, activation)
+    pairs = samples * num_groups
+    partial = torch.empty((pairs, cut.parts, 2), dtype=torch.float32, device=x.device)
+    sums = torch.empty((2, cut.parts, samples, channels), dtype=torch.float32, device=x.device)
     for first, count in cut.launches(pairs):
-        grid = (count, cut.parts)
-        group_norm_silu_statistics_kernel[grid](
-            x, partial, first, num_groups, channels, pixels, width, cut.part_pixels, *strides, *cut.blocks, **options
-        )
-        sizes = (first, num_groups, samples, channels, pixels, width, cut.part_pixels, cut.parts, eps, *strides)
-        constants = (*flags, *cut.blocks, triton.next_power_of_2(cut.parts))
-        group_norm_silu_sums_kernel[grid](x, *vectors, grad, partial, parts_of_sums, *sizes, *constants, **options)
-        group_norm_silu_dx_kernel[grid](x, *vectors, grad, partial, parts_of_sums, dx, *sizes, *constants, **options)
+        part = dict(x=x, partial=partial, first_pair=first, part_pixels=cut.part_pixels, **place, **cut.options)
+        group_norm_silu_statistics_kernel[count, cut.parts](**part)
+        part |= dict(grad=grad, sums=sums, samples=samples, **rest)
+        part |= dict(parts=cut.parts, parts_block=triton.next_power_of_2(cut.parts))
+        group_norm_silu_sums_kernel[count, cut.parts](**part)
+        group_norm_silu_dx_kernel[count, cut.parts](**part, dx=dx)
     # What is left are sums over a few numbers a channel.
-    gradient, product = parts_of_sums.sum(1)
-    modulation = 1.0 if scale is None else 1 + adaptive[0].float()
+    gradient, product = sums.sum(1)
+    modulation = 1.0 if scale is None else 1 + rest["scale"].float()
     results = {
         "weight": lambda: (product * modulation).sum(0),
         "bias": lambda: (gradient * modulation).sum(0),
@@ -176,4 +160,4 @@ def group_norm_silu_backward(
         ),
         "shift": lambda: gradient,
     }
-    return {"x": dx} | {name: results[name]().to(t.dtype).reshape(t.shape) for name, t in given.items()}
+    return {"x": dx} | {name: results[name]().to(t.dtype).reshape(t.shape) for name, t in present.items()}

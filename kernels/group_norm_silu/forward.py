@@ -1,30 +1,25 @@
 """group_norm_silu in Triton: the counterpart of csrc/cpu/group_norm_silu.cpp.
 
 A group that fits in registers is read once, by one program instance. Others are cut into parts of their pixels: one
-launch makes the statistics of parts, the next merges them and writes the result, for as many groups at a time as the
-second cache keeps (see group_norm_plan). Contiguous and channels-last tensors differ in their strides. No GPU has run
-it.
+launch makes the statistics of parts, the next merges them and writes the result, for as many groups at a time as L2
+keeps (see plan.py). Contiguous and channels-last tensors differ in their strides. No GPU has run it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdiff.kernels.group_norm_plan import Plan, plan
-from fastdiff.runtime.device import processors, second_cache
+from fastdiff.runtime.device import properties
 
+from .plan import Plan, plan
+
+# Not specialized: a kernel compiled for one size serves all.
 SIZES = ["first_pair", "groups", "width", "part_pixels", "parts"]
-
-
-def jit(function: Callable) -> triton.JITFunction:
-    """triton.jit that compiles once for all of SIZES."""
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(function, do_not_specialize=[name for name in names if name in SIZES])
 
 
 @triton.jit
@@ -63,11 +58,11 @@ def merge_statistics(partial, parts, part_pixels, pixels, width, eps, parts_bloc
 
 
 @triton.jit
-def load_channels(x, c, p, width, pixels, channel_stride, pixel_stride):
-    """Some channels of a group, 0 outside of it; and which numbers are inside."""
-    inside = (c < width)[:, None] & (p < pixels)[None, :]
-    v = tl.load(x + c[:, None] * channel_stride + p[None, :] * pixel_stride, mask=inside, other=0.0)
-    return v.to(tl.float32), inside
+def load_channels(x, c, p, width, end, channel_stride, pixel_stride, eviction: tl.constexpr):
+    """Pixels of some channels of a group, 0 outside of it; and which numbers are inside."""
+    inside = (c < width)[:, None] & (p < end)[None, :]
+    place = x + c[:, None] * channel_stride + p[None, :] * pixel_stride
+    return tl.load(place, mask=inside, other=0.0, eviction_policy=eviction).to(tl.float32), inside
 
 
 @triton.jit
@@ -88,7 +83,7 @@ def store_channels(
     tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
 
 
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_silu_whole_kernel(
     x, weight, bias, scale, shift, out,
     groups, channels, pixels, width, eps, channel_stride, pixel_stride,
@@ -102,11 +97,11 @@ def group_norm_silu_whole_kernel(
     out += start
     c, p = tl.arange(0, block_channels), tl.arange(0, block_pixels)
     count = pixels.to(tl.float32) * width
-    d, inside = load_channels(x, c, p, width, pixels, channel_stride, pixel_stride)
+    d, inside = load_channels(x, c, p, width, pixels, channel_stride, pixel_stride, "")
     total = tl.sum(d)
     if more_channels > 0:
         c1 = block_channels + tl.arange(0, more_channels)
-        d1, inside1 = load_channels(x, c1, p, width, pixels, channel_stride, pixel_stride)
+        d1, inside1 = load_channels(x, c1, p, width, pixels, channel_stride, pixel_stride, "")
         total += tl.sum(d1)
     mean = total / count
     d = tl.where(inside, d - mean, 0.0)
@@ -128,7 +123,7 @@ def group_norm_silu_whole_kernel(
         )  # fmt: skip
 
 
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_silu_statistics_kernel(
     x, partial,
     first_pair, groups, channels, pixels, width, part_pixels, channel_stride, pixel_stride,
@@ -145,10 +140,7 @@ def group_norm_silu_statistics_kernel(
     for first in range(0, width, block_channels):
         c = first + i
         for pixel in range(part * part_pixels, end, block_pixels):
-            p = pixel + j
-            inside = (c < width)[:, None] & (p < end)[None, :]
-            place = x + c[:, None] * channel_stride + p[None, :] * pixel_stride
-            v = tl.load(place, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
+            v, inside = load_channels(x, c, pixel + j, width, end, channel_stride, pixel_stride, "evict_last")
             n = (tl.minimum(width - first, block_channels) * tl.minimum(end - pixel, block_pixels)).to(tl.float32)
             tile_mean = tl.sum(v) / n
             d = tl.where(inside, v - tile_mean, 0.0)
@@ -162,7 +154,7 @@ def group_norm_silu_statistics_kernel(
     tl.store(partial + 1, squares)
 
 
-@jit
+@triton.jit(do_not_specialize=SIZES)
 def group_norm_silu_apply_kernel(
     x, weight, bias, scale, shift, partial, out,
     first_pair, groups, channels, pixels, width, part_pixels, parts, eps, channel_stride, pixel_stride,
@@ -196,50 +188,56 @@ def group_norm_silu_apply_kernel(
 
 
 def group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str | None = "silu",
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *,
+    scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
     cut: Plan | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """As fastdiff.ops.group_norm_silu, for tensors that Triton can reach, contiguous or channels-last.
 
     cut: into parts; chosen by shape and device by default.
     """
-    samples, channels = x.shape[:2]
     x, last = in_layout(x)
     out = torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
     if not x.numel():
         return out
-    pixels, width = x.numel() // (samples * channels), channels // num_groups
     cut = cut or plan_for(x, num_groups, last)
-    adaptive = [t if t is None else t.reshape(samples, channels).contiguous() for t in (scale, shift)]
-    vectors = [x if t is None else t.contiguous() for t in (weight, bias, *adaptive)]
-    flags = (weight is not None, bias is not None, scale is not None, shift is not None, activation == "silu")
-    strides, pairs = ((1, channels) if last else (pixels, 1)), samples * num_groups
-    options = {"num_warps": cut.num_warps, "enable_fp_fusion": True}
+    place, rest = arguments(x, num_groups, weight, bias, eps, scale, shift, activation)
+    pairs = x.shape[0] * num_groups
     if cut.whole:
         group_norm_silu_whole_kernel[(pairs,)](
-            x, *vectors, out, num_groups, channels, pixels, width, eps, *strides, *flags, *cut.blocks,
-            cut.more_channels, **options,
-        )  # fmt: skip
-        return out
-    partial = torch.empty((samples, num_groups, cut.parts, 2), dtype=torch.float32, device=x.device)
-    for first, count in cut.launches(pairs):
-        group_norm_silu_statistics_kernel[count, cut.parts](
-            x, partial, first, num_groups, channels, pixels, width, cut.part_pixels, *strides, *cut.blocks, **options
+            x=x, out=out, **place, **rest, **cut.options, more_channels=cut.more_channels
         )
+        return out
+    partial = torch.empty((pairs, cut.parts, 2), dtype=torch.float32, device=x.device)
+    for first, count in cut.launches(pairs):
+        part = dict(x=x, partial=partial, first_pair=first, part_pixels=cut.part_pixels, **place, **cut.options)
+        group_norm_silu_statistics_kernel[count, cut.parts](**part)
         group_norm_silu_apply_kernel[count, cut.parts](
-            x, *vectors, partial, out,
-            first, num_groups, channels, pixels, width, cut.part_pixels, cut.parts, eps, *strides,
-            *flags, *cut.blocks, triton.next_power_of_2(cut.parts), **options,
-        )  # fmt: skip
+            out=out, **part, **rest, parts=cut.parts, parts_block=triton.next_power_of_2(cut.parts)
+        )
     return out
+
+
+def arguments(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, scale: Tensor | None,
+    shift: Tensor | None, activation: str | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Of all kernels, by their names: where the numbers of x are, and what is done to them after normalization."""
+    samples, channels = x.shape[:2]
+    pixels = x.numel() // (samples * channels)
+    steps = (pixels, 1) if x.is_contiguous() else (1, channels)
+    place = dict(
+        groups=num_groups, channels=channels, pixels=pixels, width=channels // num_groups,
+        channel_stride=steps[0], pixel_stride=steps[1],
+    )  # fmt: skip
+    scale, shift = (t if t is None else t.reshape(samples, channels) for t in (scale, shift))
+    vectors = dict(weight=weight, bias=bias, scale=scale, shift=shift)
+    rest = dict(
+        **{name: x if t is None else t.contiguous() for name, t in vectors.items()}, eps=eps,
+        affine=weight is not None, biased=bias is not None, scaled=scale is not None, shifted=shift is not None,
+        silu=activation == "silu",
+    )  # fmt: skip
+    return place, rest
 
 
 def in_layout(x: Tensor) -> tuple[Tensor, bool]:
@@ -248,10 +246,12 @@ def in_layout(x: Tensor) -> tuple[Tensor, bool]:
     return (x if last else x.contiguous()), last
 
 
-def plan_for(x: Tensor, num_groups: int, channels_last: bool, **options: int | bool) -> Plan:
+def plan_for(x: Tensor, num_groups: int, channels_last: bool, **options: Any) -> Plan:
     """The plan of x on its device; options: as those of `plan`."""
     samples, channels = x.shape[:2]
+    pixels = x.numel() // (samples * channels)
+    device = properties(x.device)
     return plan(
-        samples, num_groups, channels // num_groups, x.numel() // (samples * channels), x.element_size(),
-        channels_last=channels_last, processors=processors(x.device), second_cache=second_cache(x.device), **options,
+        samples, num_groups, channels // num_groups, pixels, x.element_size(), channels_last=channels_last,
+        device=device, **options,
     )  # fmt: skip

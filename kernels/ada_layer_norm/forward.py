@@ -1,0 +1,107 @@
+"""ada_layer_norm in Triton: the counterpart of csrc/cpu/ada_layer_norm.cpp.
+
+A program instance has one row, which stays in registers: one read of x, one write. The kernel also adds a gated branch
+to a residual first, for residual_ada_layer_norm.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def load_row(row, c, inside):
+    """Columns c of a row in float32, 0 where not inside."""
+    return tl.load(row + c, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def normalize(v, inside, channels, eps):
+    """The normalized row, 0 outside, and 1 / its deviation."""
+    mean = tl.sum(v, axis=0) / channels
+    d = tl.where(inside, v - mean, 0.0)
+    rounding = tl.sum(d, axis=0) / channels  # of the mean
+    variance = tl.maximum(tl.sum(d * d, axis=0) / channels - rounding * rounding, 0.0)
+    inverse = 1.0 / tl.sqrt(variance + eps)
+    return tl.where(inside, (d - rounding) * inverse, 0.0), inverse
+
+
+@triton.jit
+def ada_layer_norm_kernel(
+    x, residual, gate, scale, shift, weight, bias, h, out,
+    rows, channels, eps,
+    x_batch, x_row, residual_batch, residual_row, gate_batch, gate_row, scale_batch, scale_row, shift_batch, shift_row,
+    has_residual: tl.constexpr, has_gate: tl.constexpr, has_scale: tl.constexpr, has_shift: tl.constexpr,
+    has_weight: tl.constexpr, has_bias: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    """out = (1 + scale) LN(h) + shift. h is x; with a residual it is residual + gate x, and it is stored.
+
+    Strides are in numbers, the last one is 1; `block` is a power of two >= channels. Arithmetic is float32.
+    """
+    index = tl.program_id(0).to(tl.int64)
+    b, s = index // rows, index % rows
+    c = tl.arange(0, block)
+    inside = c < channels
+    v = load_row(x + b * x_batch + s * x_row, c, inside)
+    if has_residual:
+        if has_gate:
+            v = v * load_row(gate + b * gate_batch + s * gate_row, c, inside)
+        # What is normalized is h as it is stored.
+        rounded = (v + load_row(residual + b * residual_batch + s * residual_row, c, inside)).to(h.dtype.element_ty)
+        tl.store(h + index * channels + c, rounded, mask=inside)
+        v = rounded.to(tl.float32)
+    y, _ = normalize(v, inside, channels, eps)
+    if has_weight:
+        y = y * load_row(weight, c, inside)
+    if has_bias:
+        y = y + load_row(bias, c, inside)
+    if has_scale:
+        y = y * (1 + load_row(scale + b * scale_batch + s * scale_row, c, inside))
+    if has_shift:
+        y = y + load_row(shift + b * shift_batch + s * shift_row, c, inside)
+    tl.store(out + index * channels + c, y.to(out.dtype.element_ty), mask=inside)
+
+
+def row_strides(**tensors: Tensor | None) -> dict[str, int]:
+    """Strides of batch and row, by the kernels' names: x_batch, x_row; 0 where all rows are one, or there is none."""
+    found = {}
+    for name, t in tensors.items():
+        found[f"{name}_batch"] = 0 if t is None else t.stride(0)
+        found[f"{name}_row"] = 0 if t is None or t.shape[1] == 1 else t.stride(1)
+    return found
+
+
+def row_options(channels: int) -> dict[str, int | bool]:
+    """Of a launch: the block that holds a row, and 1 to 16 warps, with 8 numbers per lane."""
+    block = triton.next_power_of_2(channels)
+    return {"block": block, "num_warps": min(16, max(1, block // 256)), "enable_fp_fusion": True}
+
+
+def forward(
+    x: Tensor, *, residual: Tensor | None = None, gate: Tensor | None = None, scale: Tensor | None,
+    shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """h (x itself without a residual) and the result of the kernel, for tensors whose last dimension is contiguous."""
+    batch, rows, channels = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    h = x if residual is None else torch.empty_like(out)
+    modulation = dict(residual=residual, gate=gate, scale=scale, shift=shift)
+    optional = dict(**modulation, weight=weight, bias=bias)
+    if out.numel():
+        ada_layer_norm_kernel[(batch * rows,)](
+            x=x, h=h, out=out, **{name: x if t is None else t for name, t in optional.items()},
+            **{f"has_{name}": t is not None for name, t in optional.items()},
+            rows=rows, channels=channels, eps=eps, **row_strides(x=x, **modulation), **row_options(channels),
+        )  # fmt: skip
+    return h, out
+
+
+def ada_layer_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, *, weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:  # fmt: skip
+    """As fastdiff.ops.ada_layer_norm, for tensors that Triton can reach whose last dimension is contiguous."""
+    return forward(x, scale=scale, shift=shift, weight=weight, bias=bias, eps=eps)[1]

@@ -1,0 +1,25 @@
+"""What operators import when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import fastdiff
+from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm_backward
+
+
+def imports() -> None:
+    x, row = torch.randn(1, 4, 16, requires_grad=True), torch.randn(1, 1, 16)
+    with fastdiff.use("triton"):
+        heads, image = x.reshape(1, 2, 2, 16), x.reshape(1, 4, 4, 4)
+        fastdiff.ops.attention(heads, heads, heads).sum().backward()
+        fastdiff.ops.group_norm_silu(image, 2).sum().backward()
+        fastdiff.ops.ada_layer_norm(x, row, row).sum().backward()
+        fastdiff.ops.linear_combine([[2.0]], [x.detach()])
+    residual_ada_layer_norm_backward(None, *[x.detach()] * 3)
+    ours = [name for name in sys.modules if name.startswith("fastdiff.kernels.")]
+    for op in ("attention", "group_norm_silu", "ada_layer_norm", "linear_combine"):
+        assert f"fastdiff.kernels.{op}.forward" in ours
+    assert not [name for name in ours if "ahead_of_time" in name or name.endswith(".variants")]
