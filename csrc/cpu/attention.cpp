@@ -97,7 +97,7 @@ constexpr float kMargin = 1.1e9f;  // 2^30
 
 // The queries [query, query + C * kLanes) of a head, as far as they exist. next: the queries of the next block.
 template <int C, class T>
-void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhead* next, const Floats& k,
+void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowPrefetcher* next, const Floats& k,
                const Floats& v, const Workspace& space) {
   constexpr int64_t kQueries = C * kLanes;
   const bool masked = op.mask_type != Mask::none;
@@ -106,11 +106,11 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhe
   const int64_t blocks = (tiles.count + kBlockTiles<C> - 1) / kBlockTiles<C>;
   const F scale = F::broadcast(masked ? op.scale : op.scale * kLog2E), zero = F::broadcast(0);
   const T* q = head_of<T>(op.q, b, h) + query * op.q.row;
-  turn_in<C>(op.channels, count, space.q,
-             [&](int64_t i, int64_t c, int64_t n) { return load_up_to(q + i * op.q.row + c, n) * scale; });
+  transpose_in<C>(op.channels, count, space.q,
+                  [&](int64_t i, int64_t c, int64_t n) { return load_up_to(q + i * op.q.row + c, n) * scale; });
 
   T* out = const_cast<T*>(head_of<T>(op.out, b, h)) + query * op.out.row;
-  RowsAhead results = ahead_of<T>(op.out, b, h, query, count, op.value_channels);
+  RowPrefetcher results = prefetcher_of<T>(op.out, b, h, query, count, op.value_channels);
 
   F reference[C], total[C];
   for (int c = 0; c < C; ++c) reference[c] = F::broadcast(kLowest), total[c] = zero;
@@ -170,7 +170,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhe
   }
   for (int64_t i = 0; i < kQueries; ++i) inverse[i] = sum[i] == 0 ? 0.0f : 1.0f / sum[i];
   for (int c = 0; c < C; ++c) factor[c] = F::load(inverse + c * kLanes);
-  turn_out<C>(space.out, op.value_channels, count, factor, out, op.out.row);
+  transpose_out<C>(space.out, op.value_channels, count, factor, out, op.out.row);
   const int64_t row = (b * op.heads + h) * op.queries + query;
   if (op.lse)
     for (int64_t i = 0; i < count; ++i)
@@ -181,7 +181,7 @@ void run_block(const Attention& op, int64_t b, int64_t h, int64_t query, RowsAhe
     F sums[C];
     scores(block, false);
     weights(keys, sums);
-    turn_out<C>(space.scores, keys, count, factor, static_cast<T*>(op.maps) + row * op.keys + first, op.keys);
+    transpose_out<C>(space.scores, keys, count, factor, static_cast<T*>(op.maps) + row * op.keys + first, op.keys);
   }
 }
 
@@ -233,7 +233,7 @@ void run(const Attention& op, int64_t begin, int64_t end) {
     const int64_t start = block_start(op.queries, inside / heads), next = block_start(op.queries, inside / heads + 1);
     const bool last = h + 1 == first + heads;
     const int64_t then = last ? next : start, there = op.queries - then < kMost ? op.queries - then : kMost;
-    RowsAhead ahead = ahead_of<T>(op.q, b, last ? first : h + 1, then, there, op.channels);
+    RowPrefetcher ahead = prefetcher_of<T>(op.q, b, last ? first : h + 1, then, there, op.channels);
     if (next - start == 48) {
       for (int64_t query = start; query < next && query < op.queries; query += 3 * kLanes)
         run_block<3, T>(op, b, h, query, &ahead, k, v, space);

@@ -10,8 +10,8 @@
 namespace fastdiff::amx {
 namespace {
 
-constexpr int64_t kSide = 16, kParts = 3, kTaps = 9;
-constexpr int64_t kStep = kParts * kTileBytes;  // of 32 channels of 16 rows or columns
+constexpr int64_t kSide = 16, kTerms = 3, kTaps = 9;
+constexpr int64_t kStep = kTerms * kTileBytes;  // of 32 channels of 16 rows or columns
 
 static_assert(kStageDepth == amx::kDepth && kStagePanel == 2 * kSide, "tiles of AMX");
 
@@ -44,7 +44,7 @@ void gather_filters(const Conv2d& op, int64_t column, int64_t channel, F* filter
     }
 }
 
-// V of rows [first, first + rows), in parts, as left factors.
+// V of rows [first, first + rows), in terms, as left factors.
 FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t first, int64_t rows, uint8_t* to) {
   const int64_t channels = round_up(stage.op->channels, kChannelBlock), steps = steps_of(channels);
   const float* from = stage.v + point * stage.v_stride;
@@ -56,15 +56,15 @@ FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t 
     const float* x =
         tile < stage.tiles ? from + tile / kStagePanel * stage.v_block + tile % kStagePanel * channels : nullptr;
     for (int64_t c = 0; c < channels; c += kStageDepth, line += kStep) {
-      const Parts left = split<kParts>((x ? F::load(x + c) : F::broadcast(0)).v);
-      const Parts right = split<kParts>((x && c + kLanes < channels ? F::load(x + c + kLanes) : F::broadcast(0)).v);
-      for (int i = 0; i < kParts; ++i)
-        _mm512_store_si512(line + i * kTileBytes, _mm512_permutex2var_epi16(left.part[i], upper_halves, right.part[i]));
+      const Terms left = split<kTerms>((x ? F::load(x + c) : F::broadcast(0)).v);
+      const Terms right = split<kTerms>((x && c + kLanes < channels ? F::load(x + c + kLanes) : F::broadcast(0)).v);
+      for (int i = 0; i < kTerms; ++i)
+        _mm512_store_si512(line + i * kTileBytes, _mm512_permutex2var_epi16(left.term[i], upper_halves, right.term[i]));
     }
   }
 }
 
-// U of a panel of columns in parts, as right factors, a few pairs of channels at a time: the vectors work while the
+// U of a panel of columns in terms, as right factors, a few pairs of channels at a time: the vectors work while the
 // matrix unit does.
 struct ColumnPacker {
   const float* u;
@@ -72,8 +72,8 @@ struct ColumnPacker {
   int64_t left;  // pairs of channels of 16 columns, of which 16 make a step
   FASTDIFF_INLINE void pack(int64_t pairs) {
     for (; pairs > 0 && left > 0; --pairs, u += 2 * kSide) {
-      const Parts even = split<kParts>(F::load(u).v), odd = split<kParts>(F::load(u + kSide).v);
-      for (int i = 0; i < kParts; ++i) _mm512_store_si512(to + i * kTileBytes, pair_lanes(even.part[i], odd.part[i]));
+      const Terms even = split<kTerms>(F::load(u).v), odd = split<kTerms>(F::load(u + kSide).v);
+      for (int i = 0; i < kTerms; ++i) _mm512_store_si512(to + i * kTileBytes, pair_lanes(even.term[i], odd.term[i]));
       prefetch_line(u + kAhead);
       prefetch_line(u + kAhead + kSide);
       to += --left % kSide ? 64 : kStep - (kSide - 1) * 64;

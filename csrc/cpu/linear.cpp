@@ -11,7 +11,7 @@ namespace fastdiff::amx {
 namespace {
 
 constexpr int64_t kBlock = kLinearBlock, kSide = 16, kSums = kBlock * kBlock;
-constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 numbers in its three parts
+constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 numbers in its three terms
 // A panel is of so many blocks of 32 rows or columns and steps of 32 numbers, or of more blocks and fewer steps: 576
 // KiB, in the second cache beside what passes by. The sums of more steps than these are added to those of the ones
 // before.
@@ -55,9 +55,9 @@ void pack_columns(const Linear& op, int64_t block, int64_t half, int64_t first, 
         }
         transpose(rows);
         for (int64_t i = 0; i < kSide; i += 2) {
-          const Parts even = split<3>(rows[i].v), odd = split<3>(rows[i + 1].v);
+          const Terms even = split<3>(rows[i].v), odd = split<3>(rows[i + 1].v);
           for (int p = 0; p < 3; ++p)
-            _mm512_store_si512(out + p * kTileBytes + (part * kSide + i) * 32, pair_lanes(even.part[p], odd.part[p]));
+            _mm512_store_si512(out + p * kTileBytes + (part * kSide + i) * 32, pair_lanes(even.term[p], odd.term[p]));
         }
       }
   }
@@ -71,10 +71,10 @@ void pack_rows(const Linear& op, int64_t block, int64_t first, int64_t steps, in
     const float* x = row < op.batch * op.rows ? row_of(op.x, op, row) + first * kDepth : nullptr;
     for (int64_t k = 0; k < steps * kDepth; k += kSide) {
       const int64_t n = smaller(op.inputs - first * kDepth - k, kSide);
-      const Parts parts = split<3>((x && n > 0 ? load_up_to(x + k, n) : F::broadcast(0)).v);
+      const Terms terms = split<3>((x && n > 0 ? load_up_to(x + k, n) : F::broadcast(0)).v);
       for (int p = 0; p < 3; ++p)
         _mm256_store_si256(reinterpret_cast<__m256i*>(out + k / kDepth * kStepBytes + p * kTileBytes + k % kDepth * 2),
-                           narrow(parts.part[p]));
+                           narrow(terms.term[p]));
     }
   }
 }

@@ -1,10 +1,10 @@
 // Products of float32 matrices on Intel's matrix units (AMX), which multiply bfloat16 and sum float32. A float32 is the
-// sum of three bfloat16, exactly: of its 24 bits each takes 8. Of the nine products of the parts of two numbers the
-// three least, of the 2^-25th part of the whole and below, are left out (as in Henry, Tang & Heinecke 2019, "Leveraging
-// the bfloat16 artificial intelligence datatype for higher-precision computations"). Six products of 1024 flops a cycle
+// sum of three bfloat16 terms, exactly: of its 24 bits each takes 8. Of the nine products of the terms of two numbers
+// the three least, 2^-25 of the whole and below, are left out (bf16x3; Henry, Tang & Heinecke 2019, "Leveraging the
+// bfloat16 artificial intelligence datatype for higher-precision computations"). Six products of 1024 flops per cycle
 // are faster than one of 64.
 //
-// Infinity has no parts: infinity minus itself is NaN, in the result too. Parts below the normal numbers count as 0.
+// Infinity has no terms: infinity minus itself is NaN, in the result too. Terms below the normal numbers count as 0.
 //
 // Only for files that are compiled for AMX. A tile is 16 rows of 64 bytes, at an address that is a multiple of 64: of
 // the left factor 16 rows of 32 numbers, of the right factor 16 pairs of rows of 16 columns, the two numbers of a pair
@@ -51,24 +51,25 @@ public:
 #define FASTDIFF_TILE_MULTIPLY(to, left, right) asm volatile("tdpbf16ps %%tmm" #right ", %%tmm" #left ", %%tmm" #to:::)
 #endif
 
-// Asks for a line that will be written, and that another core may have. (All processors with AMX have the instruction.)
+// Prefetches a line that will be written, and that another core may have. (All processors with AMX have the
+// instruction.)
 inline void prefetch_to_write(const void* p) { asm volatile("prefetchw (%0)" ::"r"(p)); }
 
-// Sixteen floats as sums of bfloat16: each part is a float whose lower half is 0.
-struct Parts {
-  __m512i part[3];
+// Sixteen floats as sums of bfloat16: each term is a float whose upper half counts.
+struct Terms {
+  __m512i term[3];
 };
 
-// The first `count` parts, to nearest, so that what is left out has no sign of its own. whole: the numbers have no more
-// bits than the parts hold, and nothing is left out.
+// The first `count` terms, to nearest, so that what is left out has no sign of its own. whole: the numbers have no more
+// bits than the terms hold, and nothing is left out.
 template <int count, bool whole = count == 3>
-inline Parts split(__m512 x) {
+inline Terms split(__m512 x) {
   const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  Parts result;
+  Terms result;
   for (int i = 0; i < count; ++i) {
     const __m512i bits = _mm512_castps_si512(x);
-    result.part[i] = whole && i + 1 == count ? bits : _mm512_and_epi32(_mm512_add_epi32(bits, half), upper);
-    if (i + 1 < count) x = _mm512_sub_ps(x, _mm512_castsi512_ps(result.part[i]));
+    result.term[i] = whole && i + 1 == count ? bits : _mm512_and_epi32(_mm512_add_epi32(bits, half), upper);
+    if (i + 1 < count) x = _mm512_sub_ps(x, _mm512_castsi512_ps(result.term[i]));
   }
   return result;
 }
@@ -80,11 +81,11 @@ inline __m512i pair_lanes(__m512i first, __m512i second) {
 }
 
 // The sixteen numbers one after the other.
-inline __m256i narrow(__m512i part) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(part, 16)); }
+inline __m256i narrow(__m512i term) { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(term, 16)); }
 
-// The sums in registers 0 to 3, of two tiles of rows by two of columns. left(p) loads part p of the rows into registers
-// 4 and 5, right(p) of the columns into 6 and 7. Every product of parts that matters is added, in an order that loads
-// few tiles twice; meanwhile() is what else is done, once after each. L and R: the numbers of parts.
+// The sums in registers 0 to 3, of two tiles of rows by two of columns. left(i) loads term i of the rows into registers
+// 4 and 5, right(i) of the columns into 6 and 7. Every product of terms that matters is added, in an order that loads
+// few tiles twice; meanwhile() is what else is done, once after each. L and R: the numbers of terms.
 template <int L, int R, class Left, class Right, class Meanwhile>
 inline __attribute__((always_inline)) void add_products(const Left& left, const Right& right, Meanwhile&& meanwhile) {
   static_assert(L == R || (L == 1 && R == 2) || (L == 2 && R == 1), "no order of loads for these");
@@ -110,38 +111,36 @@ inline void zero_sums() {
   FASTDIFF_TILE_ZERO(2);
   FASTDIFF_TILE_ZERO(3);
 }
-// To and from 32 rows of 32 floats.
-inline void store_sums(float* sums) {
-  constexpr int64_t row = 32 * sizeof(float);
-  FASTDIFF_TILE_STORE(0, sums, row);
-  FASTDIFF_TILE_STORE(1, sums + 16, row);
-  FASTDIFF_TILE_STORE(2, sums + 16 * 32, row);
-  FASTDIFF_TILE_STORE(3, sums + 16 * 32 + 16, row);
+// To and from 32 rows of 32 floats, `row` floats from one to the next.
+inline void store_sums(float* sums, int64_t row = 32) {
+  FASTDIFF_TILE_STORE(0, sums, row * 4);
+  FASTDIFF_TILE_STORE(1, sums + 16, row * 4);
+  FASTDIFF_TILE_STORE(2, sums + 16 * row, row * 4);
+  FASTDIFF_TILE_STORE(3, sums + 16 * row + 16, row * 4);
 }
-inline void load_sums(const float* sums) {
-  constexpr int64_t row = 32 * sizeof(float);
-  FASTDIFF_TILE_LOAD(0, sums, row);
-  FASTDIFF_TILE_LOAD(1, sums + 16, row);
-  FASTDIFF_TILE_LOAD(2, sums + 16 * 32, row);
-  FASTDIFF_TILE_LOAD(3, sums + 16 * 32 + 16, row);
+inline void load_sums(const float* sums, int64_t row = 32) {
+  FASTDIFF_TILE_LOAD(0, sums, row * 4);
+  FASTDIFF_TILE_LOAD(1, sums + 16, row * 4);
+  FASTDIFF_TILE_LOAD(2, sums + 16 * row, row * 4);
+  FASTDIFF_TILE_LOAD(3, sums + 16 * row + 16, row * 4);
 }
 
 // sums[32][32] = of 32 rows of the left factor and 32 columns of the right one, over `steps` of 32 numbers: the second
-// tile of each is left_stride and right_stride bytes after the first, and in both the three parts of a step follow each
-// other. meanwhile: as above, six times a step.
+// tile of each is left_stride and right_stride bytes after the first, and in both the three terms of a step follow each
+// other. meanwhile: as above, six times per step.
 template <class Meanwhile>
 inline void multiply(const uint8_t* left, int64_t left_stride, const uint8_t* right, int64_t right_stride,
                      int64_t steps, float* sums, Meanwhile&& meanwhile) {
   zero_sums();
   for (; steps > 0; --steps, left += 3 * kTileBytes, right += 3 * kTileBytes)
     add_products<3, 3>(
-        [&](int part) {
-          FASTDIFF_TILE_LOAD(4, left + part * kTileBytes, 64);
-          FASTDIFF_TILE_LOAD(5, left + left_stride + part * kTileBytes, 64);
+        [&](int term) {
+          FASTDIFF_TILE_LOAD(4, left + term * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(5, left + left_stride + term * kTileBytes, 64);
         },
-        [&](int part) {
-          FASTDIFF_TILE_LOAD(6, right + part * kTileBytes, 64);
-          FASTDIFF_TILE_LOAD(7, right + right_stride + part * kTileBytes, 64);
+        [&](int term) {
+          FASTDIFF_TILE_LOAD(6, right + term * kTileBytes, 64);
+          FASTDIFF_TILE_LOAD(7, right + right_stride + term * kTileBytes, 64);
         },
         meanwhile);
   store_sums(sums);

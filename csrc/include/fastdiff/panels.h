@@ -10,7 +10,7 @@ namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
 // R rows. a_block: floats from one block of channels to the next. next: what the next call reads of B, of which `Lines`
-// lines are asked for with every channel; the processor would not see them coming, and they come from memory. before:
+// lines are prefetched with every channel; the processor would not see them coming, and they come from memory. before:
 // null, or sums that are gone on with. add: to what is in m.
 template <int R, int Lines>
 FASTDIFF_NOINLINE void panel_product(const float* a, int64_t a_block, const float* b, int64_t channels,
@@ -83,8 +83,8 @@ inline void multiply_panel(const float* a, int64_t room, int64_t tiles, const fl
   }
 }
 
-// The same for one block of channels, of which nothing need be asked for: the products go on with the sums at `before`,
-// or begin, and go to m, added to what is there or not.
+// The same for one block of channels, of which nothing need be prefetched: the products go on with the sums at
+// `before`, or begin, and go to m, added to what is there or not.
 inline void multiply_block(const float* a, int64_t room, int64_t tiles, const float* b, const float* before, bool add,
                            float* m) {
   const Tiles<2> rows(tiles);

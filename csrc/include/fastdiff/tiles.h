@@ -19,7 +19,7 @@ inline F load_up_to(const T* p, int64_t n) {
 // to[c * kLanes * C + lane] = row(lane)[c] for c in [0, size), with kLanes * C rows, of which the first `count` exist.
 // load_row(lane, c, n) gives n values of a row from c on.
 template <int C, class Load>
-inline void turn_in(int64_t size, int64_t count, float* to, const Load& load_row) {
+inline void transpose_in(int64_t size, int64_t count, float* to, const Load& load_row) {
   F rows[kLanes];
   for (int64_t part = 0; part < C * kLanes; part += kLanes)
     for (int64_t c = 0; c < size; c += kLanes) {
@@ -36,7 +36,7 @@ inline void turn_in(int64_t size, int64_t count, float* to, const Load& load_row
 
 // row(lane)[c] = factor[lane] * from[c * kLanes * C + lane] for c in [0, size) and the first `count` lanes.
 template <int C, class T>
-inline void turn_out(const float* from, int64_t size, int64_t count, const F* factor, T* to, int64_t row) {
+inline void transpose_out(const float* from, int64_t size, int64_t count, const F* factor, T* to, int64_t row) {
   F rows[kLanes];
   for (int64_t part = 0; part < count; part += kLanes)
     for (int64_t c = 0; c < size; c += kLanes) {
@@ -63,18 +63,18 @@ inline void turn_out(const float* from, int64_t size, int64_t count, const F* fa
 template <int C>
 constexpr int kRows = kRegisters == 32 ? (C == 2 ? 14 : 9) : (C == 2 ? 6 : 4);
 
-// Rows that will be read or written before long, in bytes. Their lines are asked for one after the other while products
+// Prefetches rows that will be read or written before long, of sizes in bytes, one line after the other while products
 // are computed: all at once they would wait for each other, and the processor for them.
-class RowsAhead {
+class RowPrefetcher {
 public:
-  RowsAhead() = default;
-  RowsAhead(const void* data, int64_t row, int64_t rows, int64_t size)
+  RowPrefetcher() = default;
+  RowPrefetcher(const void* data, int64_t row, int64_t rows, int64_t size)
       : line_(rows > 0 ? line_of(data) : nullptr),
         last_(rows > 0 ? static_cast<const char*>(data) + size - 1 : nullptr),
         row_(row),
         size_(size),
         rows_(rows) {}
-  FASTDIFF_INLINE void ask() {
+  FASTDIFF_INLINE void prefetch_next() {
     if (line_ <= last_) {
       prefetch_line(line_);
       line_ += 64;
@@ -96,8 +96,8 @@ private:
 // out[r][column] = start[column] + sum over i of a[r][i] * b[i][column], where a has rows of `row` numbers.
 template <int R, int C>
 FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size,
-                                       const F* start, float* out, RowsAhead* ahead) {
-  RowsAhead lines = *ahead;
+                                       const F* start, float* out, RowPrefetcher* ahead) {
+  RowPrefetcher lines = *ahead;
   for (; tiles > 0; --tiles, a += R * row, out += R * C * kLanes) {
     F sums[R][C];
     FASTDIFF_UNROLL_16
@@ -105,7 +105,7 @@ FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t ro
       for (int c = 0; c < C; ++c) sums[r][c] = start[c];
     FASTDIFF_UNROLL_2
     for (int64_t i = 0; i < size; ++i) {
-      lines.ask();
+      lines.prefetch_next();
       F columns[C];
       FASTDIFF_UNROLL_16
       for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
@@ -128,8 +128,8 @@ FASTDIFF_NOINLINE void product_of_rows(int64_t tiles, const float* a, int64_t ro
 // with the product of both.
 template <int R, int C>
 FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size,
-                                          const F* factor, float* out, RowsAhead* ahead) {
-  RowsAhead lines = *ahead;
+                                          const F* factor, float* out, RowPrefetcher* ahead) {
+  RowPrefetcher lines = *ahead;
   for (; tiles > 0; --tiles, a += R, out += R * C * kLanes) {
     F sums[R][C];
     FASTDIFF_UNROLL_16
@@ -139,7 +139,7 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
     for (int64_t i = 0; i < size; ++i) {
       prefetch_line(a + (i + 6) * row);
       prefetch_line(a + (i + 6) * row + R - 1);
-      lines.ask();
+      lines.prefetch_next();
       F columns[C];
       FASTDIFF_UNROLL_16
       for (int c = 0; c < C; ++c) columns[c] = F::load(b + (i * C + c) * kLanes);
@@ -161,7 +161,7 @@ FASTDIFF_NOINLINE void product_of_columns(int64_t tiles, const float* a, int64_t
 }
 
 using Product = void (*)(int64_t tiles, const float* a, int64_t row, const float* b, int64_t size, const F* columns,
-                         float* out, RowsAhead* ahead);
+                         float* out, RowPrefetcher* ahead);
 template <int C>
 struct Products {
   Product of_rows[kRows<C> + 1] = {}, of_columns[kRows<C> + 1] = {};  // by the number of rows of the result
