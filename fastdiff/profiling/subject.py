@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
+from fastdiff.models.info import resolve
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Schedule
-from fastdiff.models.info import resolve
 
 # (number of the first sample, how many) -> (cond, uncond); uncond is None where there is no guidance to be had.
 Conditions = Callable[[int, int], "tuple[dict[str, Any], dict[str, Any] | None]"]
