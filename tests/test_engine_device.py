@@ -20,6 +20,7 @@ from fastdiff import CFG, SamplingError, sample
 from fastdiff.caching import Cached
 from fastdiff.engine import Inputs, bound, loop, recorded, steps
 from fastdiff.engine.steps import NativeSteps
+from fastdiff.models.parts.attention import Controller, controlled
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.noise import CounterNoise
 from fastdiff.runtime import choice, cuda, graphs
@@ -177,6 +178,28 @@ def test_counted_reuse_is_captured(on_cuda):
         assert relative_error(ours, theirs) <= 1e-5, seed  # the operators have kernels of their own
         assert relative_error(ours, sample(net, (2, 3, 8, 8), seed=seed, **COMMON)) > 1e-3
     assert graphs.explain(cached) == ["a CUDA graph"]
+
+
+def test_no_graph_while_attention_is_controlled(on_cuda):
+    config = UNetConfig((16, 16), 1, (0,), head_channels=16, embedding_channels=16, groups=4)
+    torch.manual_seed(0)
+    net = UNet(config).eval().requires_grad_(False)
+    for part in net.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(part.weight, std=0.1)
+
+    class Uniform(Controller):
+        def edit(self, place, maps):
+            return torch.full_like(maps, 1 / maps.shape[-1])
+
+    plain = [sample(net, (1, 3, 8, 8), seed=0, **COMMON) for _ in range(3)]
+    with controlled(net, Uniform()):
+        changed, expected = both(net, (1, 3, 8, 8), seed=0, **COMMON)
+        assert graphs.explain(net) == ["launches: a controller sees the attention"]
+    assert relative_error(changed, expected) <= 1e-5
+    assert relative_error(changed, plain[2]) > 1e-3
+    assert torch.equal(sample(net, (1, 3, 8, 8), seed=0, **COMMON), plain[2])
+    assert graphs.explain(net) == ["a CUDA graph"]
 
 
 def test_results_are_the_callers(on_cuda):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastdiff.compiler.capture import check_passes, compile_graph
 from fastdiff.compiler.report import recorded
 from fastdiff.compiler.verify import verified_call
+from fastdiff.runtime import eager
 
 _CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forward and hooks, if it is set
 
@@ -32,7 +33,7 @@ class FastCall:
         self._dynamic: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._failed:
+        if self._failed or eager.wanted() is not None:
             return self.original(*args, **kwargs)
         if self._verify:
             result, same = verified_call(self._fast, self.original, args, kwargs)

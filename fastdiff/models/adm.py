@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
+from fastdiff.models.parts.attention import attend, split_heads
 from fastdiff.models.parts.backbone import Backbone, HalfBackbone
 from fastdiff.models.parts.blocks import (
     AttentionBlock,
@@ -18,10 +19,8 @@ from fastdiff.models.parts.blocks import (
     GroupNorm,
     ResBlock,
     Upsample,
-    attend,
     embedding_dtype,
     mlp,
-    split_heads,
     timestep_embedding,
     zero_init,
 )
@@ -238,7 +237,7 @@ class AttentionPool(nn.Module):
         )
         tokens = torch.cat([pixels.mean(2, keepdim=True), pixels], dim=2) + self.positions.to(x.dtype)
         q, k, v = split_heads(self.qkv(tokens.transpose(1, 2)), 3, self.num_heads)
-        return self.proj(attend(q[:, :, :1], k, v)[:, 0])
+        return self.proj(attend(q[:, :, :1], k, v, layer=self, kind="self")[:, 0])
 
 
 def embed_times(x: Tensor, t: Tensor, channels: int) -> Tensor:

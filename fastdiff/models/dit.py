@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastdiff import ops
 from fastdiff.errors import expect, unknown
+from fastdiff.models.parts.attention import attend, split_heads
 from fastdiff.models.parts.blocks import timestep_embedding, zero_init
 from fastdiff.models.parts.reuse import Reuse
 
@@ -72,6 +73,11 @@ class DiTConfig:
         return cls(**fields)  # type: ignore[arg-type]
 
     @property
+    def side(self) -> int:
+        """Tokens a side."""
+        return self.input_size // self.patch_size
+
+    @property
     def channels_out(self) -> int:
         """Channels of the output."""
         return self.out_channels or (2 if self.learn_sigma else 1) * self.in_channels
@@ -94,7 +100,7 @@ class DiT(nn.Module):
         self.config = config
         width, patch = config.hidden_size, config.patch_size
         self.patches = nn.Conv2d(config.in_channels, width, patch, stride=patch)
-        self.register_buffer("positions", sincos_positions(width, config.input_size // patch)[None])
+        self.register_buffer("positions", sincos_positions(width, config.side)[None])
         embedders = 1 if config.shared_embedders else config.depth
         self.conditioning = nn.ModuleList([Conditioning(config) for _ in range(embedders)])
         self.blocks = nn.ModuleList([_BLOCKS[config.block](config) for _ in range(config.depth)])
@@ -171,7 +177,7 @@ class DiT(nn.Module):
 
     def _unpatchify(self, h: Tensor) -> Tensor:
         """(B, S, patch^2 channels) -> (B, channels, H, W); channels are innermost."""
-        patch, side = self.config.patch_size, self.config.input_size // self.config.patch_size
+        patch, side = self.config.patch_size, self.config.side
         h = h.reshape(len(h), side, side, patch, patch, self.config.channels_out)
         size = self.config.input_size
         return h.permute(0, 5, 1, 3, 2, 4).reshape(len(h), self.config.channels_out, size, size)
@@ -209,12 +215,13 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.size = config.num_heads, (config.side, config.side)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(_attend(*(_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))))
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
+        return self.proj(attend(q, k, v, layer=self, kind="self", size=self.size))
 
 
 class CrossAttention(nn.Module):
@@ -222,14 +229,14 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.size = config.num_heads, (config.side, config.side)
         self.q = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.kv = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        k, v = self.kv(condition).chunk(2, dim=-1)
-        return self.proj(_attend(*(_heads(part, self.num_heads) for part in (self.q(x), k, v))))
+        (q,), (k, v) = split_heads(self.q(x), 1, self.num_heads), split_heads(self.kv(condition), 2, self.num_heads)
+        return self.proj(attend(q, k, v, layer=self, kind="cross", size=self.size))
 
 
 class MLP(nn.Sequential):
@@ -349,15 +356,3 @@ def _through(blocks: list[tuple[nn.Module, Tensor]], h: Tensor) -> Tensor:
     for block, condition in blocks:
         h = block(h, condition)
     return h
-
-
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, S, C) -> (B, heads, S, C / heads), a view."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention, and the heads side by side again: (B, S, C)."""
-    out = ops.attention(q, k, v)
-    assert isinstance(out, Tensor)  # no maps were asked for
-    return out.transpose(1, 2).flatten(2)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.models.adm import ADMConfig, embed_times, group_norm32, resize_bilinear
+from fastdiff.models.parts.attention import attend, split_heads
 from fastdiff.models.parts.backbone import Backbone
-from fastdiff.models.parts.blocks import AttentionBlock, attend, mlp, split_heads
+from fastdiff.models.parts.blocks import AttentionBlock, mlp
 
 
 @dataclass(frozen=True)
@@ -144,5 +145,5 @@ class TextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.num_heads)
-        x = x + self.proj(attend(q, k, v))
+        x = x + self.proj(attend(q, k, v, layer=self, kind="self"))
         return x + self.mlp(self.norm2(x))

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from fastdiff.errors import SamplingError
-from fastdiff.runtime import choice
+from fastdiff.runtime import choice, eager
 from fastdiff.runtime.fingerprint import Unseen, fingerprint, owner
 
 MAX_GRAPHS = 4  # of a model; each keeps the memory of its activations
@@ -104,6 +104,8 @@ def unavailable(device: torch.device | None = None) -> str | None:
     """Why nothing is captured on a device now, or None."""
     if os.environ.get("FASTDIFF_GRAPH") == "0":
         return "launches: FASTDIFF_GRAPH=0"
+    if (reason := eager.wanted()) is not None:
+        return f"launches: {reason}"
     if torch.is_autocast_enabled("cuda"):
         return "launches: autocast is in force, and keeps casts of weights that a graph would own"
     if device is not None and device.type != graph_type.device_type:

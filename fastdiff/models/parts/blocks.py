@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.ops.attention import attention
+from fastdiff.models.parts.attention import attend, split_heads
 from fastdiff.ops.group_norm_silu import group_norm_silu
 
 # From a number of channels to its normalisation: each family has its own groups and epsilon.
@@ -166,24 +166,14 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, S, C)
         q, k, v = split_heads(self.qkv(tokens), 3, self.num_heads)
+        kind = "self"
         if self.kv_context is not None and context is not None:
+            kind = "joint"
             k_context, v_context = split_heads(self.kv_context(context), 2, self.num_heads)
             k, v = torch.cat([k_context, k], dim=2), torch.cat([v_context, v], dim=2)
-        h = self.proj(attend(q, k, v))
+        h = self.proj(attend(q, k, v, layer=self, kind=kind, size=x.shape[2:]))
         y = x + h.transpose(1, 2).reshape(x.shape)
         return y if self.output_scale == 1 else y * self.output_scale
-
-
-def split_heads(tokens: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
-    """(B, S, count heads D), as one projection gives it, to `count` views (B, heads, S, D)."""
-    batch, length, channels = tokens.shape
-    heads = tokens.reshape(batch, length, count, num_heads, channels // (count * num_heads))
-    return heads.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention with its heads put together: (B, heads, S, D), (B, heads, T, D) twice -> (B, S, heads D)."""
-    return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class PositionEmbedding(nn.Module):

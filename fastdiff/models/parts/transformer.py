@@ -3,14 +3,20 @@ E.2.1)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.parts.blocks import Norm, attend, split_heads, zero_init
+from fastdiff.models.parts.attention import attend, split_heads
+from fastdiff.models.parts.blocks import Norm, zero_init
 
 
 class CrossAttention(nn.Module):
-    """Attention of x (B, S, channels) to a context (B, T, context_channels), or to x itself: (B, S, channels)."""
+    """Attention of x (B, S, channels) to a context (B, T, context_channels), or to x itself: (B, S, channels).
+
+    size: (H, W) of x's pixels.
+    """
 
     def __init__(
         self, channels: int, num_heads: int, head_channels: int, *, context_channels: int | None, dropout: float
@@ -24,12 +30,13 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(inner, channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, size: Sequence[int] = ()) -> Tensor:
         source = x if context is None else context
         (q,), (k,), (v,) = (
             split_heads(tokens, 1, self.num_heads) for tokens in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
-        return self.dropout(self.to_out(attend(q, k, v)))
+        kind = "self" if context is None else "cross"
+        return self.dropout(self.to_out(attend(q, k, v, layer=self, kind=kind, size=size)))
 
 
 class GatedFeedForward(nn.Module):
@@ -50,7 +57,7 @@ class TransformerBlock(nn.Module):
     """Attention to itself, attention to the context, and a feed-forward layer, each on a norm and with a residual.
 
     context_channels: None where there is no context, and the second attention is to itself as well. only_context: the
-    first attention is to the context, too.
+    first attention is to the context, too. size: (H, W) of x's pixels.
     """
 
     def __init__(
@@ -80,9 +87,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = GatedFeedForward(channels, dropout=dropout)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), context if self.only_context else None)
-        x = x + self.attn2(self.norm2(x), context)
+    def forward(self, x: Tensor, context: Tensor | None = None, size: Sequence[int] = ()) -> Tensor:
+        x = x + self.attn1(self.norm1(x), context if self.only_context else None, size)
+        x = x + self.attn2(self.norm2(x), context, size)
         return x + self.ff(self.norm3(x))
 
 
@@ -124,5 +131,5 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B, H W, inner)
         for block in self.blocks:
-            tokens = block(tokens, context)
+            tokens = block(tokens, context, x.shape[2:])
         return x + self.proj_out(tokens).transpose(1, 2).reshape(x.shape)

@@ -1,0 +1,121 @@
+"""The attention of all models, and controllers that see and change its maps (Hertz et al. 2022, Prompt-to-Prompt).
+
+class Sharper(Controller):
+    def wants(self, place):
+        return place.kind == "cross" and place.size == (16, 16)
+
+    def edit(self, place, maps):
+        return (2 * maps.log()).softmax(-1)
+
+with controlled(model, Sharper()):
+    samples = fastdiff.sample(model, ...)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastdiff.ops.attention import attention
+from fastdiff.runtime import eager
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which attention it is.
+
+    name: of the layer in the model that is controlled, as in `named_modules`, e.g. "down.1.1.blocks.0.attn2". kind:
+    "self"; "cross", where the keys are a context's; "joint", where a context's keys come before the layer's own. size:
+    (H, W) of the queries, row by row, which tokens of a condition may follow; () where they are no grid.
+    """
+
+    name: str
+    kind: str
+    size: tuple[int, ...]
+
+
+class Controller:
+    """Sees the attention of the layers that it wants, and may change it: override `wants`, and `edit` or `attend`."""
+
+    def wants(self, place: Place) -> bool:
+        """Whether the controller is given this call of this layer. Other layers run the fused operator, as always."""
+        return True
+
+    def edit(self, place: Place, maps: Tensor) -> Tensor:
+        """The maps to use. maps: (B, heads, queries, keys), each row of sum 1, in the dtype of the queries; B is twice
+        the batch in guided calls, the conditional half first."""
+        return maps
+
+    def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The result, (B, heads, queries, D), from q (B, heads, queries, D), k and v (B, heads, keys, D): the edited
+        maps times v. To be overridden where more than the maps changes, as in IP-Adapter and MasaCtrl."""
+        _, maps = attention(q, k, v, return_maps=True)
+        edited = self.edit(place, maps)
+        if not isinstance(edited, Tensor) or edited.shape != maps.shape:
+            got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
+            raise ValueError(f"edit must return maps of the shape {tuple(maps.shape)} at {place.name}, got {got}")
+        return edited @ v
+
+
+@contextmanager
+def controlled(model: nn.Module, controller: Controller) -> Iterator[None]:
+    """Inside the block, and in this thread, the model's attention asks the controller.
+
+    Blocks may be nested: a layer goes to the innermost controller that wants it. The model runs as it is written, also
+    after `fastdiff.optimize`, and its sampling loop is not captured as a CUDA graph.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    token = _controllers.set((*_controllers.get(), (controller, names)))
+    _count(1)
+    try:
+        with eager.as_written("a controller sees the attention"):
+            yield
+    finally:
+        _count(-1)
+        _controllers.reset(token)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, layer: nn.Module, kind: str, size: Sequence[int] = ()) -> Tensor:
+    """Attention with its heads put together: (B, heads, S, D), (B, heads, T, D) twice -> (B, S, heads D).
+
+    Every attention of a model goes through this. layer: the module that calls. kind, size: see `Place`.
+    """
+    out = _by_controller(q, k, v, layer, kind, size) if _anywhere else attention(q, k, v)
+    return out.transpose(1, 2).flatten(2)
+
+
+def split_heads(tokens: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
+    """(B, S, count heads D), as one projection gives it, to `count` views (B, heads, S, D)."""
+    batch, length, channels = tokens.shape
+    heads = tokens.reshape(batch, length, count, num_heads, channels // (count * num_heads))
+    return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+_controllers: ContextVar[tuple[tuple[Controller, dict[nn.Module, str]], ...]] = ContextVar("controllers", default=())
+# Whether any thread has a controller. torch.compile guards on a plain global and cannot trace a context variable.
+_anywhere = False
+_blocks = 0
+_lock = threading.Lock()
+
+
+def _count(change: int) -> None:
+    global _anywhere, _blocks  # noqa: PLW0603
+    with _lock:
+        _blocks += change
+        _anywhere = _blocks > 0
+
+
+@torch.compiler.disable
+def _by_controller(q: Tensor, k: Tensor, v: Tensor, layer: nn.Module, kind: str, size: Sequence[int]) -> Tensor:
+    for controller, names in reversed(_controllers.get()):
+        if layer in names:
+            place = Place(names[layer], kind, tuple(size))
+            if controller.wants(place):
+                return controller.attend(place, q, k, v)
+    return attention(q, k, v)
