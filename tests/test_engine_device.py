@@ -321,6 +321,31 @@ def test_a_run_does_not_change_what_is_seen_of_a_model():
         assert len(set(seen)) == 2, name  # of the module, and of its method
 
 
+def test_a_model_that_changes_itself_is_launched_until_it_stays_the_same(on_cuda):
+    class Lazy(Net):
+        limit = 1
+
+        def forward(self, x, t):
+            if getattr(self, "made", 0) < self.limit:
+                self.made = getattr(self, "made", 0) + 1
+                self.shift = torch.tensor(0.1 * self.made)
+            return super().forward(x, t) + self.shift
+
+    once, always = Lazy(), Lazy()
+    always.limit = 1000
+    for _ in range(4):
+        for net in (once, always):
+            made = getattr(net, "made", 0)
+            ours = sample(net, (2, 3, 8, 8), seed=0, **COMMON)
+            net.made = made
+            with fastdiff.use("reference"):
+                theirs = sample(net, (2, 3, 8, 8), seed=0, **COMMON)
+            assert torch.equal(ours, theirs)
+    changed = "launches: this run changed the model: an attribute, a part or a hook was replaced"
+    assert graphs.explain(once) == [changed, "a CUDA graph"]
+    assert graphs.explain(always) == [changed] * 4
+
+
 def test_an_object_in_the_place_of_one_that_is_gone_is_another():
     """Though it may have its address."""
     net, seen = nn.Module(), set()

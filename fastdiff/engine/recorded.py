@@ -35,7 +35,11 @@ def run(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) 
         recording = graphs.find(model, key)
         if recording is not None and recording.graph is None and recording.reason is None:
             _capture(recording, program, model, x, inputs)
-        if recording is None or recording.graph is None:
+        if recording is None:
+            result = _launch(program, model, x, inputs)
+            graphs.check_unchanged(model, key, seen)
+            return result
+        if recording.graph is None:
             return _launch(program, model, x, inputs)
         return _replay(recording, program, x, inputs)
 

@@ -152,6 +152,17 @@ def find(model: Callable[..., Any], key: Hashable) -> Recording | None:
         return found
 
 
+def check_unchanged(model: Callable[..., Any], key: Hashable, seen: Hashable) -> None:
+    """After the first run with a key: that the run has left the fingerprint `seen` as it was. If not, the key will not
+    come again, and why is noted: the tensor that a run puts into an attribute may be what the next one reads."""
+    try:
+        changed = fingerprint(model) != seen
+    except Unseen:
+        changed = True
+    if changed and (recording := find(model, key)) is not None:
+        recording.reason = "launches: this run changed the model: an attribute, a part or a hook was replaced"
+
+
 def capture(recording: Recording, body: Callable[[], None], device: torch.device) -> None:
     """Record what body() queues; if that fails, the reason and a warning, and it is not tried again."""
     graph = graph_type(device)
