@@ -3,7 +3,6 @@
 import sys
 
 from fastdiff import models, ops, solvers
-from fastdiff.compiler.optimize import optimize, restore
 from fastdiff.compiler.verify import verify
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
@@ -12,6 +11,7 @@ from fastdiff.guidance import CFG, Classifier, Threshold
 from fastdiff.likelihood import log_likelihood
 from fastdiff.models import caching
 from fastdiff.models.bundled import load
+from fastdiff.optimizing import optimize, restore
 from fastdiff.process import edm_table, grids, noise, prediction, schedules
 from fastdiff.profiling import profile
 from fastdiff.runtime import memory

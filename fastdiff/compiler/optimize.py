@@ -1,9 +1,8 @@
-"""`fastdiff.optimize`: a model that runs through the backend, and the way back."""
+"""A module that runs through the compiler, and the way back. The public functions are in fastdiff/optimizing.py."""
 
 from __future__ import annotations
 
 import functools
-import sys
 import types
 import warnings
 from collections.abc import Callable, Sequence
@@ -84,48 +83,17 @@ class FastCall:
         return torch.compile(own, backend=backend, dynamic=dynamic)
 
 
-def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = ()) -> Any:
-    """Make a model run through fastdiff's backend; returns the same object.
-
-    module: a torch.nn.Module, or a pipeline of diffusers, of which the denoiser, the autoencoder and, where ours takes
-    the same steps, the scheduler are replaced (disable=["scheduler"] leaves it). A module's parameters, state_dict,
-    hooks and signature stay; changes of its weights are seen at the next call. verify: compare the first call with the
-    original, and go back to it with a warning if they differ. disable: names of passes to leave out. Where a gradient
-    is wanted the original runs. `restore` undoes it.
-
-    Raises TypeError for anything else, ValueError for the name of a pass that does not exist.
-    """
-    disable = list(disable)
-    check_passes([name for name in disable if name != "scheduler"])
-    if _is_pipeline(module):
-        from fastdiff.integrations.diffusers import optimize_pipeline
-
-        return optimize_pipeline(module, verify=verify, disable=disable)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"optimize() takes a torch.nn.Module or a pipeline of diffusers, got {type(module).__name__}")
-    passes = [name for name in disable if name != "scheduler"]
-    setattr(module, _CALL, FastCall(module, passes, verify))
-    return module
+def optimize_module(module: nn.Module, *, verify: bool = False, disable: Sequence[str] = ()) -> None:
+    """`fastdiff.optimize` of a module. Raises ValueError for the name of a pass that does not exist."""
+    check_passes(disable)
+    setattr(module, _CALL, FastCall(module, disable, verify))
 
 
-def restore(module: Any) -> Any:
-    """Undo `optimize`; returns the same object."""
-    if _is_pipeline(module):
-        from fastdiff.integrations.diffusers import restore_pipeline
-
-        return restore_pipeline(module)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"restore() takes what optimize() took, got {type(module).__name__}")
+def restore_module(module: nn.Module) -> None:
+    """`fastdiff.restore` of a module and its parts."""
     for each in module.modules():
         if isinstance(getattr(each, _CALL, None), FastCall):
             setattr(each, _CALL, None)
-    return module
-
-
-def _is_pipeline(x: Any) -> bool:
-    """Whether this is a pipeline of diffusers, which is not imported if nobody did."""
-    pipelines = sys.modules.get("diffusers.pipelines.pipeline_utils")
-    return pipelines is not None and isinstance(x, pipelines.DiffusionPipeline)
 
 
 def _signature(x: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.compiler.optimize import optimize, restore
+from fastdiff.compiler.capture import check_passes
+from fastdiff.compiler.optimize import optimize_module, restore_module
 from fastdiff.integrations.diffusers.schedulers import SolverScheduler, scheduler_for
 
 _DENOISERS = ("unet", "transformer", "prior")
@@ -30,8 +31,10 @@ def optimize_pipeline(pipeline: Any, *, verify: bool = False, disable: Sequence[
     found = models(pipeline)
     if not found:
         raise TypeError(f"optimize() knows no module of {type(pipeline).__name__}: none of {', '.join(_DENOISERS)}")
+    passes = [name for name in disable if name != "scheduler"]
+    check_passes(passes)  # before any module is changed
     for module in found.values():
-        optimize(module, verify=verify, disable=disable)
+        optimize_module(module, verify=verify, disable=passes)
     scheduler = getattr(pipeline, "scheduler", None)
     if scheduler is not None and "scheduler" not in disable and not isinstance(scheduler, SolverScheduler):
         ours, _ = scheduler_for(scheduler)
@@ -44,7 +47,7 @@ def optimize_pipeline(pipeline: Any, *, verify: bool = False, disable: Sequence[
 def restore_pipeline(pipeline: Any) -> Any:
     """See `fastdiff.restore`."""
     for module in models(pipeline).values():
-        restore(module)
+        restore_module(module)
     if pipeline in _schedulers:
         pipeline.scheduler = _schedulers.pop(pipeline)
     return pipeline
