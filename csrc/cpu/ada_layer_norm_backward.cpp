@@ -93,7 +93,7 @@ void run_parameters(const AdaLayerNormBackward& op, int64_t begin, int64_t end) 
       at.i += first;
       const F w = weight ? at.load(weight) : one, offset = bias ? at.load(bias) : zero;
       F of_weight = zero, of_bias = zero;
-      for (int64_t b = 0; b < op.batch; ++b) {
+      for (int64_t b = 0; b < forward.batch; ++b) {
         F total = zero, product = zero, gated = zero;
         for (int64_t part = 0; part < parts; ++part) {
           const float* sums = op.sums + (b * parts + part) * ada_layer_norm_sums(op);

@@ -1,7 +1,9 @@
 #include "fastdiff/arena.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #if defined(__linux__)
@@ -71,6 +73,8 @@ struct Stack {
 
 thread_local Stack stack;
 
+std::atomic<bool> poisoned{false};
+
 }  // namespace
 
 Arena::Arena() : used_(stack.used), wanted_(stack.wanted) {}
@@ -82,7 +86,12 @@ Arena::~Arena() {
 }
 
 void* Arena::bytes(size_t size) {
-  size = round_up(size, kLine);
+  void* data = find(size = round_up(size, kLine));
+  if (poisoned.load(std::memory_order_relaxed)) std::memset(data, 0xff, size);  // a NaN of every type
+  return data;
+}
+
+void* Arena::find(size_t size) {
   if (kApart || size >= kPoolMinimum) return apart(size);
   stack.wanted += size;
   stack.most = std::max(stack.most, stack.wanted);
@@ -104,5 +113,7 @@ void* Arena::apart(size_t size) {
   apart_.push_back(allocate(kLine, std::max(size, kLine)));
   return apart_.back();
 }
+
+void poison_arenas(bool poison) { poisoned.store(poison, std::memory_order_relaxed); }
 
 }  // namespace fastdiff

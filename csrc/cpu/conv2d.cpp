@@ -133,17 +133,18 @@ FASTDIFF_NOINLINE void transform_products(const Conv2d& op, int64_t first, int64
 
 int64_t conv2d_panel() { return kPanel; }
 
-void conv2d_weights(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin, int64_t end) {
+void conv2d_weights(const Conv2dWeights& weights, int64_t begin, int64_t end) {
+  const int64_t channels = weights.channels, blocks = channels / kChannelBlock;
   for (int64_t unit = begin; unit < end; ++unit) {  // a block of channels of a panel
-    const int64_t blocks = channels / kChannelBlock, panel = unit / blocks, c = unit % blocks * kChannelBlock;
-    transform_filters(filters + (panel * channels + c) * 9 * kPanel, panels * channels * kPanel,
-                      u + (panel * channels + c) * kPanel);
+    const int64_t panel = unit / blocks, c = unit % blocks * kChannelBlock;
+    transform_filters(weights.filters + (panel * channels + c) * 9 * kPanel, weights.panels * channels * kPanel,
+                      weights.u + (panel * channels + c) * kPanel);
   }
 }
 
 void conv2d_input(const Conv2d& op, int64_t begin, int64_t end) {
-  const int64_t tiles = op.batch * tiles_of(op.out_height) * tiles_of(op.out_width);
-  const int64_t blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
+  const int64_t tiles = tiles_of(op);
+  const int64_t blocks = divide_up(op.channels, kChannelBlock);
   const int64_t size = kPoints * input_stride(op.channels, op.plan.block);
   for (int64_t unit = begin; unit < end;) {
     const int64_t part = unit / blocks, block = unit % blocks;
@@ -157,7 +158,7 @@ void conv2d_input(const Conv2d& op, int64_t begin, int64_t end) {
 
 void conv2d_products(const Conv2d& op, int64_t begin, int64_t end) {
   const ConvPlan& plan = op.plan;
-  const int64_t tiles = op.batch * tiles_of(op.out_height) * tiles_of(op.out_width);
+  const int64_t tiles = tiles_of(op);
   const int64_t panels = (op.out_channels + kPanel - 1) / kPanel,
                 blocks = round_up(op.channels, kChannelBlock) / kChannelBlock;
   const int64_t v_size = kPoints * input_stride(op.channels, plan.block);

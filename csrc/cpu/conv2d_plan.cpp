@@ -4,10 +4,6 @@
 namespace fastdiff {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
-
 constexpr int64_t kFewTiles = 64;  // of a thread: with fewer, its weights are read too often for what is done with them
 constexpr int64_t kFewChannels =
     512;  // of input and output: then all of a block stays near, and half as many tiles will do

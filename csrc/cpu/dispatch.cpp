@@ -20,29 +20,26 @@
 
 namespace fastdiff {
 
-#define FASTDIFF_DECLARE(isa) \
+#define FASTDIFF_TABLE(isa)   \
   namespace isa {             \
   extern const Kernels table; \
   }
-FASTDIFF_DECLARE(baseline)
+FASTDIFF_TABLE(baseline)
 #if defined(FASTDIFF_HAS_X86)
-FASTDIFF_DECLARE(avx2)
-FASTDIFF_DECLARE(avx512)
+FASTDIFF_TABLE(avx2)
+FASTDIFF_TABLE(avx512)
 #endif
 #if defined(FASTDIFF_HAS_NEON)
-FASTDIFF_DECLARE(neon)
+FASTDIFF_TABLE(neon)
 #endif
 #if defined(FASTDIFF_HAS_AMX)
+#define FASTDIFF_AMX_KERNELS(KERNEL)      \
+  KERNEL(AttentionUnits, attention_units) \
+  KERNEL(AttentionKernel, attention)      \
+  FASTDIFF_MATRIX_KERNELS(KERNEL)
 namespace amx {
-int64_t attention_units(const Attention& op);
-void attention(const Attention& op, int64_t begin, int64_t end);
-void linear_pack(const Linear& op, int64_t begin, int64_t end);
-void linear_multiply(const Linear& op, int64_t begin, int64_t end);
-void conv2d_stage_weights(const ConvStage& stage, int64_t begin, int64_t end);
-void conv2d_stage_input(const ConvStage& stage, int64_t begin, int64_t end);
-void conv2d_stage_products(const ConvStage& stage, int64_t begin, int64_t end);
-void conv2d_stage_output(const ConvStage& stage, int64_t begin, int64_t end);
-}  // namespace amx
+FASTDIFF_AMX_KERNELS(FASTDIFF_DECLARE)
+}
 #endif
 
 namespace {
@@ -89,12 +86,8 @@ const Kernels& amx_table() {
   static const Kernels table = [] {
     Kernels kernels = avx512::table;
     kernels.isa = "amx";
-    kernels.attention_units = amx::attention_units;
-    kernels.attention = amx::attention;
-    kernels.linear_pack = amx::linear_pack;
-    kernels.linear_multiply = amx::linear_multiply;
-    kernels.conv2d_stages = {amx::conv2d_stage_weights, amx::conv2d_stage_input, amx::conv2d_stage_products,
-                             amx::conv2d_stage_output};
+#define FASTDIFF_REPLACE(type, name) kernels.name = amx::name;
+    FASTDIFF_AMX_KERNELS(FASTDIFF_REPLACE)
     return kernels;
   }();
   return table;

@@ -17,9 +17,6 @@ constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 n
 // before.
 constexpr int64_t kPanelBlocks = 4, kPanelSteps = 24, kMostBlocks = 12;
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 const float* row_of(const Rows& rows, const Linear& op, int64_t row) {
   return static_cast<const float*>(rows.data) + row / op.rows * rows.batch + row % op.rows * rows.row;
 }
@@ -41,12 +38,12 @@ void pack_columns(const Linear& op, int64_t block, int64_t half, int64_t first, 
     const int64_t column = block * kBlock + side;
     int64_t row = row_of_weight(op, column, half);
     const LinearWeight& weight = weight_of(op, &row);
-    const int64_t columns = smaller(op.outputs - column, weight.outputs - row);
+    const int64_t columns = at_most(op.outputs - column, weight.outputs - row);
     const float* from = weight.data + row * weight.row + first * kDepth;
     uint8_t* out = to + side / kSide * tile;
     for (int64_t step = 0; step < steps; ++step, out += kStepBytes)
       for (int64_t part = 0; part < 2; ++part) {
-        const int64_t k = step * kDepth + part * kSide, n = smaller(op.inputs - first * kDepth - k, kSide);
+        const int64_t k = step * kDepth + part * kSide, n = at_most(op.inputs - first * kDepth - k, kSide);
         F rows[kSide];
         for (int64_t i = 0; i < kSide; ++i) {
           const bool there = i < columns && n > 0;
@@ -114,11 +111,11 @@ F biased(const Linear& op, F y, int64_t column, int64_t half, int64_t n) {
 
 // A block of out from its sums, of which a GLU has a second block behind the first.
 void put(const Linear& op, const float* sums, int64_t row_block, int64_t column_block) {
-  const int64_t rows = smaller(kBlock, op.batch * op.rows - row_block * kBlock);
+  const int64_t rows = at_most(kBlock, op.batch * op.rows - row_block * kBlock);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = row_block * kBlock + r;
     for (int64_t c = 0; c < kBlock && column_block * kBlock + c < op.outputs; c += kLanes) {
-      const int64_t column = column_block * kBlock + c, n = smaller(op.outputs - column, kLanes);
+      const int64_t column = column_block * kBlock + c, n = at_most(op.outputs - column, kLanes);
       F y = biased(op, F::load(sums + r * kBlock + c), column, 0, n);
       if (op.glu)
         y = y * activate(biased(op, F::load(sums + kSums + r * kBlock + c), column, 1, n), op.activation);
@@ -134,7 +131,7 @@ void put(const Linear& op, const float* sums, int64_t row_block, int64_t column_
 
 // What is written after the next products, and what is added to it then, is asked for before.
 void ask_for(const Linear& op, int64_t row_block, int64_t column_block) {
-  const int64_t rows = smaller(kBlock, op.batch * op.rows - row_block * kBlock), column = column_block * kBlock;
+  const int64_t rows = at_most(kBlock, op.batch * op.rows - row_block * kBlock), column = column_block * kBlock;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = row_block * kBlock + r;
     const float* out = op.out + row * op.outputs + column;
@@ -169,12 +166,12 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
   const TileRegisters registers;
   const bool shared = op.rows_shared;
   const int64_t halves = op.glu ? 2 : 1, panel_halves = shared ? halves : 1;
-  const int64_t steps = linear_blocks(op.inputs), chunks = steps ? ceil_divide(steps, kPanelSteps) : 1;
+  const int64_t steps = linear_blocks(op.inputs), chunks = steps ? divide_up(steps, kPanelSteps) : 1;
   const int64_t others =
       shared ? linear_row_blocks(op) : linear_column_blocks(op);  // units of the factor that is packed
-  const int64_t most_steps = ceil_divide(steps, chunks);
-  const int64_t blocks = most_steps ? smaller(kMostBlocks, kPanelBlocks * kPanelSteps / most_steps) : kPanelBlocks;
-  const int64_t panels = ceil_divide(end - begin, blocks / panel_halves), packed_tile = steps * kStepBytes;
+  const int64_t most_steps = divide_up(steps, chunks);
+  const int64_t blocks = most_steps ? at_most(kMostBlocks, kPanelBlocks * kPanelSteps / most_steps) : kPanelBlocks;
+  const int64_t panels = divide_up(end - begin, blocks / panel_halves), packed_tile = steps * kStepBytes;
   const int64_t unit_sums = halves * kSums, total_sums = blocks / panel_halves * unit_sums;
   Arena arena;
   uint8_t* panel = arena.take<uint8_t>(most_steps * kStepBytes * 2 * blocks);

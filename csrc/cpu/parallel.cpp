@@ -19,7 +19,7 @@ namespace fastdiff {
 
 #if defined(_OPENMP)
 
-void parallel_for(int64_t count, int num_threads, void (*body)(void*, int64_t, int64_t), void* context) {
+void parallel_ranges(int64_t count, int num_threads, void (*body)(const void*, int64_t, int64_t), const void* context) {
   const int parts = static_cast<int>(std::min<int64_t>(count, num_threads));
   if (parts <= 1) {
     body(context, 0, count);
@@ -42,7 +42,7 @@ namespace {
 // Threads that sleep until there is work. One job at a time: a second caller waits for the first.
 class Pool {
 public:
-  void run(int64_t count, int parts, void (*body)(void*, int64_t, int64_t), void* context) {
+  void run(int64_t count, int parts, void (*body)(const void*, int64_t, int64_t), const void* context) {
     std::lock_guard<std::mutex> one_job(job_mutex_);
     std::unique_lock<std::mutex> lock(mutex_);
     while (static_cast<int>(threads_.size()) < parts - 1) {
@@ -90,14 +90,14 @@ private:
   uint64_t generation_ = 0;
   int64_t count_ = 0;
   int parts_ = 0, pending_ = 0;
-  void (*body_)(void*, int64_t, int64_t) = nullptr;
-  void* context_ = nullptr;
+  void (*body_)(const void*, int64_t, int64_t) = nullptr;
+  const void* context_ = nullptr;
   bool stop_ = false;
 };
 
 }  // namespace
 
-void parallel_for(int64_t count, int num_threads, void (*body)(void*, int64_t, int64_t), void* context) {
+void parallel_ranges(int64_t count, int num_threads, void (*body)(const void*, int64_t, int64_t), const void* context) {
   const int parts = static_cast<int>(std::min<int64_t>(count, num_threads));
   if (parts <= 1) {
     body(context, 0, count);

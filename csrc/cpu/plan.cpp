@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "fastdiff/arena.h"
 #include "fastdiff/parallel.h"
 
 namespace fastdiff {
@@ -104,24 +105,21 @@ struct Plan<T>::Task {
   void run_with_noise(int64_t begin, int64_t end) {
     const int64_t tiles = (plan->elements_ + kTile - 1) / kTile;
     alignas(64) float normal[kTile];
-    std::vector<std::vector<T>> noise(combine->kinds.size());
-    const T* in[kMaxInputs] = {};
-    for (size_t k = 0; k < noise.size(); ++k)
-      if (!inputs[k]) {
-        noise[k].resize(kTile);
-        in[k] = noise[k].data();
-      }
+    Arena arena;
+    T* noise[kMaxInputs] = {};  // of the inputs that are to be computed
+    for (size_t k = 0; k < combine->kinds.size(); ++k)
+      if (!inputs[k]) noise[k] = arena.take<T>(kTile);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t sample = tile / tiles, first = tile % tiles * kTile;
       const int64_t size = std::min(kTile, plan->elements_ - first);
-      for (size_t k = 0; k < noise.size(); ++k) {
+      for (size_t k = 0; k < combine->kinds.size(); ++k) {
         if (inputs[k]) continue;
         kernels->normal(normal, first, size, plan->seeds_[sample], plan->samples_[sample],
                         static_cast<uint32_t>(combine->numbers[k]) + 1);  // draw 0 is the initial state
-        widen(normal, noise[k].data(), size);
+        widen(normal, noise[k], size);
       }
       const int64_t start = sample * plan->elements_ + first;
-      run(in, start, start, size);
+      run(noise, start, start, size);
     }
   }
 };
@@ -161,13 +159,11 @@ bool Plan<T>::run(int index, const T* cond, const T* uncond) const {
   const int64_t values = size * static_cast<int64_t>(combine.kinds.size() + combine.outputs.size());
   if (computes_noise) {
     const int64_t tiles = batch_ * ((elements_ + kTile - 1) / kTile);
-    parallel_for(
-        tiles, size > 8 * kTile ? num_threads_ : 1,
-        [](void* t, int64_t begin, int64_t end) { static_cast<Task*>(t)->run_with_noise(begin, end); }, &task);
+    parallel_for(tiles, size > 8 * kTile ? num_threads_ : 1,
+                 [&](int64_t begin, int64_t end) { task.run_with_noise(begin, end); });
   } else {
-    parallel_for(
-        size, values > kSerialValues ? num_threads_ : 1,
-        [](void* t, int64_t begin, int64_t end) { static_cast<Task*>(t)->run(begin, end); }, &task);
+    parallel_for(size, values > kSerialValues ? num_threads_ : 1,
+                 [&](int64_t begin, int64_t end) { task.run(begin, end); });
   }
   return task.finite.load();
 }

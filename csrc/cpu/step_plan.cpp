@@ -28,6 +28,14 @@ int step_on_cpu(const void* step, int, uintptr_t) {
   return 0;
 }
 
+StepTypes step_types(const std::string& state, const std::string& model) {
+  if (state == "float32" && model == "float32") return StepTypes::f32_f32;
+  if (state == "float32" && model == "float16") return StepTypes::f32_f16;
+  if (state == "float32" && model == "bfloat16") return StepTypes::f32_bf16;
+  if (state == "float64" && model == "float64") return StepTypes::f64_f64;
+  throw std::invalid_argument("no step of a state in " + state + " and a model in " + model);
+}
+
 StepPlan::StepPlan(StepTypes types, int64_t batch, int64_t elements, const uint64_t* keys, int32_t* broken,
                    StepLaunch launch, int device)
     : types_(types),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiff.errors import expect, unknown
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
-from fastdiff.ops.conv2d_weights import as_they_are, large_pages, packed
+from fastdiff.ops.conv2d_weights import as_they_are, packed
 from fastdiff.ops.linear import Arguments as Layer
 from fastdiff.ops.linear import linear
 from fastdiff.ops.op import Op, address, check_tensor, contiguous
@@ -178,7 +178,6 @@ class Conv2d(Op[Arguments]):
         forms = packed(weight)
 
         def run(algorithm: str) -> None:
-            scratch = large_pages(problem.scratch(algorithm))
             if algorithm == "winograd-amx":
                 _kept, read = as_they_are(weight)
             else:
@@ -189,7 +188,7 @@ class Conv2d(Op[Arguments]):
                  height, width),
                 read, algorithm, address(bias), address(channel_bias),
                 0 if channel_bias is None else channel_bias.stride(0), _image(residual), a.activation == "silu",
-                a.scale, out.data_ptr(), scratch.data_ptr(), threads,
+                a.scale, out.data_ptr(), threads,
             )  # fmt: skip
 
         chosen = a.algorithm

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable
 from typing import NamedTuple
-
-from fastdiff.runtime.native import core
 
 # "winograd": weights are transformed once, to four times their size. "winograd-on-the-fly": in every call, from a copy.
 # "winograd-amx": in every call, from the weight itself, for AMX.
@@ -39,10 +36,6 @@ class Problem(NamedTuple):
         """Those that the instruction set has."""
         return ALGORITHMS if self.isa == "amx" else ALGORITHMS[:2]
 
-    def scratch(self, algorithm: str) -> int:
-        """The floats of scratch memory that it takes."""
-        return _scratch(self.tiles, self.channels, self.out_channels, algorithm, self.threads, self.isa)
-
     def seconds(self, algorithm: str) -> float:
         """About how long it takes, fitted to two cores with AVX-512, AMX: the longer of products and reading weights;
         on the fly products and the transform; in stages the sum of their products and of what they write."""
@@ -60,11 +53,6 @@ class Problem(NamedTuple):
 
 
 _PRODUCTS_A_SECOND = {"amx": 1.25e11, "avx512": 1.25e11, "avx2": 4e10}  # on two cores
-
-
-@functools.lru_cache(maxsize=4096)
-def _scratch(tiles: int, channels: int, out_channels: int, algorithm: str, threads: int, isa: str) -> int:
-    return core.conv2d_plan(tiles, channels, out_channels, algorithm, threads)[1]
 
 
 class Choice(NamedTuple):

@@ -12,12 +12,6 @@ from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 
 
-def large_pages(size: int) -> Tensor:
-    """`size` floats without values, from the pool if they are many: transforms go to 36 places at once, and on pages of
-    4 KiB those are more than the processor keeps the addresses of."""
-    return empty((max(size, core.POOL_MINIMUM // 4) if size > 1 << 17 else size,), dtype=torch.float32)
-
-
 class Packed:
     """The forms of one weight (K, C, 3, 3), made when they are first asked for."""
 

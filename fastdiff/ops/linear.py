@@ -158,10 +158,8 @@ class Linear(Op[Arguments]):
         pairs = [(dense(w), contiguous(b)) for w, b in pairs]
         held: list[Tensor] = []  # copies, until the kernel has run
         out = empty((batch, tokens, outputs), dtype=x.dtype)
-        size = core.linear_packed_bytes(batch * tokens, inputs, outputs, a.glu)
-        packed = empty((size // x.element_size(),), dtype=x.dtype)
         core.linear(
-            out.data_ptr(), packed.data_ptr(), rows(x, held),
+            out.data_ptr(), rows(x, held),
             [(w.data_ptr(), address(b), w.stride(0), w.shape[0]) for w, b in pairs], rows(a.gate, held),
             rows(a.residual, held), a.activation, a.glu, (batch, tokens, inputs, outputs), torch.get_num_threads(),
         )  # fmt: skip

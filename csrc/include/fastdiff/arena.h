@@ -28,11 +28,15 @@ public:
 
 private:
   void* bytes(size_t size);
+  void* find(size_t size);
   void* apart(size_t size);
 
   size_t used_, wanted_;  // of the thread's block when the arena began
   std::vector<void*> apart_;
   std::vector<PoolBlock> pooled_;
 };
+
+// For tests: from now on what is taken is filled with NaN, or, as usual, not.
+void poison_arenas(bool poison);
 
 }  // namespace fastdiff

@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "fastdiff/sizes.h"
+
 namespace fastdiff {
 
 // F(4x4, 3x3): an output tile of 4x4 pixels comes from 6x6 pixels, by 36 products of matrices [tiles, C] x [C, K].
@@ -60,8 +62,8 @@ struct Conv2d {
   float* scratch;
 };
 
-static inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-static inline int64_t tiles_of(int64_t pixels) { return (pixels + kOutTile - 1) / kOutTile; }
+static inline int64_t tiles_of(int64_t pixels) { return divide_up(pixels, kOutTile); }
+static inline int64_t tiles_of(const Conv2d& op) { return op.batch * tiles_of(op.out_height) * tiles_of(op.out_width); }
 // The sums that one over so many channels, a multiple of kChannelBlock, is made of, and the first channel of each.
 static inline int64_t sums_of(int64_t channels) { return (channels + kDepth - 1) / kDepth; }
 static inline int64_t sum_begin(int64_t channels, int64_t sums, int64_t sum) {

@@ -34,14 +34,12 @@ struct StagePlan {
   bool in_place;                    // M where V was
 };
 StagePlan plan_stages(int64_t tiles, int64_t channels, int64_t out_channels, int64_t threads);
-// Bytes of scratch that the plan needs.
+// Floats of scratch that the plan needs, and the stages with what they share in it; of a null one the strides alone.
 int64_t stages_scratch(const StagePlan& plan, int64_t channels);
+ConvStage stage_of(const StagePlan& plan, int64_t channels, float* scratch);
 
-// The stages: [begin, end) of so many units.
+// The stages, each [begin, end) of so many units.
 using ConvStageKernel = void (*)(const ConvStage& stage, int64_t begin, int64_t end);
-struct ConvStages {
-  ConvStageKernel weights, input, products, output;
-};
 static inline int64_t stage_weights_units(const ConvStage& s) {
   return round_up(s.columns, kStagePanel) / 16 * (round_up(s.op->channels, kStageDepth) / kStageDepth);
 }
@@ -50,9 +48,5 @@ static inline int64_t stage_products_units(const ConvStage& s) { return kPoints 
 static inline int64_t stage_output_units(const ConvStage& s) {
   return round_up(s.tiles, kStagePanel) / kStagePanel * (round_up(s.columns, kStagePanel) / kStagePanel);
 }
-
-// All stages of a convolution, on at most so many threads.
-void conv2d_in_stages(const Conv2d& op, const StagePlan& plan, const ConvStages& stages, void* scratch,
-                      int num_threads);
 
 }  // namespace fastdiff

@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "fastdiff/conv2d.h"
 #include "fastdiff/conv2d_stages.h"
 
@@ -41,7 +43,7 @@ struct AdaLayerNorm {
   Rows x, scale, shift;
   const void *weight, *bias;
   void* out;
-  int64_t rows, channels;  // of a batch; of a row
+  int64_t batch, rows, channels;  // rows of a batch
   float eps;
   bool stream;  // write around the caches
 };
@@ -63,7 +65,6 @@ struct AdaLayerNormBackward {
   AdaLayerNorm forward;  // out and stream are not used
   Rows gradient;         // of out
   void *x, *scale, *shift, *weight, *bias;
-  int64_t batch;
   float* sums;          // room for ada_layer_norm_sums numbers for every unit of the first phase
   bool branch;          // of residual_ada_layer_norm; then also:
   Rows y, gate, added;  // added: the gradient that h has from elsewhere; gate and added may be null, y without of_gate
@@ -160,7 +161,7 @@ struct Linear {
 };
 // Factors are packed as three bfloat16 a number, 32 rows and 32 numbers at a time.
 constexpr int64_t kLinearBlock = 32;
-static inline int64_t linear_blocks(int64_t rows) { return (rows + kLinearBlock - 1) / kLinearBlock; }
+static inline int64_t linear_blocks(int64_t rows) { return divide_up(rows, kLinearBlock); }
 static inline int64_t linear_row_blocks(const Linear& op) { return linear_blocks(op.batch * op.rows); }
 static inline int64_t linear_column_blocks(const Linear& op) { return linear_blocks(op.outputs); }
 // Every thread reads all of the factor that is packed for all: that is the smaller one.
@@ -175,36 +176,59 @@ static inline int64_t linear_packed_bytes(const Linear& op) {
 // the second blocks of the other.
 using LinearKernel = void (*)(const Linear& op, int64_t begin, int64_t end);
 
-// A convolution in up to three steps: the weights, filters [panels][channels][9][panel] with the channels padded to a
-// multiple of kChannelBlock, are transformed once, units are blocks of channels of each panel; the input, where the
-// plan shares it, units are blocks of channels of each part of tiles; and the products and outputs, units are the
-// plan's parts.
-using Conv2dWeights = void (*)(const float* filters, int64_t channels, int64_t panels, float* u, int64_t begin,
-                               int64_t end);
+// A convolution in up to three steps. The weights are transformed once, units are blocks of channels of each panel; the
+// input, where the plan shares it, units are blocks of channels of each part of tiles; then products and outputs, units
+// are the plan's parts.
 using Conv2dKernel = void (*)(const Conv2d& op, int64_t begin, int64_t end);
-struct Conv2dSteps {
-  Conv2dWeights weights;
-  Conv2dKernel input, products;
+// Filters [panels][channels][9][panel], the channels padded to a multiple of kChannelBlock, and what is made of them.
+struct Conv2dWeights {
+  const float* filters;
+  int64_t channels, panels;
+  float* u;
 };
+using Conv2dWeightsKernel = void (*)(const Conv2dWeights& weights, int64_t begin, int64_t end);
+using Conv2dPanel = int64_t (*)();  // the output channels of a panel
 
+// KERNEL(type, name) of all that every instruction set has.
+#define FASTDIFF_KERNELS(KERNEL)                                         \
+  KERNEL(LinearCombine<float>, linear_combine_f32)                       \
+  KERNEL(LinearCombine<double>, linear_combine_f64)                      \
+  KERNEL(Normal, normal)                                                 \
+  KERNEL(AdaLayerNormKernel, ada_layer_norm)                             \
+  KERNEL(ResidualAdaLayerNormKernel, residual_ada_layer_norm)            \
+  KERNEL(AdaLayerNormBackwardKernel, ada_layer_norm_backward_rows)       \
+  KERNEL(AdaLayerNormBackwardKernel, ada_layer_norm_backward_parameters) \
+  KERNEL(GroupNormKernel, group_norm_groups)                             \
+  KERNEL(GroupNormKernel, group_norm_statistics)                         \
+  KERNEL(GroupNormKernel, group_norm_output)                             \
+  KERNEL(GroupNormBackwardKernel, group_norm_backward_groups)            \
+  KERNEL(GroupNormBackwardKernel, group_norm_backward_sums)              \
+  KERNEL(GroupNormBackwardKernel, group_norm_backward_input)             \
+  KERNEL(GroupNormBackwardKernel, group_norm_backward_parameters)        \
+  KERNEL(AttentionUnits, attention_units)                                \
+  KERNEL(AttentionKernel, attention)                                     \
+  KERNEL(Conv2dPanel, conv2d_panel)                                      \
+  KERNEL(Conv2dWeightsKernel, conv2d_weights)                            \
+  KERNEL(Conv2dKernel, conv2d_input)                                     \
+  KERNEL(Conv2dKernel, conv2d_products)
+// Those that AMX has besides; elsewhere they are null, and a library is as fast.
+#define FASTDIFF_MATRIX_KERNELS(KERNEL)          \
+  KERNEL(LinearKernel, linear_pack)              \
+  KERNEL(LinearKernel, linear_multiply)          \
+  KERNEL(ConvStageKernel, conv2d_stage_weights)  \
+  KERNEL(ConvStageKernel, conv2d_stage_input)    \
+  KERNEL(ConvStageKernel, conv2d_stage_products) \
+  KERNEL(ConvStageKernel, conv2d_stage_output)
+
+// To declare a kernel of an instruction set: what a pointer of this type points to.
+#define FASTDIFF_DECLARE(type, name) std::remove_pointer_t<type> name;
+#define FASTDIFF_MEMBER(type, name) type name = nullptr;
 struct Kernels {
   const char* isa;
-  LinearCombine<float> linear_combine_f32;
-  LinearCombine<double> linear_combine_f64;
-  Normal normal;
-  AdaLayerNormKernel ada_layer_norm;
-  ResidualAdaLayerNormKernel residual_ada_layer_norm;
-  AdaLayerNormBackwardKernel ada_layer_norm_backward_rows, ada_layer_norm_backward_parameters;
-  GroupNormKernel group_norm_groups, group_norm_statistics, group_norm_output;
-  GroupNormBackwardKernel group_norm_backward_groups, group_norm_backward_sums, group_norm_backward_input;
-  GroupNormBackwardKernel group_norm_backward_parameters;
-  AttentionUnits attention_units;
-  AttentionKernel attention;
-  LinearKernel linear_pack, linear_multiply;  // null where a library is as fast
-  int64_t (*conv2d_panel)();                  // the output channels of a panel
-  Conv2dSteps conv2d;                         // with vectors
-  ConvStages conv2d_stages;                   // with AMX, null where there is none
+  FASTDIFF_KERNELS(FASTDIFF_MEMBER)
+  FASTDIFF_MATRIX_KERNELS(FASTDIFF_MEMBER)
 };
+#undef FASTDIFF_MEMBER
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones
 // selected. Throws std::invalid_argument if the variable names a set that is not available here.

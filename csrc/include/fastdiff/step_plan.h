@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "fastdiff/plan.h"
@@ -16,6 +17,10 @@ using StepLaunch = int (*)(const void* step, int device, uintptr_t stream);
 
 // The same on the CPU, thread after thread, at once: what a GPU computes, for tests. All addresses are the CPU's.
 int step_on_cpu(const void* step, int device, uintptr_t stream);
+
+// Of a state and a model's inputs and outputs, "float32" for example. Throws std::invalid_argument if no step takes
+// both.
+StepTypes step_types(const std::string& state, const std::string& model);
 
 class StepPlan {
 public:
