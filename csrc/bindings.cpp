@@ -1,7 +1,7 @@
 // The only file that sees Python, with casters.h: it reads arguments, releases Python's lock and calls. Tensors arrive
 // as addresses, shapes and strides; `fastdiff` checks them. Called by position: names cost 0.7 us a call.
-#include <map>
 #include <tuple>
+#include <type_traits>
 
 #include "casters.h"
 #include "fastdiff/arena.h"
@@ -20,7 +20,7 @@ namespace {
 // costs about 0.1 us, a tenth of a small norm, and where another thread of Python waits for it, up to the interval at
 // which these take turns, 5 ms.
 template <class Op>
-void run(void (*driver)(Op, int), const Op& op, int threads, int64_t numbers = INT64_MAX) {
+void run(void (*driver)(Op, int), const std::common_type_t<Op>& op, int threads, int64_t numbers = INT64_MAX) {
   if (numbers <= kSerialElements) return driver(op, threads);
   const py::gil_scoped_release released;
   driver(op, threads);
@@ -88,87 +88,74 @@ void bind_step_plan(py::module_& module) {
       });
 }
 
-// found, in what follows: the addresses of gradients, in the order of the arguments.
-
+// found: the addresses of gradients, in the order of the arguments; 0 where one is not wanted. sizes: batch, rows,
+// channels.
 void bind_ada_layer_norm(py::module_& module) {
-  module.def("ada_layer_norm",
-             [](Type type, Address out, const Rows& x, const Rows& scale, const Rows& shift, Address weight,
-                Address bias, int64_t batch, int64_t rows, int64_t channels, float eps, int threads) {
-               const AdaLayerNorm op = {type, x, scale, shift, weight, bias, out, batch, rows, channels, eps, false};
-               run(ada_layer_norm, op, threads, batch * rows * channels);
-             });
-  module.def("residual_ada_layer_norm", [](Type type, Address h, Address z, const Rows& y, const Rows& residual,
-                                           const Rows& gate, const Rows& scale, const Rows& shift, Address weight,
-                                           Address bias, int64_t batch, int64_t rows, int64_t channels, float eps,
-                                           int threads) {
-    const AdaLayerNorm norm = {type, {}, scale, shift, weight, bias, z, batch, rows, channels, eps, false};
-    run(residual_ada_layer_norm, ResidualAdaLayerNorm{norm, y, residual, gate, h}, threads, batch * rows * channels);
+  module.def("ada_layer_norm", [](Type type, Address out, Rows x, Rows scale, Rows shift, Address weight, Address bias,
+                                  int64_t batch, int64_t rows, int64_t channels, float eps, int threads) {
+    const AdaLayerNorm op = {type, x, scale, shift, weight, bias, out, batch, rows, channels, eps};
+    run(ada_layer_norm, op, threads, batch * rows * channels);
   });
-  // sizes: batch, rows, channels.
-  module.def("ada_layer_norm_backward",
-             [](Type type, const Numbers<5>& found, const Rows& gradient, const Rows& x, const Rows& scale,
-                const Rows& shift, Address weight, Address bias, const Numbers<3>& sizes, float eps, int threads) {
-               AdaLayerNormBackward op = {};
-               op.forward = {type, x, scale, shift, weight, bias, nullptr, sizes[0], sizes[1], sizes[2], eps, false};
-               op.gradient = gradient;
-               op.x = address_of(found[0]), op.scale = address_of(found[1]), op.shift = address_of(found[2]);
-               op.weight = address_of(found[3]), op.bias = address_of(found[4]);
-               run(ada_layer_norm_backward, op, threads);
+  module.def("ada_layer_norm_backward", [](Type type, Addresses<5> found, Rows gradient, Rows x, Rows scale, Rows shift,
+                                           Address weight, Address bias, Numbers<3> sizes, float eps, int threads) {
+    const AdaLayerNorm norm = {type, x, scale, shift, weight, bias, nullptr, sizes[0], sizes[1], sizes[2], eps};
+    run(ada_layer_norm_backward, {norm, gradient, found[0], found[1], found[2], found[3], found[4]}, threads);
+  });
+}
+
+void bind_residual_ada_layer_norm(py::module_& module) {
+  module.def("residual_ada_layer_norm",
+             [](Type type, Address h, Address z, Rows y, Rows residual, Rows gate, Rows scale, Rows shift,
+                Address weight, Address bias, int64_t batch, int64_t rows, int64_t channels, float eps, int threads) {
+               const AdaLayerNorm norm = {type, {}, scale, shift, weight, bias, z, batch, rows, channels, eps};
+               run(residual_ada_layer_norm, {norm, y, residual, gate, h}, threads, batch * rows * channels);
              });
-  // 0 in found where a gradient is not wanted. of_h: without an address where h has no gradient from elsewhere.
-  module.def("residual_ada_layer_norm_backward",
-             [](Type type, const Numbers<7>& found, const Rows& of_h, const Rows& of_z, const Rows& h, const Rows& y,
-                const Rows& gate, const Rows& scale, const Rows& shift, Address weight, Address bias,
-                const Numbers<3>& sizes, float eps, int threads) {
-               AdaLayerNormBackward op = {};
-               op.forward = {type, h, scale, shift, weight, bias, nullptr, sizes[0], sizes[1], sizes[2], eps, false};
-               op.gradient = of_z, op.branch = true, op.y = y, op.gate = gate, op.added = of_h;
-               op.of_y = address_of(found[0]), op.x = address_of(found[1]), op.of_gate = address_of(found[2]);
-               op.scale = address_of(found[3]), op.shift = address_of(found[4]);
-               op.weight = address_of(found[5]), op.bias = address_of(found[6]);
-               run(ada_layer_norm_backward, op, threads);
-             });
+  // of_h: without an address where h has no gradient from elsewhere.
+  module.def("residual_ada_layer_norm_backward", [](Type type, Addresses<7> found, Rows of_h, Rows of_z, Rows h, Rows y,
+                                                    Rows gate, Rows scale, Rows shift, Address weight, Address bias,
+                                                    Numbers<3> sizes, float eps, int threads) {
+    const auto [of_y, of_residual, of_gate, of_scale, of_shift, of_weight, of_bias] = found;
+    const AdaLayerNorm norm = {type, h, scale, shift, weight, bias, nullptr, sizes[0], sizes[1], sizes[2], eps};
+    run(ada_layer_norm_backward,
+        {norm, of_z, of_residual, of_scale, of_shift, of_weight, of_bias, true, of_y, of_gate, y, gate, of_h}, threads);
+  });
 }
 
 void bind_group_norm_silu(py::module_& module) {
-  module.def("group_norm_silu", [](Type type, Address out, Address x, Address weight, Address bias, const Rows& scale,
-                                   const Rows& shift, int64_t samples, int64_t channels, int64_t pixels, int64_t groups,
-                                   bool channels_last, bool silu, float eps, int threads) {
-    const GroupNorm op = {type,     x,      weight, bias,          scale, shift, out,   samples,
-                          channels, pixels, groups, channels_last, silu,  eps,   false, nullptr};
+  module.def("group_norm_silu", [](Type type, Address out, Address x, Address weight, Address bias, Rows scale,
+                                   Rows shift, int64_t samples, int64_t channels, int64_t pixels, int64_t groups,
+                                   bool last, bool silu, float eps, int threads) {
+    const GroupNorm op = {type, x, weight, bias, scale, shift, out, samples, channels, pixels, groups, last, silu, eps};
     run(group_norm_silu, op, threads, samples * channels * pixels);
   });
   // sizes: samples, channels, pixels, groups.
-  module.def("group_norm_silu_backward",
-             [](Type type, const Numbers<5>& found, Address gradient, Address x, Address weight, Address bias,
-                const Rows& scale, const Rows& shift, const Numbers<4>& sizes, bool channels_last, bool silu, float eps,
-                int threads) {
-               GroupNormBackward op = {};
-               op.forward = {type,     x,        weight,   bias,          scale, shift, nullptr, sizes[0],
-                             sizes[1], sizes[2], sizes[3], channels_last, silu,  eps,   false,   nullptr};
-               op.gradient = gradient;
-               op.x = address_of(found[0]), op.weight = address_of(found[1]), op.bias = address_of(found[2]);
-               op.scale = address_of(found[3]), op.shift = address_of(found[4]);
-               run(group_norm_silu_backward, op, threads);
-             });
+  module.def("group_norm_silu_backward", [](Type type, Addresses<5> found, Address gradient, Address x, Address weight,
+                                            Address bias, Rows scale, Rows shift, Numbers<4> sizes, bool last,
+                                            bool silu, float eps, int threads) {
+    const auto [samples, channels, pixels, groups] = sizes;
+    const GroupNorm norm = {type,    x,        weight, bias,   scale, shift, nullptr,
+                            samples, channels, pixels, groups, last,  silu,  eps};
+    run(group_norm_silu_backward, {norm, gradient, found[0], found[1], found[2], found[3], found[4]}, threads);
+  });
 }
 
 // sizes: batch, heads, queries, keys, channels, value channels.
 void bind_attention(py::module_& module) {
-  module.def("attention", [](Type type, const Heads& q, const Heads& k, const Heads& v, Mask mask_type,
-                             const Heads& mask, int64_t mask_column, const Heads& out, Address lse, Address maps,
-                             const Numbers<6>& sizes, float scale, int threads) {
-    const Attention op = {type, q,        k,        v,        mask_type, mask,     mask_column, out,  lse,
-                          maps, sizes[0], sizes[1], sizes[2], sizes[3],  sizes[4], sizes[5],    scale};
-    run(attention, op, threads);
+  module.def("attention", [](Type type, Heads q, Heads k, Heads v, Mask mask_type, Heads mask, int64_t mask_column,
+                             Heads out, Address lse, Address maps, Numbers<6> sizes, float scale, int threads) {
+    const auto [batch, heads, queries, keys, channels, values] = sizes;
+    run(attention,
+        {type, q, k, v, mask_type, mask, mask_column, out, lse, maps, batch, heads, queries, keys, channels, values,
+         scale},
+        threads);
   });
 }
 
 // sizes: batch, rows of a batch, inputs, outputs.
 void bind_linear(py::module_& module) {
   module.def("has_linear", [] { return kernels().linear_multiply != nullptr; });
-  module.def("linear", [](Address out, const Rows& x, const std::vector<LinearWeight>& weights, const Rows& gate,
-                          const Rows& residual, Activation activation, bool glu, const Numbers<4>& sizes, int threads) {
+  module.def("linear", [](Address out, Rows x, const std::vector<LinearWeight>& weights, Rows gate, Rows residual,
+                          Activation activation, bool glu, Numbers<4> sizes, int threads) {
     Linear op = {};
     if (weights.empty() || weights.size() > std::size(op.weights))
       throw std::invalid_argument("linear takes one to three weights");
@@ -179,37 +166,19 @@ void bind_linear(py::module_& module) {
   });
 }
 
-// How the work of a convolution is divided, by name, and the floats that it works in.
-std::tuple<std::map<std::string, int64_t>, int64_t> conv2d_plan(int64_t tiles, int64_t channels, int64_t out_channels,
-                                                                Way way, int64_t threads) {
-  if (way == Way::in_stages) {
-    const StagePlan p = plan_stages(tiles, channels, out_channels, threads);
-    return {{{"tiles", p.tiles}, {"columns", p.columns}, {"row_parts", p.row_parts}, {"column_parts", p.column_parts}},
-            stages_scratch(p, channels)};
-  }
-  const int64_t panel = kernels().conv2d_panel();
-  const ConvPlan p = plan_conv2d(tiles, channels, out_channels, panel, way, threads);
-  return {{{"shared", p.shared},
-           {"tile_parts", p.tile_parts},
-           {"panel_parts", p.panel_parts},
-           {"block", p.block},
-           {"group", p.group}},
-          conv2d_scratch(p, channels, panel, way)};
-}
-
 void bind_conv2d(py::module_& module) {
   module.attr("CONV2D_MAX_INPUTS") = kMaxConcatenated;
   module.attr("CONV2D_CHANNEL_BLOCK") = kChannelBlock;
   module.def("conv2d_panel", [] { return kernels().conv2d_panel(); });
   module.def("conv2d_plan", conv2d_plan);
   module.def("conv2d_weights", [](Address filters, int64_t channels, int64_t panels, Address u, int threads) {
-    run(conv2d_weights, Conv2dWeights{filters, channels, panels, u}, threads);
+    run(conv2d_weights, {filters, channels, panels, u}, threads);
   });
   // sizes: batch, height, width (after upsampling), log2 of the upsampling, padding, output channels, height, width.
   // weights: address, and strides of an output channel, an input channel and a tap, where they are read as they are.
-  module.def("conv2d", [](const std::vector<Image>& x, const Numbers<8>& sizes, const Numbers<4>& weights, Way way,
-                          Address bias, Address channel_bias, int64_t channel_bias_row, const Image& residual,
-                          bool silu, float scale, Address out, int threads) {
+  module.def("conv2d", [](const std::vector<Image>& x, Numbers<8> sizes, Numbers<4> weights, Way way, Address bias,
+                          Address channel_bias, int64_t channel_bias_row, Image residual, bool silu, float scale,
+                          Address out, int threads) {
     if (x.empty() || x.size() > kMaxConcatenated) throw std::invalid_argument("too few or too many images");
     Conv2d op = {};
     for (const Image& image : x) op.x[op.num_inputs++] = image, op.channels += image.channels;
@@ -254,18 +223,19 @@ void bind_memory(py::module_& module) {
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled kernels of fastdiff; use them through fastdiff.ops and fastdiff.engine.";
-  module.def("isa", [] { return std::string(kernels().isa); });
-  module.def("select_isa", [](const std::string& name) { select_isa(name.c_str()); });
+  module.def("isa", [] { return kernels().isa; });
+  module.def("select_isa", select_isa);
   module.def("supported_isas", [] {
     std::vector<std::string> names;
     for (const char* const* name = supported_isas(); *name; ++name) names.emplace_back(*name);
     return names;
   });
-  module.def("threading", [] { return std::string(threading()); });
-  module.def("compiler", [] { return std::string(FASTDIFF_COMPILER); });
+  module.def("threading", threading);
+  module.def("compiler", [] { return FASTDIFF_COMPILER; });
   bind_linear_combine(module);
   bind_step_plan(module);
   bind_ada_layer_norm(module);
+  bind_residual_ada_layer_norm(module);
   bind_group_norm_silu(module);
   bind_attention(module);
   bind_linear(module);

@@ -26,6 +26,8 @@ struct Address {
 // So many sizes, strides or addresses.
 template <size_t size>
 using Numbers = std::array<int64_t, size>;
+template <size_t size>
+using Addresses = std::array<Address, size>;
 
 inline Address address_of(int64_t number) { return {reinterpret_cast<void*>(static_cast<uintptr_t>(number))}; }
 
@@ -97,6 +99,18 @@ struct type_caster<fastdiff::Address> {
   bool load(handle source, bool) {
     value.data = PyLong_AsVoidPtr(source.ptr());
     if (!value.data && PyErr_Occurred()) throw error_already_set();
+    return true;
+  }
+};
+
+template <size_t size>
+struct type_caster<fastdiff::Addresses<size>> {
+  PYBIND11_TYPE_CASTER(fastdiff::Addresses<size>, const_name("tuple"));
+  bool load(handle source, bool convert) {
+    type_caster<fastdiff::Numbers<size>> numbers;
+    numbers.load(source, convert);
+    for (size_t i = 0; i < size; ++i)
+      value[i] = fastdiff::address_of(static_cast<fastdiff::Numbers<size>&>(numbers)[i]);
     return true;
   }
 };

@@ -43,6 +43,23 @@ void conv2d(Conv2d op, int threads) {
   run_kernel(all.conv2d_products, op, plan.tile_parts * plan.panel_parts, threads);
 }
 
+std::pair<std::map<std::string, int64_t>, int64_t> conv2d_plan(int64_t tiles, int64_t channels, int64_t out_channels,
+                                                               Way way, int64_t threads) {
+  if (way == Way::in_stages) {
+    const StagePlan p = plan_stages(tiles, channels, out_channels, threads);
+    return {{{"tiles", p.tiles}, {"columns", p.columns}, {"row_parts", p.row_parts}, {"column_parts", p.column_parts}},
+            stages_scratch(p, channels)};
+  }
+  const int64_t panel = kernels().conv2d_panel();
+  const ConvPlan p = plan_conv2d(tiles, channels, out_channels, panel, way, threads);
+  return {{{"shared", p.shared},
+           {"tile_parts", p.tile_parts},
+           {"panel_parts", p.panel_parts},
+           {"block", p.block},
+           {"group", p.group}},
+          conv2d_scratch(p, channels, panel, way)};
+}
+
 void conv2d_weights(Conv2dWeights weights, int threads) {
   run_kernel(kernels().conv2d_weights, weights, weights.panels * (weights.channels / kChannelBlock), threads);
 }

@@ -32,7 +32,7 @@ void group_norm_silu_backward(GroupNormBackward op, int threads) {
   const Kernels& all = kernels();
   norm.channels_last = norm.channels_last || norm.pixels == 1;
   const bool whole = whole_groups(norm);
-  op.parts = whole ? 1 : divide_up(norm.pixels, kNormPart);
+  if (!whole) op.parts = divide_up(norm.pixels, kNormPart);
   const int64_t parts = norm.samples * op.parts, size = parts * 2 * norm.channels;
   const int many = threads_for(numbers_of(norm), threads);
   Arena arena;

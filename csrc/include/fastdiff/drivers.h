@@ -5,6 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <map>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "fastdiff/kernels.h"
@@ -20,6 +23,9 @@ void group_norm_silu_backward(GroupNormBackward op, int threads);
 void attention(Attention op, int threads);
 void linear(Linear op, int threads);  // throws std::invalid_argument where there is no kernel for it
 void conv2d(Conv2d op, int threads);  // the same, for Way::in_stages
+// How conv2d divides its work, by name, and the floats that it works in.
+std::pair<std::map<std::string, int64_t>, int64_t> conv2d_plan(int64_t tiles, int64_t channels, int64_t out_channels,
+                                                               Way way, int64_t threads);
 void conv2d_weights(Conv2dWeights weights, int threads);
 
 // One combine outside of a plan (see plan.h): rows of `coefficients` are outputs, columns inputs. Whether all is

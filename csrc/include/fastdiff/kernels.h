@@ -45,7 +45,7 @@ struct AdaLayerNorm {
   void* out;
   int64_t batch, rows, channels;  // rows of a batch
   float eps;
-  bool stream;  // write around the caches
+  bool stream = false;  // write around the caches
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
@@ -65,10 +65,10 @@ struct AdaLayerNormBackward {
   AdaLayerNorm forward;  // out and stream are not used
   Rows gradient;         // of out
   void *x, *scale, *shift, *weight, *bias;
-  float* sums;          // room for ada_layer_norm_sums numbers for every unit of the first phase
-  bool branch;          // of residual_ada_layer_norm; then also:
-  Rows y, gate, added;  // added: the gradient that h has from elsewhere; gate and added may be null, y without of_gate
-  void *of_y, *of_gate;
+  bool branch = false;  // of residual_ada_layer_norm; then also:
+  void *of_y = nullptr, *of_gate = nullptr;
+  Rows y = {}, gate = {}, added = {};  // added: the gradient that h has from elsewhere. Null or not, y with of_gate not
+  float* sums = nullptr;               // room for ada_layer_norm_sums numbers for every unit of the first phase
 };
 static inline int64_t ada_layer_norm_sums(const AdaLayerNormBackward& op) {
   return (op.of_gate ? 3 : 2) * op.forward.channels;
@@ -88,8 +88,8 @@ struct GroupNorm {
   int64_t samples, channels, pixels, groups;
   bool channels_last, silu;
   float eps;
-  bool stream;     // write around the caches
-  float* partial;  // room for 2 * parts * channels numbers, see below
+  bool stream = false;       // write around the caches
+  float* partial = nullptr;  // room for 2 * parts * channels numbers, see below
 };
 // Whole groups: units are sample * groups + group, for contiguous groups (not channels last).
 // In two phases: statistics of parts of kNormPart pixels of all channels, units are sample * parts + part; then the
@@ -104,8 +104,8 @@ struct GroupNormBackward {
   GroupNorm forward;     // out and stream are not used
   const void* gradient;  // of out, laid out as x
   void *x, *weight, *bias, *scale, *shift;
-  int64_t parts;  // of a sample: 1 for whole groups
-  float* sums;    // room for samples * parts * 2 * channels numbers
+  int64_t parts = 1;      // of a sample: 1 for whole groups
+  float* sums = nullptr;  // room for samples * parts * 2 * channels numbers
 };
 using GroupNormBackwardKernel = void (*)(const GroupNormBackward& op, int64_t begin, int64_t end);
 
