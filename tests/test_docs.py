@@ -125,6 +125,13 @@ def test_nothing_waits_for_a_page_that_is_gone():
     assert {path.stem for path in BEFORE.glob("*.py")} <= {path.stem for path in PAGES if snippets(path)}
 
 
+def test_files_and_folders_that_the_documentation_names_are_there():
+    written = re.compile(r"`((?:csrc|docs|examples|fastdiff|benchmarks|kernels|tests)/[a-z0-9_./-]*)`")
+    for path in (*PAGES, ROOT / "CONTRIBUTING.md", *DOCS.glob("notes/*.md")):
+        for named in written.findall(path.read_text(encoding="utf-8")):
+            assert (ROOT / named).exists(), f"{path.name} names {named}"
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_of_the_files_outside_the_site(name):
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
