@@ -41,11 +41,11 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def solvers() -> str:
-    """A row a solver, as `fastdiff solvers` prints it."""
+    """One row per solver, as `fastdiff solvers` prints it."""
     from fastdiff.cli.solvers import _noise
     from fastdiff.solvers import SOLVERS
 
-    lines = ["| solver | order | model calls a step | noise | grid | source |", "|---|---|---|---|---|---|"]
+    lines = ["| solver | order | model calls per step | noise | grid | source |", "|---|---|---|---|---|---|"]
     for name, found in sorted(SOLVERS.items()):
         calls = "adaptive" if found.adaptive else str(found.evaluations)
         lines.append(f"| `{name}` | {found.order} | {calls} | {_noise(found)} | `{found.grid}` | {found.source} |")
@@ -66,7 +66,7 @@ def solver_options() -> str:
 
 
 def grids() -> str:
-    """A row a grid."""
+    """One row per grid."""
     from fastdiff.grids import GRIDS
 
     rows = [f"| `{name}` | {_escaped(' '.join(inspect.getdoc(grid).split()))} |" for name, grid in GRIDS.items()]
@@ -74,7 +74,7 @@ def grids() -> str:
 
 
 def schedules() -> str:
-    """A row a schedule."""
+    """One row per schedule."""
     from fastdiff.schedules import SCHEDULES
 
     rows = []
@@ -85,7 +85,7 @@ def schedules() -> str:
 
 
 def passes() -> str:
-    """A row a pass of the graph compiler: the first sentence of its module."""
+    """One row per pass of the graph compiler: the first sentence of its module."""
     from fastdiff.compiler.passes import PASSES
 
     rows = []
