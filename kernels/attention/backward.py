@@ -22,8 +22,10 @@ from .blocks import (
     accumulate,
     add_mask,
     load_log_sum_exp,
+    load_rows,
     load_tile,
     multiply,
+    multiply_rows,
     store_tile,
     zero_tile,
 )
@@ -98,8 +100,10 @@ def attention_backward_dkv_kernel(
     log2_scale = scale * LOG2_E
     for start in range(begin, end, block_m):
         m = start + i
-        q0, q1 = load_tile(q, m, q_row * unit, queries, width0, width1, dim, whole_queries)
-        s = multiply(k0, k1, q0, q1, width1, precision) * log2_scale
+        s, q0, q1 = multiply_rows(
+            k0, k1, q, m, q_row * unit, queries, width0, width1, dim, whole_queries, precision
+        )  # fmt: skip
+        s = s * log2_scale
         if masking != "none":
             s = add_mask(s, mask, i[None, :], j[:, None], mask_row, queries - start, masking == "boolean")
             mask += block_m * mask_row * MASK_UNIT
@@ -151,10 +155,17 @@ def attention_backward_dq_kernel(
     log2_scale = scale * LOG2_E
     for start in range(0, keys, block_n):
         n = start + j
-        k0, k1 = load_tile(k, n, k_row * unit, keys, width0, width1, dim, whole_keys)
-        v0, v1 = load_tile(v, n, v_row * unit, keys, width0, width1, dim, whole_keys)
-        s = multiply(q0, q1, k0, k1, width1, precision) * log2_scale
-        dp = multiply(g0, g1, v0, v1, width1, precision)
+        k0 = load_rows(k, n, k_row * unit, keys, 0, width0, dim, whole_keys)
+        v0 = load_rows(v, n, v_row * unit, keys, 0, width0, dim, whole_keys)
+        s = tl.dot(q0, tl.trans(k0), input_precision=precision)
+        dp = tl.dot(g0, tl.trans(v0), input_precision=precision)
+        k1 = k0
+        if width1 > 0:
+            k1 = load_rows(k, n, k_row * unit, keys, width0, width1, dim, whole_keys)
+            v1 = load_rows(v, n, v_row * unit, keys, width0, width1, dim, whole_keys)
+            s = tl.dot(q1, tl.trans(k1), s, input_precision=precision)
+            dp = tl.dot(g1, tl.trans(v1), dp, input_precision=precision)
+        s = s * log2_scale
         if masking != "none":
             s = add_mask(s, mask, i[:, None], j[None, :], mask_row, queries - first, masking == "boolean")
             mask += block_n

@@ -80,6 +80,20 @@ def multiply(a0, a1, b0, b1, width1: tl.constexpr, precision: tl.constexpr):
 
 
 @triton.jit
+def multiply_rows(
+    a0, a1, base, rows, stride, limit,
+    width0: tl.constexpr, width1: tl.constexpr, dim: tl.constexpr, whole: tl.constexpr, precision: tl.constexpr,
+):  # fmt: skip
+    """a b^T, b0 and b1, which are loaded. One after the other: two chunks at once need more memory than there is."""
+    b0 = load_rows(base, rows, stride, limit, 0, width0, dim, whole)
+    s, b1 = tl.dot(a0, tl.trans(b0), input_precision=precision), b0
+    if width1 > 0:
+        b1 = load_rows(base, rows, stride, limit, width0, width1, dim, whole)
+        s = tl.dot(a1, tl.trans(b1), s, input_precision=precision)
+    return s, b0, b1
+
+
+@triton.jit
 def add_mask(s, mask, m, n, row, rows, boolean: tl.constexpr):
     """Scores in units of log 2 with a mask: -inf where a boolean one is False.
 

@@ -22,12 +22,12 @@ from .blocks import (
     LOG2_E,
     MASK_UNIT,
     SIZES,
-    accumulate,
     add_mask,
+    add_product,
     load_log_sum_exp,
     load_rows,
     load_tile,
-    multiply,
+    multiply_rows,
     store_rows,
     store_tile,
     zero_tile,
@@ -75,8 +75,7 @@ def attention_forward_kernel(
     log2_scale = scale * LOG2_E
     for start in range(begin, end, block_n):
         n = start + j
-        k0, k1 = load_tile(k, n, k_row * unit, keys, width0, width1, dim, whole_keys)
-        s = multiply(q0, q1, k0, k1, width1, precision)
+        s, _, _ = multiply_rows(q0, q1, k, n, k_row * unit, keys, width0, width1, dim, whole_keys, precision)
         if masking != "none":
             s = add_mask(s * log2_scale, mask, i[:, None], j[None, :], mask_row, queries - first, masking == "boolean")
             mask += block_n
@@ -96,12 +95,15 @@ def attention_forward_kernel(
             rescale = tl.exp2(top - against)
         total = total * rescale + tl.sum(p, axis=1)
         top = highest
-        v0, v1 = load_tile(v, n, v_row * unit, keys, width0, width1, dim, whole_keys)
-        rescale = rescale[:, None]
-        sum0, sum1 = accumulate(sum0 * rescale, sum1 * rescale, p, v0, v1, width1, precision)
-    inverse = 1.0 / tl.where(total > 0, total, 1.0)[:, None]  # a row without keys gives 0, as torch's does
+        v0 = load_rows(v, n, v_row * unit, keys, 0, width0, dim, whole_keys)
+        sum0 = add_product(sum0 * rescale[:, None], p.to(v0.dtype), v0, precision)
+        if width1 > 0:
+            v1 = load_rows(v, n, v_row * unit, keys, width0, width1, dim, whole_keys)
+            sum1 = add_product(sum1 * rescale[:, None], p.to(v1.dtype), v1, precision)
+    inverse = 1.0 / tl.where(total > 0, total, 1.0)  # a row without keys gives 0, as torch's does
     out += split.to(tl.int64) * out_split + (b * out_batch + h * out_head) * unit
-    store_tile(out, m, out_row * unit, queries, sum0 * inverse, sum1 * inverse, width0, width1, dim)
+    y0, y1 = sum0 * inverse[:, None], sum1 * inverse[:, None]
+    store_tile(out, m, out_row * unit, queries, y0, y1, width0, width1, dim)
     lse += ((split.to(tl.int64) * batch + b) * heads + h) * queries
     tl.store(lse + m, (top + tl.log2(total)) * LN_2, mask=m < queries)
 
@@ -156,8 +158,8 @@ def attention_maps_kernel(
     q += (b * q_batch + h * q_head) * unit
     k += (b * k_batch + h * k_head) * unit
     q0, q1 = load_tile(q, m, q_row * unit, queries, width0, width1, dim, False)
-    k0, k1 = load_tile(k, n, k_row * unit, keys, width0, width1, dim, False)
-    s = multiply(q0, q1, k0, k1, width1, precision) * (scale * LOG2_E)
+    s, _, _ = multiply_rows(q0, q1, k, n, k_row * unit, keys, width0, width1, dim, False, precision)
+    s = s * (scale * LOG2_E)
     if masking != "none":
         mask += (b * mask_batch + h * mask_head + first.to(tl.int64) * mask_row) * MASK_UNIT + start
         s = add_mask(s, mask, i[:, None], j[None, :], mask_row, queries - first, masking == "boolean")
