@@ -67,7 +67,7 @@ void pack_rows(const Linear& op, int64_t block, int64_t first, int64_t steps, in
     uint8_t* out = to + r / kSide * tile + r % kSide * 64;
     const float* x = row < op.batch * op.rows ? row_of(op.x, op, row) + first * kDepth : nullptr;
     for (int64_t k = 0; k < steps * kDepth; k += kSide) {
-      const int64_t n = smaller(op.inputs - first * kDepth - k, kSide);
+      const int64_t n = at_most(op.inputs - first * kDepth - k, kSide);
       const Terms terms = split<3>((x && n > 0 ? load_up_to(x + k, n) : F::broadcast(0)).v);
       for (int p = 0; p < 3; ++p)
         _mm256_store_si256(reinterpret_cast<__m256i*>(out + k / kDepth * kStepBytes + p * kTileBytes + k % kDepth * 2),
