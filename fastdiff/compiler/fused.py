@@ -34,6 +34,11 @@ def worth_joining(x: Any, outputs: int) -> bool:
     return not few(rows if isinstance(rows, int) else 1 << 20, x.shape[2], outputs)
 
 
+def adds_residual(x: Any, weight: Any) -> bool:
+    """Whether the kernel would take a layer of this input and weight, with what follows it."""
+    return x.ndim == 3 and isinstance(weight.shape[0], int) and worth_joining(x, weight.shape[0])
+
+
 def columns(y: Tensor, start: int, size: int) -> Tensor:
     """Some columns of a result, a view."""
     return y.narrow(-1, start, size)

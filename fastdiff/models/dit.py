@@ -268,15 +268,14 @@ class AdaLNBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         weight, bias = (None, None) if self.norm is None else (self.norm.weight, self.norm.bias)
         modulation = self.modulation(condition).to(x.dtype)  # autocast keeps the sums in x in float32
-        parts = modulation.chunk(6 if self.gated else 4, dim=-1)  # each (B, 1, C)
+        gate1, gate2 = None, None
         if self.gated:
-            shift1, scale1, gate1, shift2, scale2, gate2 = parts
-            x = torch.addcmul(x, gate1, self.attention(ops.ada_layer_norm(x, scale1, shift1)))
-            h = ops.ada_layer_norm(x, scale2, shift2, weight=weight, bias=bias, eps=self.mlp_eps)
-            return torch.addcmul(x, gate2, self.mlp(h))
-        shift1, scale1, shift2, scale2 = parts
-        x = x + self.attention(ops.ada_layer_norm(x, scale1, shift1))
-        return x + self.mlp(ops.ada_layer_norm(x, scale2, shift2, weight=weight, bias=bias, eps=self.mlp_eps))
+            shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # each (B, 1, C)
+        else:
+            shift1, scale1, shift2, scale2 = modulation.chunk(4, dim=-1)
+        y = self.attention(ops.ada_layer_norm(x, scale1, shift1)).to(x.dtype)
+        x, h = ops.residual_ada_layer_norm(y, x, gate1, scale2, shift2, weight=weight, bias=bias, eps=self.mlp_eps)
+        return x + self.mlp(h) if gate2 is None else torch.addcmul(x, gate2, self.mlp(h))
 
 
 class AdaLNZeroBlock(AdaLNBlock):

@@ -203,3 +203,91 @@ def test_what_does_not_change_between_steps_is_computed_once():
     for _ in range(4):  # nobody compares what always differs
         check(model, (x, t, torch.randn_like(context)), fast)
     assert kept._misses == 3
+
+
+class ResidualNorms(nn.Module):
+    """h = residual + gate * y before a norm, in the spellings that it has; the last sum is used before its norm."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+        self.norm = nn.LayerNorm(24, elementwise_affine=spelling == "affine")
+        self.last = nn.LayerNorm(24)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        gate, scale, shift = table.chunk(3, dim=-1)
+        y = y.sin()
+        h = {
+            "gated": lambda: x + gate * y,
+            "gate last": lambda: y * gate + x,
+            "addcmul": lambda: torch.addcmul(x, gate, y),
+            "affine": lambda: x + y,
+        }[self.spelling]()
+        z = self.norm(h)
+        z = z if self.spelling == "affine" else z * (1 + scale) + shift
+        late = h * 2 + z
+        return self.last(late) + late.cos()
+
+
+@pytest.mark.parametrize("spelling", ["gated", "gate last", "addcmul", "affine"])
+def test_a_residual_and_the_norm_of_it_are_one(spelling):
+    model = ResidualNorms(spelling).eval()
+    fast = fastdiff.optimize(model)
+    for batch, rows in ((2, 5), (3, 7), (1, 4)):
+        check(model, (torch.randn(batch, rows, 24), torch.randn(batch, rows, 24), torch.randn(batch, 1, 72)), fast)
+    for report in reports_of(list(model.parameters())):
+        assert {notes.name: notes.matches for notes in report.passes}["residual_ada_layer_norm"] == 2
+
+
+@pytest.mark.skipif(core.supported_isas() == ["amx"], reason="there the linear layers before add the residuals")
+@pytest.mark.parametrize("name", ["dit", "pixart", "sd3", "ours"])
+def test_blocks_of_transformers_across_their_boundary(name, monkeypatch):
+    """Each norm that follows a residual; on AMX none, as the kernel of the linear layer before adds the residual."""
+    model, inputs, norms = transformer(name)
+    before = core.isa()
+    core.select_isa(next(isa for isa in core.supported_isas() if isa != "amx"))
+    try:
+        with torch.no_grad():
+            expected = model._call_impl(*inputs)[0]
+            found = fastdiff.optimize(model)(*inputs)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    finally:
+        core.select_isa(before)
+    (report,) = reports_of(list(model.parameters()))
+    assert {notes.name: notes.matches for notes in report.passes}["residual_ada_layer_norm"] == norms
+
+
+def transformer(name: str) -> tuple[nn.Module, tuple, int]:
+    """A small one with three blocks, its inputs, and how many of its norms follow a residual."""
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 500])
+    if name == "ours":
+        from fastdiff.models.dit import DiT, DiTConfig
+
+        model = DiT(DiTConfig(input_size=8, hidden_size=32, depth=3, num_heads=2, num_classes=10))
+        inputs, norms = (x, t, torch.tensor([1, 2])), 2  # from block to block; within one the model calls the operator
+    else:
+        diffusers = pytest.importorskip("diffusers", reason="the networks are diffusers'")
+        common = dict(sample_size=8, patch_size=2, in_channels=4, num_layers=3)
+        if name == "sd3":
+            model = diffusers.SD3Transformer2DModel(
+                attention_head_dim=8, num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32,
+                pooled_projection_dim=24, out_channels=4, pos_embed_max_size=48, **common,
+            )  # fmt: skip
+            inputs, norms = (x, torch.randn(2, 9, 32), torch.randn(2, 24), t.float()), 10  # two streams
+        elif name == "pixart":
+            model = diffusers.PixArtTransformer2DModel(
+                num_attention_heads=2, attention_head_dim=16, out_channels=8, cross_attention_dim=32,
+                caption_channels=24, norm_type="ada_norm_single", **common,
+            )  # fmt: skip
+            added = {"resolution": None, "aspect_ratio": None}
+            inputs, norms = (x, torch.randn(2, 7, 24), t, added), 6
+        else:
+            model = diffusers.DiTTransformer2DModel(
+                num_attention_heads=2, attention_head_dim=16, out_channels=4, num_embeds_ada_norm=10, **common
+            )
+            inputs, norms = (x, t, torch.tensor([1, 2])), 6
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
+    return model.eval(), inputs, norms

@@ -10,6 +10,7 @@ from fastdiff.compiler.passes import (
     invariants,
     layout,
     linear,
+    residual_ada_layer_norm,
     weight_budget,
 )
 
@@ -20,6 +21,7 @@ PASSES = {
         attention,
         group_norm_silu,
         ada_layer_norm,
+        residual_ada_layer_norm,
         conv2d,
         weight_budget,
         linear,
