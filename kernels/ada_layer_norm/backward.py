@@ -25,15 +25,15 @@ def ada_layer_norm_backward_kernel(
     rows, rows_each, channels, eps,
     x_batch, x_row, y_batch, y_row, gate_batch, gate_row, scale_batch, scale_row,
     grad_batch, grad_row, grad_h_batch, grad_h_row,
-    has_gate: tl.constexpr, has_scale: tl.constexpr, has_shift: tl.constexpr, has_weight: tl.constexpr,
-    has_bias: tl.constexpr, has_grad_h: tl.constexpr,
+    has_y: tl.constexpr, has_gate: tl.constexpr, has_scale: tl.constexpr, has_shift: tl.constexpr,
+    has_weight: tl.constexpr, has_bias: tl.constexpr, has_grad_h: tl.constexpr,
     gate_rows: tl.constexpr, scale_rows: tl.constexpr, shift_rows: tl.constexpr, two_sums: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
     """Gradients of `rows_each` rows of a sample, where x is what was normalized, and statistics are computed again.
 
-    grad_h is added to dx; with a gate, x was residual + gate y, dx is the residual's gradient, and dy is made of it. dx
-    and dy are (batch, rows, channels); so are dgate, dscale and dshift where the argument has rows (gate_rows, ...).
+    grad_h is added to dx; with y, x was residual + gate y, dx is the residual's gradient, and dy is made of it. dx and
+    dy are (batch, rows, channels); so are dgate, dscale and dshift where the argument has rows (gate_rows, ...).
     Otherwise these, dweight and dbias are this instance's sums over its rows, (batch, instances of a sample, channels)
     in float32. two_sums: neither scale nor shift has rows, and the only sums beside dgate are those of the gradient, to
     dshift, and of it times the normalized x, to dscale.
@@ -82,6 +82,7 @@ def ada_layer_norm_backward_kernel(
         result = (g_normal - mean_g - normal * mean_product) * inverse
         if has_grad_h:
             result += load_row(grad_h + b * grad_h_batch + s * grad_h_row, c, inside)
+        of_y = result
         if has_gate:
             of_gate = result * load_row(y + b * y_batch + s * y_row, c, inside)
             if gate_rows:
@@ -89,6 +90,7 @@ def ada_layer_norm_backward_kernel(
             else:
                 sum_gate += of_gate
             of_y = result * load_row(gate + b * gate_batch + s * gate_row, c, inside)
+        if has_y:
             tl.store(dy + place, of_y.to(dy.dtype.element_ty), mask=inside)
         tl.store(dx + place, result.to(dx.dtype.element_ty), mask=inside)
     place = (b * tl.num_programs(1) + part) * channels + c
@@ -123,11 +125,11 @@ def backward(
     grad: Tensor, x: Tensor, *, grad_h: Tensor | None = None, y: Tensor | None = None, gate: Tensor | None = None,
     scale: Tensor | None, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """What the kernel makes of `grad`: gradients of x, with a gate y, and the arguments that are given, by name."""
+    """What the kernel makes of `grad`: gradients of x, and of the arguments that are given, by name."""
     batch, rows, channels = x.shape
     optional = {"gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
     given = {name: t for name, t in optional.items() if t is not None}
-    of_rows = ["x"] if gate is None else ["x", "y"]
+    of_rows = ["x"] if y is None else ["x", "y"]
     if not x.numel():
         return {name: torch.zeros_like(x) for name in of_rows} | {n: torch.zeros_like(t) for n, t in given.items()}
     per_row = [name for name, t in given.items() if t.ndim == 3 and t.shape[1] == rows > 1]
@@ -136,7 +138,7 @@ def backward(
     if two_sums:
         summed = [name for name in summed if name == "gate"] + ["scale", "shift"] * any(n != "gate" for n in given)
     results = {n: torch.empty(x.shape, dtype=x.dtype, device=x.device) for n in (*of_rows, *per_row)}
-    tensors = 3 + 2 * (len(per_row) + len(of_rows) - 1) + (grad_h is not None)
+    tensors = 3 + 2 * len(per_row) + (y is not None) + (gate is not None) + (grad_h is not None)
     available = properties(x.device).multiprocessors
     rows_each = rows_of_an_instance(batch, rows, x.element_size(), len(summed), available, tensors)
     parts = triton.cdiv(rows, rows_each)
@@ -146,7 +148,7 @@ def backward(
     ada_layer_norm_backward_kernel[batch, parts](
         x=x, grad=grad, **{name: x if t is None else t for name, t in dict(**inputs, weight=weight, bias=bias).items()},
         **outputs, rows=rows, rows_each=rows_each, channels=channels, eps=eps, **row_strides(x=x, grad=grad, **inputs),
-        **{f"has_{name}": name in given for name in optional}, has_grad_h=grad_h is not None,
+        **{f"has_{name}": name in given for name in optional}, has_y=y is not None, has_grad_h=grad_h is not None,
         **{f"{name}_rows": name in per_row for name in ("gate", "scale", "shift")}, two_sums=two_sums,
         **row_options(channels),
     )  # fmt: skip

@@ -185,9 +185,9 @@ def residual_ada_layer_norm(
 def residual_ada_layer_norm_backward(
     batch: int, rows: int, channels: int, size: int, *, gate: bool = True, rows_each: bool = False, device: Device
 ) -> Cost:  # fmt: skip
-    """h and both gradients are read, the residual's is written; with a gate, y is read, dy and dgate are written."""
+    """h and both gradients are read, those of y and the residual written; with a gate, y is read and dgate written."""
     numbers, row = batch * rows * channels, batch * channels * (rows if rows_each else 1)
-    tensors = 4 + 2 * gate
+    tensors = 5 + gate
     least = (tensors * numbers + 5 * gate * row) * size  # shift is not read
     sums = 2 if rows_each else 2 + gate
     return _with_sums(28, batch, rows, channels, size, least, tensors=tensors, sums=sums, device=device)

@@ -14,12 +14,10 @@ def residual_ada_layer_norm_backward(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Gradients of y, residual and the other arguments that are given, by name, from those of h and z.
 
-    Without a gate, y and residual have one gradient, the same tensor. grad_h, grad_z: (B, S, C), the last dimension
-    contiguous; grad_h may be None for 0. h: as the forward returned it. Others as of residual_ada_layer_norm. Sums are
-    in float32 and do not change from run to run.
+    grad_h, grad_z: (B, S, C), the last dimension contiguous; grad_h may be None for 0. h: as the forward returned it.
+    Others as of residual_ada_layer_norm. Sums are in float32 and do not change from run to run.
     """
     found = backward(
         grad_z, h, grad_h=grad_h, y=y, gate=gate, scale=scale, shift=shift, weight=weight, bias=bias, eps=eps
     )
-    residual = found.pop("x")
-    return {"residual": residual, "y": residual} | found
+    return {"residual": found.pop("x")} | found
