@@ -66,7 +66,8 @@ def test_layers_of_one_input_are_one_product():
     fast = fastdiff.optimize(model)
     with torch.no_grad():
         text = str(fastdiff.explain(fast, inputs))
-    assert "1 x linears" in text
+    assert "4 x linear" in text  # one of them of queries, keys and values, which are its columns
+    assert "3 x columns" in text
     assert "geglu" not in text
     assert "chunk" not in text
     with fastdiff.use("reference"):
