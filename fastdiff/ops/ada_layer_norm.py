@@ -61,23 +61,23 @@ class AdaLayerNorm(Op[Arguments]):
 
     def check(self, a: Arguments) -> None:
         """Raise ValueError or TypeError where arguments do not fit."""
-        x = a.x
-        check_rows("x", x)
-        if a.bias is not None and a.weight is None:
-            raise ValueError("bias needs weight")
+        x, scale, shift, weight, bias, _ = a
         shape = x.shape
-        row, vector = (shape[0], 1, shape[2]), shape[2:]
-        check_tensor("scale", a.scale, x, row, shape)
-        check_tensor("shift", a.shift, x, row, shape)
-        if a.weight is not None:
-            check_tensor("weight", a.weight, x, vector)
-        if a.bias is not None:
-            check_tensor("bias", a.bias, x, vector)
+        if len(shape) != 3 or shape[2] == 0:
+            raise ValueError(f"x must be (B, S, C) and have channels, got {tuple(shape)}")
+        if bias is not None and weight is None:
+            raise ValueError("bias needs weight")
+        batch, _, channels = shape
+        row = (batch, 1, channels)
+        check_tensor("scale", scale, x, row, shape)
+        check_tensor("shift", shift, x, row, shape)
+        if weight is not None:
+            check_tensor("weight", weight, x, (channels,))
+        if bias is not None:
+            check_tensor("bias", bias, x, (channels,))
 
-    def slower(self, a: Arguments, gradient: bool) -> str | None:
-        """Why torch is faster with this."""
-        if not gradient:
-            return None
+    def slower_backward(self, a: Arguments) -> str | None:
+        """Why torch is faster with this where a gradient is wanted."""
         if a.x.numel() < FEW:
             return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
         reason = self.undifferentiated(a)
@@ -85,14 +85,16 @@ class AdaLayerNorm(Op[Arguments]):
 
     def kernel(self, a: Arguments) -> Tensor:
         """By the C++ kernel."""
-        x = a.x
+        x, scale, shift, weight, bias, eps = a
         held: list[Tensor] = []  # copies, until the kernel has run
         batch, tokens, channels = x.shape
         out = empty_like(x)
-        weight, bias = contiguous(a.weight), contiguous(a.bias)
+        weight = None if weight is None else weight.contiguous()
+        bias = None if bias is None else bias.contiguous()
         core.ada_layer_norm(
-            TYPES[x.dtype], out.data_ptr(), rows(x, held), rows(a.scale, held), rows(a.shift, held), address(weight),
-            address(bias), batch, tokens, channels, a.eps, torch.get_num_threads(),
+            TYPES[x.dtype], out.data_ptr(), rows(x, held), rows(scale, held), rows(shift, held),
+            0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            batch, tokens, channels, eps, torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -140,14 +142,6 @@ class AdaLayerNorm(Op[Arguments]):
         x, scale, shift, gradient = dense(a.x), dense(a.scale), dense(a.shift), dense(gradients[0])
         found = kernel(gradient, x, scale, shift, weight=contiguous(a.weight), bias=contiguous(a.bias), eps=a.eps)
         return [found.get(name) for name in ("x", "scale", "shift", "weight", "bias")]
-
-
-def check_rows(name: str, x: Tensor) -> None:
-    """Whether this is (B, S, C) with channels."""
-    if x.ndim != 3:
-        raise ValueError(f"{name} must be (B, S, C), got {tuple(x.shape)}")
-    if x.shape[2] == 0:
-        raise ValueError(f"{name} must have channels, got {tuple(x.shape)}")
 
 
 ada_layer_norm = AdaLayerNorm()

@@ -19,7 +19,7 @@ _has_bfloat16_products = torch.cpu._is_amx_tile_supported()
 
 
 class Arguments(NamedTuple):
-    """The signature, once; return_lse: whether a gradient will be wanted."""
+    """The signature, once; return_lse: whether a gradient may be wanted."""
 
     q: Tensor
     k: Tensor
@@ -86,8 +86,7 @@ class Attention(Op[Arguments]):
         is free; with return_maps also the softmax itself, (B, H, Sq, Sk). Differentiable. Raises ValueError where
         shapes do not fit, TypeError for mixed dtypes.
         """
-        differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        out, _, maps = self.run(Arguments(q, k, v, mask, scale, return_maps, differentiable))
+        out, _, maps = self.run(Arguments(q, k, v, mask, scale, return_maps))
         return (out, maps) if return_maps else out
 
     def reference(self, a: Arguments, inplace: bool = False) -> tuple[Tensor, None, Tensor | None]:
@@ -129,7 +128,7 @@ class Attention(Op[Arguments]):
         """Why the C++ kernel cannot take this."""
         return _no_gradient_for("the C++", a.mask)
 
-    def slower(self, a: Arguments, gradient: bool) -> str | None:
+    def slower(self, a: Arguments) -> str | None:
         """Why torch is faster with this."""
         if a.q.dtype is torch.bfloat16 and a.k.shape[-2] > _FEW_KEYS and _has_bfloat16_products and core.isa() != "amx":
             return f"torch multiplies bfloat16 matrices in hardware here, which pays with more than {_FEW_KEYS} keys"
@@ -137,7 +136,7 @@ class Attention(Op[Arguments]):
 
     def kernel(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         """By the C++ kernel."""
-        q, k, v, mask, _, return_maps, return_lse = a
+        q, k, v, mask, scale, return_maps, return_lse = a
         batch, heads, queries, channels = q.shape
         keys, value_channels = v.shape[2:]
         q, k, v = dense(q), dense(k), dense(v)
@@ -153,7 +152,8 @@ class Attention(Op[Arguments]):
         core.attention(
             TYPES[q.dtype], _heads(q), _heads(k), _heads(v), kind, mask_heads, column, _heads(out),
             lse.data_ptr() if return_lse else 0, maps.data_ptr() if return_maps else 0,
-            (batch, heads, queries, keys, channels, value_channels), a.factor, torch.get_num_threads(),
+            (batch, heads, queries, keys, channels, value_channels),
+            channels**-0.5 if scale is None else scale, torch.get_num_threads(),
         )  # fmt: skip
         return out, lse, maps
 
@@ -187,6 +187,10 @@ class Attention(Op[Arguments]):
         return out, lse if a.return_lse else lse.new_empty((0,)), maps
 
     # ---- gradients: torch's own kernel, which computes the maps again from the denominators, block by block ----------
+
+    def recording(self, a: Arguments) -> Arguments:
+        """With the denominators, where a gradient is wanted."""
+        return Arguments(*a[:6], torch.is_grad_enabled() and any(t.requires_grad for t in a[:3]))
 
     def save(self, ctx: Any, values: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
         """Keep for `backward` what it needs of the arguments and results."""

@@ -107,11 +107,10 @@ class Conv2d(Op[Arguments]):
     def check(self, a: Arguments) -> None:
         """Raise ValueError or TypeError where arguments do not fit."""
         x, weight = a.x, a.weight
-        expect(x.ndim == 4, f"x must be (N, C, H, W), got {tuple(x.shape)}")
-        expect(
-            a.stride >= 1 and a.padding >= 0 and a.upsample >= 1,
-            f"stride, padding, upsample: {a.stride}, {a.padding}, {a.upsample}",
-        )
+        if x.ndim != 4:
+            raise ValueError(f"x must be (N, C, H, W), got {tuple(x.shape)}")
+        if a.stride < 1 or a.padding < 0 or a.upsample < 1:
+            raise ValueError(f"stride, padding, upsample: {a.stride}, {a.padding}, {a.upsample}")
         if a.activation is not None and a.activation not in _ACTIVATIONS:
             raise unknown("activation", a.activation, _ACTIVATIONS)
         if a.algorithm is not None and a.algorithm not in ALGORITHMS:
@@ -121,10 +120,12 @@ class Conv2d(Op[Arguments]):
             expect(a.skip.ndim == 4, f"x must be (N, C, H, W), got also {tuple(a.skip.shape)}")
             check_tensor("the second x", a.skip, x, (batch, a.skip.shape[1], height, width))
             channels += a.skip.shape[1]
-        expect(weight.ndim == 4, f"weight must be (K, C, kh, kw), got {tuple(weight.shape)}")
+        if weight.ndim != 4:
+            raise ValueError(f"weight must be (K, C, kh, kw), got {tuple(weight.shape)}")
         check_tensor("weight", weight, x, (weight.shape[0], channels, *weight.shape[2:]))
         shape = a.result_shape
-        expect(min(shape[2:]) > 0, f"x {tuple(x.shape)} has fewer pixels than weight {tuple(weight.shape)}")
+        if min(shape[2:]) <= 0:
+            raise ValueError(f"x {tuple(x.shape)} has fewer pixels than weight {tuple(weight.shape)}")
         if a.bias is not None:
             check_tensor("bias", a.bias, x, shape[1:2])
         if a.channel_bias is not None:
@@ -143,15 +144,17 @@ class Conv2d(Op[Arguments]):
             return f"the C++ kernel makes x once or twice as large, not {a.upsample} times"
         return None
 
-    def slower(self, a: Arguments, gradient: bool) -> str | None:
+    def slower_backward(self, a: Arguments) -> str | None:
+        """Why torch is faster with this where a gradient is wanted."""
+        return "a gradient is wanted: backward would compute all again, and a changed weight is packed each time"
+
+    def slower(self, a: Arguments) -> str | None:
         """Why torch is faster with this."""
         x, weight = a.x, a.weight
         if is_pointwise(a):
             if x.shape[0] * x.shape[2] * x.shape[3] * weight.numel() < _FEW_PRODUCTS:
                 return f"a 1x1 convolution of fewer than {_FEW_PRODUCTS:.0e} products gains nothing"
-            return linear.slower(_as_linear(a), gradient)
-        if gradient:
-            return "a gradient is wanted: backward would compute all again, and a changed weight is packed each time"
+            return linear.slower(_as_linear(a))
         if not torch.compiler.is_compiling() and weight.is_inference():
             return "the weight is an inference tensor, whose changes cannot be seen: nothing made of it could be kept"
         if (x.shape[1] < 64 and a.skip is None) or weight.shape[0] < 32:

@@ -97,25 +97,28 @@ class GroupNormSilu(Op[Arguments]):
             if shift is not None:
                 check_tensor("shift", shift, x, flat, whole)
 
-    def slower(self, a: Arguments, gradient: bool) -> str | None:
-        """Why torch is faster with this."""
+    def slower_backward(self, a: Arguments) -> str | None:
+        """Why torch is faster with this where a gradient is wanted."""
         # torch reads and writes x once more for each of scale and shift
-        if gradient and a.x.numel() < (_FEW if a.scale is None and a.shift is None else _FEW // 4):
+        if a.x.numel() < (_FEW if a.scale is None and a.shift is None else _FEW // 4):
             return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
         return None
 
     def kernel(self, a: Arguments) -> Tensor:
         """By the C++ kernel."""
-        samples, channels = a.x.shape[:2]
-        form = layout(a.x)
-        x = a.x.contiguous(memory_format=form)
+        x, num_groups, weight, bias, eps, scale, shift, activation = a
+        samples, channels = x.shape[:2]
+        form = layout(x)
+        x = x.contiguous(memory_format=form)
         out = empty_like(x, form)
-        weight, bias, scale, shift = contiguous(a.weight), contiguous(a.bias), _vectors(a.scale), _vectors(a.shift)
+        weight = None if weight is None else weight.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        scale, shift = _vectors(scale), _vectors(shift)
         core.group_norm_silu(
             TYPES[x.dtype], out.data_ptr(), x.data_ptr(), address(weight), address(bias),
             (address(scale), channels, 0), (address(shift), channels, 0), samples, channels,
-            x.numel() // max(1, samples * channels), a.num_groups, form is not torch.contiguous_format,
-            a.activation == "silu", a.eps, torch.get_num_threads(),
+            x.numel() // max(1, samples * channels), num_groups, form is not torch.contiguous_format,
+            activation == "silu", eps, torch.get_num_threads(),
         )  # fmt: skip
         return out
 

@@ -133,10 +133,12 @@ class Linear(Op[Arguments]):
             return f"the C++ kernel needs AMX, and the instruction set in use is {core.isa()}"
         return None
 
-    def slower(self, a: Arguments, gradient: bool) -> str | None:
+    def slower_backward(self, a: Arguments) -> str | None:
+        """Why torch is faster with this where a gradient is wanted."""
+        return "the backward of the kernel goes through torch's own forward, which a gradient needs anyway"
+
+    def slower(self, a: Arguments) -> str | None:
         """Why torch is faster with this."""
-        if gradient:
-            return "the backward of the kernel goes through torch's own forward, which a gradient needs anyway"
         if few(a.x.shape[0] * a.x.shape[1], a.weight.shape[1], a.products):
             least = f"{_FEW_ROWS} rows, {_FEW_INPUTS} inputs or {_FEW_OUTPUTS} outputs"
             return f"packing takes longer than it gains with fewer than {least}"

@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastdiff.runtime import choice, dispatcher
+from fastdiff.runtime.dispatcher import is_trivial
 
 # What the kernels call the types that they take.
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -40,8 +42,8 @@ class Op(Generic[A]):
     - `kernel(a)`: the C++ kernel, `triton(a)`: the Triton kernel, if there is one. Both get checked arguments.
     - `fake(a)`: the results' shapes, dtypes and strides, without values.
     - `limits(a)`, `triton_limits(a)`: why a kernel cannot take this, beyond device and dtype, or None.
-    - `slower(a, gradient)`: why torch is faster, so that it computes unless the kernel is insisted on, or None.
-      gradient: whether one is wanted.
+    - `slower(a)`: why torch is faster, so that it computes unless the kernel is insisted on, or None;
+      `slower_backward(a)`: the same where a gradient is wanted.
     - `kernel_backward(a, gradients, kept)` and `triton_backward`, if there are kernels: a gradient for each tensor of
       the arguments, None where that is None. gradients: of each result; kept: results, at the places `keeps`.
       `undifferentiated(a)`: why they cannot take these arguments, so that torch differentiates the reference, or None.
@@ -64,6 +66,8 @@ class Op(Generic[A]):
         self._tensors: Callable[[A], Sequence[Tensor | None]] = itemgetter(*places)
         self._places, self._list = places, "Tensor[]" in kinds
         self.has_triton = type(self).triton is not Op.triton
+        # Whether, with no gradient wanted, device and dtype are all that the C++ kernel asks for.
+        self._simple = type(self).limits is Op.limits and type(self).slower is Op.slower
         self._has_backward = type(self).kernel_backward is not Op.kernel_backward
         self._operator = self._registered(kinds)
         self._backward_operator = self._registered_backward(kinds) if self._has_backward else None
@@ -108,8 +112,12 @@ class Op(Generic[A]):
         """Why the Triton kernel cannot take this."""
         return None
 
-    def slower(self, a: A, gradient: bool) -> str | None:
+    def slower(self, a: A) -> str | None:
         """Why torch is faster with this."""
+        return None
+
+    def slower_backward(self, a: A) -> str | None:
+        """Why torch is faster with this where a gradient is wanted."""
         return None
 
     def kernel_backward(self, a: A, gradients: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
@@ -120,6 +128,10 @@ class Op(Generic[A]):
         """Gradients of the tensors by Triton."""
         raise NotImplementedError
 
+    def recording(self, a: A) -> A:
+        """The arguments of a call of which a gradient may be wanted."""
+        return a
+
     def undifferentiated(self, a: A) -> str | None:
         """Why the kernels of the gradients cannot take this."""
         return None
@@ -129,15 +141,19 @@ class Op(Generic[A]):
     def run(self, a: A, inplace: bool = False) -> Any:
         """The results, by whoever is chosen. inplace: where that is PyTorch, it may overwrite what it makes itself."""
         self.check(a)
-        if torch.compiler.is_compiling():
-            return self.reference(a, inplace) if self.takes(a) is None else self._operator(*a)
+        if is_compiling():
+            return self.reference(a, inplace) if self.takes(a) is None else self._operator(*self.recording(a))
         tensors = self._tensors(a)
-        ordinary = dispatcher.is_trivial(tensors)
-        taker = self.takes(a, ordinary=ordinary)
-        if taker is None:
-            return self.reference(a, inplace)
-        if ordinary:
+        if is_trivial(tensors):
+            if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and tensors[0].is_cpu:
+                return self.kernel(a)  # as `takes` would say, at once
+            taker = self.takes(a, ordinary=True)
+            if taker is None:
+                return self.reference(a, inplace)
             return self.kernel(a) if taker == "cpu" else self.triton(a)
+        if self.takes(a) is None:
+            return self.reference(a, inplace)
+        a = self.recording(a)
         if self._recorded is not None and dispatcher.only_wants_gradient(tensors):
             return self._recorded(*a)
         return self._operator(*a)
@@ -152,30 +168,29 @@ class Op(Generic[A]):
         backend = choice.current()
         if backend == "reference":
             return None
-        reason, slower = self.unsupported(a, ordinary=ordinary), None
+        x = a[0][0] if self._list else a[0]
+        reason, slower = None if ordinary else dispatcher.transformed(), None
+        reason = reason or self._beyond(a, x)
         if reason is None and backend == "auto":
-            slower = self.slower(a, not ordinary and dispatcher.wants_gradient(a[0] if self._list else a))
+            slower = self.slower(a)
+            if slower is None and not ordinary and dispatcher.wants_gradient(a[0] if self._list else a):
+                slower = self.slower_backward(a)
             if slower is None:
                 return "cpu"
         on_gpu = (lambda: self.unsupported_by_triton(a)) if self.has_triton else None
         picked = choice.pick(reason, slower, triton=on_gpu, op=self.name)
         return None if picked == "reference" else picked
 
-    def unsupported(self, a: A, *, ordinary: bool = False) -> str | None:
+    def unsupported(self, a: A) -> str | None:
         """Why the C++ kernel cannot take this, or None."""
-        if not ordinary and (reason := dispatcher.transformed()) is not None:
-            return reason
-        x = self._first(a)
+        return dispatcher.transformed() or self._beyond(a, self._first(a))
+
+    def _beyond(self, a: A, x: Tensor) -> str | None:
+        if x.is_cpu and x.dtype in self.types:
+            return self.limits(a)
         if not x.is_cpu:
             return f"{self._first_name} is on {x.device}, and the C++ kernel runs on the CPU"
-        return self._beyond(a)
-
-    def _beyond(self, a: A) -> str | None:
-        """Why the C++ kernel cannot take this, on the CPU."""
-        x = self._first(a)
-        if x.dtype not in self.types:
-            return f"the C++ kernel takes {_names(self.types)}, not {x.dtype}"
-        return self.limits(a)
+        return f"the C++ kernel takes {_names(self.types)}, not {x.dtype}"
 
     def unsupported_by_triton(self, a: A) -> str | None:
         """Why the Triton kernel cannot take this, or None."""
@@ -201,7 +216,7 @@ class Op(Generic[A]):
         """A call of torch.ops.fastdiff.<name>, which may come from anywhere: the kernel gets bare addresses."""
         a = self.Arguments(*values)
         self.check(a)
-        if not self._on_triton(a) and (reason := self._beyond(a)) is not None:
+        if not self._on_triton(a) and (reason := self._beyond(a, self._first(a))) is not None:
             raise ValueError(reason)
         return self._compute(a)
 
@@ -277,7 +292,7 @@ class Op(Generic[A]):
                 check_tensor("gradient", gradient, x, x.shape)
             if (reason := self.undifferentiated(a)) is not None:
                 raise ValueError(f"there is no kernel for these gradients: {reason}")
-            if not self._on_triton(a) and (reason := self._beyond(a)) is not None:
+            if not self._on_triton(a) and (reason := self._beyond(a, self._first(a))) is not None:
                 raise ValueError(reason)
             found = self.triton_backward if self._on_triton(a) else self.kernel_backward
             return tuple(x.new_empty((0,)) if t is None else t for t in found(a, gradients, saved))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops.ada_layer_norm import FEW, MAX_CHANNELS, check_rows
+from fastdiff.ops.ada_layer_norm import FEW, MAX_CHANNELS
 from fastdiff.ops.op import TYPES, Op, address, check_tensor, contiguous, dense, rows, runs_on_triton
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
@@ -74,10 +74,11 @@ class ResidualAdaLayerNorm(Op[Arguments]):
     def check(self, a: Arguments) -> None:
         """Raise ValueError or TypeError where arguments do not fit."""
         y = a.y
-        check_rows("y", y)
         if a.bias is not None and a.weight is None:
             raise ValueError("bias needs weight")
         shape = y.shape
+        if len(shape) != 3 or shape[2] == 0:
+            raise ValueError(f"y must be (B, S, C) and have channels, got {tuple(shape)}")
         check_tensor("residual", a.residual, y, shape, beside="y")
         row, vector = (shape[0], 1, shape[2]), shape[2:]
         for name, tensor in (("gate", a.gate), ("scale", a.scale), ("shift", a.shift)):
@@ -87,10 +88,8 @@ class ResidualAdaLayerNorm(Op[Arguments]):
             if tensor is not None:
                 check_tensor(name, tensor, y, vector, beside="y")
 
-    def slower(self, a: Arguments, gradient: bool) -> str | None:
-        """Why torch is faster with this."""
-        if not gradient:
-            return None
+    def slower_backward(self, a: Arguments) -> str | None:
+        """Why torch is faster with this where a gradient is wanted."""
         if a.y.numel() < FEW:
             return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
         reason = self.undifferentiated(a)

@@ -159,8 +159,8 @@ def test_what_the_kernel_cannot_take():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(x=torch.ones(3, 8)), ValueError, r"x must be \(B, S, C\), got \(3, 8\)"),
-        (dict(x=torch.ones(2, 3, 0)), ValueError, "must have channels"),
+        (dict(x=torch.ones(3, 8)), ValueError, r"x must be \(B, S, C\) and have channels, got \(3, 8\)"),
+        (dict(x=torch.ones(2, 3, 0)), ValueError, "have channels"),
         (dict(scale=torch.ones(2, 2, 8)), ValueError, r"scale is \(2, 2, 8\), expected \(2, 1, 8\) or \(2, 3, 8\)"),
         (dict(weight=torch.ones(7)), ValueError, r"weight is \(7,\), expected \(8,\)"),
         (dict(bias=torch.ones(8)), ValueError, "bias needs weight"),

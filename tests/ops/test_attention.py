@@ -21,7 +21,7 @@ def supports(*values, **named):
 
 def faster_in_torch(*values, **named):
     a = Arguments(*values, **named)
-    return attention.slower(a, wants_gradient(a))
+    return attention.slower(a) or (attention.slower_backward(a) if wants_gradient(a) else None)
 
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)

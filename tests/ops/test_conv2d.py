@@ -23,7 +23,7 @@ def supports(*values, **named):
 
 def faster_in_torch(*values, **named):
     a = Arguments(*values, **named)
-    return conv2d.slower(a, wants_gradient(a))
+    return conv2d.slower(a) or (conv2d.slower_backward(a) if wants_gradient(a) else None)
 
 
 # (N, C, H, W), K: of U-Nets, and what fills no tile, panel or block of channels.

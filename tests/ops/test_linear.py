@@ -19,7 +19,7 @@ def supports(*values, **named):
 
 def faster_in_torch(*values, **named):
     a = Arguments(*values, **named)
-    return linear.slower(a, wants_gradient(a))
+    return linear.slower(a) or (linear.slower_backward(a) if wants_gradient(a) else None)
 
 
 # (B, S, K, N): of DiT and Stable Diffusion, of nothing in particular, less than a tile, and empty ones.

@@ -325,7 +325,7 @@ def test_compiles_without_a_graph_break():
 
 def test_per_row_gradients_go_to_the_reference():
     given = leaves(make((2, 600, 32), per_row=True))
-    assert "row to row" in residual_ada_layer_norm.slower(residual_ada_layer_norm.Arguments(**given), True)
+    assert "row to row" in residual_ada_layer_norm.slower_backward(residual_ada_layer_norm.Arguments(**given))
     h, z = residual_ada_layer_norm(**given)
     theirs = residual_ada_layer_norm.plain(**given)
     inputs = list(given.values())
@@ -338,7 +338,7 @@ def test_per_row_gradients_go_to_the_reference():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dict(y=torch.ones(3, 8)), ValueError, r"y must be \(B, S, C\), got \(3, 8\)"),
+        (dict(y=torch.ones(3, 8)), ValueError, r"y must be \(B, S, C\) and have channels, got \(3, 8\)"),
         (dict(residual=torch.ones(2, 1, 8)), ValueError, "residual is"),
         (dict(gate=torch.ones(1, 1, 8)), ValueError, r"gate is \(1, 1, 8\), expected \(2, 1, 8\) or \(2, 3, 8\)"),
         (dict(scale=torch.ones(2, 2, 8)), ValueError, "scale is"),
