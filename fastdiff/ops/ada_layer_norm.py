@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops.op import TYPES, Op, address, check_tensor, contiguous, dense, rows, runs_on_triton
+from fastdiff.ops.op import (
+    TYPES,
+    Gradients,
+    Op,
+    Tensors,
+    address,
+    check_tensor,
+    contiguous,
+    dense,
+    rows,
+    runs_on_triton,
+)
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -55,12 +65,10 @@ class AdaLayerNorm(Op[Arguments]):
         return self.run(Arguments(x, scale, shift, weight, bias, eps))
 
     def reference(self, a: Arguments, inplace: bool = False) -> Tensor:
-        """The same in plain PyTorch."""
         y = F.layer_norm(a.x, a.x.shape[-1:], a.weight, a.bias, a.eps) * (1 + a.scale) + a.shift
         return y.contiguous()
 
     def check(self, a: Arguments) -> None:
-        """Raise ValueError or TypeError where arguments do not fit."""
         x, scale, shift, weight, bias, _ = a
         shape = x.shape
         if len(shape) != 3 or shape[2] == 0:
@@ -77,14 +85,12 @@ class AdaLayerNorm(Op[Arguments]):
             check_tensor("bias", bias, x, (channels,))
 
     def slower_backward(self, a: Arguments) -> str | None:
-        """Why torch is faster with this where a gradient is wanted."""
         if a.x.numel() < FEW:
             return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
         reason = self.undifferentiated(a)
         return None if reason is None else f"a gradient is wanted, and {reason}"
 
     def kernel(self, a: Arguments) -> Tensor:
-        """By the C++ kernel."""
         x, scale, shift, weight, bias, eps = a
         held: list[Tensor] = []  # copies, until the kernel has run
         batch, tokens, channels = x.shape
@@ -99,19 +105,14 @@ class AdaLayerNorm(Op[Arguments]):
         return out
 
     def fake(self, a: Arguments) -> Tensor:
-        """The result without values."""
         return torch.empty_like(a.x, memory_format=torch.contiguous_format)
 
     def undifferentiated(self, a: Arguments) -> str | None:
-        """Why the kernels of the gradients cannot take this."""
         if runs_on_triton(a.x) or (a.scale.shape[1] == 1 and a.shift.shape[1] == 1):
             return None
         return "scale or shift differ from row to row, for which it has no kernel"
 
-    def kernel_backward(
-        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Gradients of the tensors by C++."""
+    def kernel_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         held: list[Tensor] = []
         weight, bias = contiguous(a.weight), contiguous(a.bias)
         found = [empty_like(a.x), *self.empty_gradients(a)[1:]]
@@ -123,20 +124,15 @@ class AdaLayerNorm(Op[Arguments]):
         return found
 
     def triton_limits(self, a: Arguments) -> str | None:
-        """Why the Triton kernel cannot take this."""
         return None if a.x.shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"
 
     def triton(self, a: Arguments) -> Tensor:
-        """By the Triton kernel."""
         from fastdiff.kernels.ada_layer_norm import ada_layer_norm as kernel
 
         x, scale, shift = dense(a.x), dense(a.scale), dense(a.shift)
         return kernel(x, scale, shift, weight=contiguous(a.weight), bias=contiguous(a.bias), eps=a.eps)
 
-    def triton_backward(
-        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Gradients of the tensors by Triton."""
+    def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.ada_layer_norm import ada_layer_norm_backward as kernel
 
         x, scale, shift, gradient = dense(a.x), dense(a.scale), dense(a.shift), dense(gradients[0])

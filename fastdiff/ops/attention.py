@@ -105,7 +105,6 @@ class Attention(Op[Arguments]):
         return maps @ v, None, maps
 
     def check(self, a: Arguments) -> None:
-        """Raise ValueError or TypeError where arguments do not fit."""
         q, k, v, mask = a[:4]
         if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or q.shape[3] == 0:
             raise ValueError(
@@ -125,17 +124,14 @@ class Attention(Op[Arguments]):
             raise ValueError(f"mask is on {mask.device}, q on {q.device}")
 
     def limits(self, a: Arguments) -> str | None:
-        """Why the C++ kernel cannot take this."""
         return _no_gradient_for("the C++", a.mask)
 
     def slower(self, a: Arguments) -> str | None:
-        """Why torch is faster with this."""
         if a.q.dtype is torch.bfloat16 and a.k.shape[-2] > _FEW_KEYS and _has_bfloat16_products and core.isa() != "amx":
             return f"torch multiplies bfloat16 matrices in hardware here, which pays with more than {_FEW_KEYS} keys"
         return None
 
     def kernel(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-        """By the C++ kernel."""
         q, k, v, mask, scale, return_maps, return_lse = a
         batch, heads, queries, channels = q.shape
         keys, value_channels = v.shape[2:]
@@ -158,7 +154,6 @@ class Attention(Op[Arguments]):
         return out, lse, maps
 
     def fake(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-        """The results without values."""
         q, k, v = a[:3]
         batch, heads, queries, _ = q.shape
         out = q.new_empty((batch, queries, heads, v.shape[3])).transpose(1, 2)
@@ -166,7 +161,6 @@ class Attention(Op[Arguments]):
         return out, lse, q.new_empty((batch, heads, queries, k.shape[2]) if a.return_maps else (0,))
 
     def triton_limits(self, a: Arguments) -> str | None:
-        """Why the Triton kernel cannot take this."""
         q, v = a.q, a.v
         if q.shape[3] > MAX_HEAD_DIM:
             return f"Triton's kernel takes head dimensions up to {MAX_HEAD_DIM}, not {q.shape[3]}"
@@ -177,7 +171,6 @@ class Attention(Op[Arguments]):
         return _no_gradient_for("Triton's", a.mask)
 
     def triton(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-        """By the Triton kernel."""
         from fastdiff.kernels.attention import attention_forward, attention_maps
 
         q, k, v = a[:3]
@@ -193,14 +186,12 @@ class Attention(Op[Arguments]):
         return Arguments(*a[:6], torch.is_grad_enabled() and any(t.requires_grad for t in a[:3]))
 
     def save(self, ctx: Any, values: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Keep for `backward` what it needs of the arguments and results."""
         q, k, v, mask, *ctx.numbers = values
         out, lse, _ = results
         ctx.mark_non_differentiable(lse)
         ctx.save_for_backward(q, k, v, mask, out, lse)
 
     def backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of all arguments."""
         *tensors, out, lse = ctx.saved_tensors
         a = Arguments(*tensors, *ctx.numbers)
         again = torch.is_grad_enabled()  # a gradient of the gradient is asked for

@@ -92,7 +92,6 @@ class Conv2d(Op[Arguments]):
         )
 
     def reference(self, a: Arguments, inplace: bool = False) -> Tensor:
-        """The same in plain PyTorch."""
         x = a.x if a.skip is None else torch.cat((a.x, a.skip), 1)
         if a.upsample != 1:
             x = F.interpolate(x, scale_factor=float(a.upsample), mode="nearest")
@@ -105,7 +104,6 @@ class Conv2d(Op[Arguments]):
         return y if a.scale == 1 else a.scale * y
 
     def check(self, a: Arguments) -> None:
-        """Raise ValueError or TypeError where arguments do not fit."""
         x, weight = a.x, a.weight
         if x.ndim != 4:
             raise ValueError(f"x must be (N, C, H, W), got {tuple(x.shape)}")
@@ -134,7 +132,6 @@ class Conv2d(Op[Arguments]):
             check_tensor("residual", a.residual, x, shape)
 
     def limits(self, a: Arguments) -> str | None:
-        """Why the C++ kernel cannot take this."""
         if is_pointwise(a):
             return linear.limits(_as_linear(a))
         if a.weight.shape[2:] != (3, 3) or a.stride != 1:
@@ -145,11 +142,9 @@ class Conv2d(Op[Arguments]):
         return None
 
     def slower_backward(self, a: Arguments) -> str | None:
-        """Why torch is faster with this where a gradient is wanted."""
         return "a gradient is wanted: backward would compute all again, and a changed weight is packed each time"
 
     def slower(self, a: Arguments) -> str | None:
-        """Why torch is faster with this."""
         x, weight = a.x, a.weight
         if is_pointwise(a):
             if x.shape[0] * x.shape[2] * x.shape[3] * weight.numel() < _FEW_PRODUCTS:
@@ -162,7 +157,6 @@ class Conv2d(Op[Arguments]):
         return None
 
     def kernel(self, a: Arguments) -> Tensor:
-        """By the C++ kernel."""
         if is_pointwise(a):
             batch, _, height, width = a.x.shape
             return linear.kernel(_as_linear(a)).view(batch, height, width, a.weight.shape[0]).permute(0, 3, 1, 2)
@@ -203,7 +197,6 @@ class Conv2d(Op[Arguments]):
         return out
 
     def fake(self, a: Arguments) -> Tensor:
-        """The result without values."""
         return torch.empty(a.result_shape, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)
 
 

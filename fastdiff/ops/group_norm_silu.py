@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.errors import unknown
-from fastdiff.ops.op import TYPES, Op, address, check_tensor, contiguous
+from fastdiff.ops.op import TYPES, Gradients, Op, Tensors, address, check_tensor, contiguous
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -63,7 +62,6 @@ class GroupNormSilu(Op[Arguments]):
         return self.run(Arguments(x, num_groups, weight, bias, eps, scale, shift, activation or "none"))
 
     def reference(self, a: Arguments, inplace: bool = False) -> Tensor:
-        """The same in plain PyTorch."""
         y = F.group_norm(a.x, a.num_groups, a.weight, a.bias, a.eps)
         per_channel = (*a.x.shape[:2], *[1] * (a.x.ndim - 2))
         if a.scale is not None:
@@ -74,7 +72,6 @@ class GroupNormSilu(Op[Arguments]):
         return y.contiguous(memory_format=layout(a.x))
 
     def check(self, a: Arguments) -> None:
-        """Raise ValueError or TypeError where arguments do not fit."""
         x, num_groups, weight, bias, _, scale, shift, activation = a
         if x.ndim < 2:
             raise ValueError(f"x must be (N, C, ...), got {tuple(x.shape)}")
@@ -98,14 +95,12 @@ class GroupNormSilu(Op[Arguments]):
                 check_tensor("shift", shift, x, flat, whole)
 
     def slower_backward(self, a: Arguments) -> str | None:
-        """Why torch is faster with this where a gradient is wanted."""
         # torch reads and writes x once more for each of scale and shift
         if a.x.numel() < (_FEW if a.scale is None and a.shift is None else _FEW // 4):
             return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
         return None
 
     def kernel(self, a: Arguments) -> Tensor:
-        """By the C++ kernel."""
         x, num_groups, weight, bias, eps, scale, shift, activation = a
         samples, channels = x.shape[:2]
         form = layout(x)
@@ -123,17 +118,13 @@ class GroupNormSilu(Op[Arguments]):
         return out
 
     def fake(self, a: Arguments) -> Tensor:
-        """The result without values."""
         return torch.empty_like(a.x, memory_format=layout(a.x))
 
     def empty_gradients(self, a: Arguments) -> list[Tensor | None]:
         """Of the tensors; that of x in x's layout."""
         return [self.fake(a), *super().empty_gradients(a)[1:]]
 
-    def kernel_backward(
-        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Gradients of the tensors by C++."""
+    def kernel_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         found = [empty_like(a.x, layout(a.x)), *super().empty_gradients(a)[1:]]
         samples, channels = a.x.shape[:2]
         form = layout(a.x)
@@ -148,21 +139,16 @@ class GroupNormSilu(Op[Arguments]):
         return found
 
     def triton_limits(self, a: Arguments) -> str | None:
-        """Why the Triton kernel cannot take this."""
         if a.x.shape[0] and a.x.numel() // a.x.shape[0] >= 2**31:
             return "Triton's kernel takes samples of less than 2^31 numbers"
         return None
 
     def triton(self, a: Arguments) -> Tensor:
-        """By the Triton kernel."""
         from fastdiff.kernels.group_norm_silu import group_norm_silu as kernel
 
         return kernel(*_flat(a)[:5], scale=a.scale, shift=a.shift, activation=a.activation).view(a.x.shape)
 
-    def triton_backward(
-        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Gradients of the tensors by Triton."""
+    def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.group_norm_silu import group_norm_silu_backward as kernel
 
         flat = _flat(a)

@@ -87,7 +87,6 @@ class Linear(Op[Arguments]):
         return self.run(Arguments(x, first, first_bias, gate, residual, activation, glu, *more))  # type: ignore[arg-type]
 
     def reference(self, a: Arguments, inplace: bool = False) -> Tensor:
-        """The same in plain PyTorch."""
         pairs = a.pairs
         y = F.linear(a.x, *pairs[0]) if len(pairs) == 1 else torch.cat([F.linear(a.x, w, b) for w, b in pairs], -1)
         value, y = y.chunk(2, -1) if a.glu else (None, y)
@@ -106,7 +105,6 @@ class Linear(Op[Arguments]):
         return y.add_(a.residual) if inplace else a.residual + y
 
     def check(self, a: Arguments) -> None:
-        """Raise ValueError or TypeError where arguments do not fit."""
         x = a.x
         if x.ndim != 3 or any(weight.ndim != 2 for weight, _ in a.pairs):
             raise ValueError(f"x is (B, S, K) and weight (N, K), not {tuple(x.shape)} and {tuple(a.weight.shape)}")
@@ -128,17 +126,14 @@ class Linear(Op[Arguments]):
             check_tensor("residual", a.residual, x, (batch, tokens, outputs))
 
     def limits(self, a: Arguments) -> str | None:
-        """Why the C++ kernel cannot take this."""
         if not core.has_linear():
             return f"the C++ kernel needs AMX, and the instruction set in use is {core.isa()}"
         return None
 
     def slower_backward(self, a: Arguments) -> str | None:
-        """Why torch is faster with this where a gradient is wanted."""
         return "the backward of the kernel goes through torch's own forward, which a gradient needs anyway"
 
     def slower(self, a: Arguments) -> str | None:
-        """Why torch is faster with this."""
         if few(a.x.shape[0] * a.x.shape[1], a.weight.shape[1], a.products):
             least = f"{_FEW_ROWS} rows, {_FEW_INPUTS} inputs or {_FEW_OUTPUTS} outputs"
             return f"packing takes longer than it gains with fewer than {least}"
@@ -151,7 +146,6 @@ class Linear(Op[Arguments]):
         return self.reference(a).contiguous() if self.unsupported(a) else self.kernel(a)
 
     def kernel(self, a: Arguments) -> Tensor:
-        """By the C++ kernel."""
         x, pairs = dense(a.x), a.pairs
         batch, tokens, inputs = x.shape
         outputs = a.products // (2 if a.glu else 1)
@@ -168,7 +162,6 @@ class Linear(Op[Arguments]):
         return out
 
     def fake(self, a: Arguments) -> Tensor:
-        """The result without values."""
         return a.x.new_empty((*a.x.shape[:2], a.products // 2 if a.glu else a.products))
 
 

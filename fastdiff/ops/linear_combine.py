@@ -51,12 +51,10 @@ class LinearCombine(Op[Arguments]):
         return tuple(self.run(Arguments(inputs, flat, len(sizes))))
 
     def reference(self, a: Arguments, inplace: bool = False) -> list[Tensor]:
-        """The same in plain PyTorch."""
         first, *others = a.inputs
         return [sum((c * x for c, x in zip(row[1:], others)), row[0] * first).contiguous() for row in a.rows]
 
     def check(self, a: Arguments) -> None:
-        """Raise ValueError or TypeError where arguments do not fit."""
         if not a.inputs:
             raise ValueError("inputs must hold at least one tensor")
         first = a.inputs[0]
@@ -72,7 +70,6 @@ class LinearCombine(Op[Arguments]):
             raise ValueError(f"expected {len(a.inputs)} x {a.num_outputs} coefficients, got {len(a.coefficients)}")
 
     def limits(self, a: Arguments) -> str | None:
-        """Why the C++ kernel cannot take this."""
         if a.num_outputs > core.MAX_OUTPUTS:
             return f"the C++ kernel gives at most {core.MAX_OUTPUTS} outputs, not {a.num_outputs}"
         if len(a.inputs) > core.MAX_INPUTS:
@@ -80,7 +77,6 @@ class LinearCombine(Op[Arguments]):
         return None
 
     def kernel(self, a: Arguments) -> list[Tensor]:
-        """By the C++ kernel."""
         inputs = [x.contiguous() for x in a.inputs]
         outputs = [torch.empty_like(inputs[0]) for _ in range(a.num_outputs)]
         _KERNELS[inputs[0].dtype](
@@ -90,17 +86,14 @@ class LinearCombine(Op[Arguments]):
         return outputs
 
     def fake(self, a: Arguments) -> list[Tensor]:
-        """The results without values."""
         return [torch.empty_like(a.inputs[0], memory_format=torch.contiguous_format) for _ in range(a.num_outputs)]
 
     def triton_limits(self, a: Arguments) -> str | None:
-        """Why the Triton kernel cannot take this."""
         if a.inputs[0].is_cuda and torch.cuda.is_current_stream_capturing():
             return "a CUDA graph is being captured, into which no coefficients can be copied from the CPU"
         return None
 
     def triton(self, a: Arguments) -> list[Tensor]:
-        """By the Triton kernel."""
         from fastdiff.kernels.linear_combine import linear_combine as kernel
 
         return list(kernel(a.rows, a.inputs))

@@ -29,6 +29,8 @@ _SCHEMA = {
 }  # fmt: skip
 
 A = TypeVar("A", bound=NamedTuple)
+Tensors = Sequence[Tensor]
+Gradients = Sequence[Tensor | None]
 
 
 class Op(Generic[A]):
@@ -63,7 +65,7 @@ class Op(Generic[A]):
         kinds = [_SCHEMA[hints[name]] for name in self.Arguments._fields]
         places = [index for index, kind in enumerate(kinds) if kind.startswith("Tensor")]
         # A tuple of tensors, or the one list of them.
-        self._tensors: Callable[[A], Sequence[Tensor | None]] = itemgetter(*places)
+        self._tensors: Callable[[A], Any] = itemgetter(*places)
         self._places, self._list = places, "Tensor[]" in kinds
         self.has_triton = type(self).triton is not Op.triton
         # Whether, with no gradient wanted, device and dtype are all that the C++ kernel asks for.
@@ -120,11 +122,11 @@ class Op(Generic[A]):
         """Why torch is faster with this where a gradient is wanted."""
         return None
 
-    def kernel_backward(self, a: A, gradients: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def kernel_backward(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:
         """Gradients of the tensors by C++."""
         raise NotImplementedError
 
-    def triton_backward(self, a: A, gradients: Sequence[Tensor], kept: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def triton_backward(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:
         """Gradients of the tensors by Triton."""
         raise NotImplementedError
 

@@ -3,7 +3,6 @@ and the start of the next: Peebles & Xie 2023 (DiT), Figure 3."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops.ada_layer_norm import FEW, MAX_CHANNELS
-from fastdiff.ops.op import TYPES, Op, address, check_tensor, contiguous, dense, rows, runs_on_triton
+from fastdiff.ops.op import (
+    TYPES,
+    Gradients,
+    Op,
+    Tensors,
+    address,
+    check_tensor,
+    contiguous,
+    dense,
+    rows,
+    runs_on_triton,
+)
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -62,7 +72,6 @@ class ResidualAdaLayerNorm(Op[Arguments]):
         return self.run(Arguments(y, residual, gate, scale, shift, weight, bias, eps))
 
     def reference(self, a: Arguments, inplace: bool = False) -> tuple[Tensor, Tensor]:
-        """The same in plain PyTorch."""
         h = a.residual + (a.y if a.gate is None else a.gate * a.y)
         z = F.layer_norm(h, h.shape[-1:], a.weight, a.bias, a.eps)
         if a.scale is not None:
@@ -72,7 +81,6 @@ class ResidualAdaLayerNorm(Op[Arguments]):
         return h.contiguous(), z.contiguous()
 
     def check(self, a: Arguments) -> None:
-        """Raise ValueError or TypeError where arguments do not fit."""
         y = a.y
         if a.bias is not None and a.weight is None:
             raise ValueError("bias needs weight")
@@ -89,14 +97,12 @@ class ResidualAdaLayerNorm(Op[Arguments]):
                 check_tensor(name, tensor, y, vector, beside="y")
 
     def slower_backward(self, a: Arguments) -> str | None:
-        """Why torch is faster with this where a gradient is wanted."""
         if a.y.numel() < FEW:
             return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
         reason = self.undifferentiated(a)
         return None if reason is None else f"a gradient is wanted, and {reason}"
 
     def kernel(self, a: Arguments) -> tuple[Tensor, Tensor]:
-        """By the C++ kernel."""
         y, residual, gate, scale, shift, weight, bias, eps = a
         held: list[Tensor] = []  # copies, until the kernel has run
         h, z = empty_like(y), empty_like(y)
@@ -109,20 +115,15 @@ class ResidualAdaLayerNorm(Op[Arguments]):
         return h, z
 
     def fake(self, a: Arguments) -> tuple[Tensor, Tensor]:
-        """The results without values."""
         h, z = (torch.empty_like(a.y, memory_format=torch.contiguous_format) for _ in range(2))
         return h, z
 
     def undifferentiated(self, a: Arguments) -> str | None:
-        """Why the kernels of the gradients cannot take this."""
         if runs_on_triton(a.y) or all(t is None or t.shape[1] == 1 for t in (a.gate, a.scale, a.shift)):
             return None
         return "gate, scale or shift differ from row to row, for which it has no kernel"
 
-    def kernel_backward(
-        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Gradients of the tensors by C++."""
+    def kernel_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         held: list[Tensor] = []
         weight, bias = contiguous(a.weight), contiguous(a.bias)
         found = [empty_like(a.y), empty_like(a.y), *self.empty_gradients(a)[2:]]
@@ -134,19 +135,14 @@ class ResidualAdaLayerNorm(Op[Arguments]):
         return found
 
     def triton_limits(self, a: Arguments) -> str | None:
-        """Why the Triton kernel cannot take this."""
         return None if a.y.shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"
 
     def triton(self, a: Arguments) -> tuple[Tensor, Tensor]:
-        """By the Triton kernel."""
         from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm as kernel
 
         return kernel(dense(a.y), dense(a.residual), **_options(a))
 
-    def triton_backward(
-        self, a: Arguments, gradients: Sequence[Tensor], kept: Sequence[Tensor]
-    ) -> Sequence[Tensor | None]:
-        """Gradients of the tensors by Triton."""
+    def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm_backward as kernel
 
         found = kernel(dense(gradients[0]), dense(gradients[1]), kept[0], dense(a.y), **_options(a))
