@@ -19,6 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fastdiff.bench import cases
+from fastdiff.bench.cases.group_norm_silu import GROUPS
 from fastdiff.kernels.ahead_of_time import costs
 from fastdiff.kernels.ahead_of_time.compile import TARGETS
 from fastdiff.kernels.ahead_of_time.costs import Cost
@@ -42,32 +44,7 @@ GPUS = {
     "B200": Gpu("sm_100", 8e12, 2250e12, 75e12),
 }
 SIZE = torch.float16.itemsize
-
-# Batch 2 is a guided picture. Attention: batch, heads, queries, keys, head dimension. Group norm: samples, channels,
-# pixels, of 32 groups. adaLN: batch, tokens, channels. Step: numbers of the state, of DPM-Solver++(2M).
-MODELS: dict[str, dict[str, list[tuple[int, ...]]]] = {
-    "Stable Diffusion 1.5, 512 px": {
-        "attention": [
-            (2, 8, 4096, 4096, 40), (2, 8, 4096, 77, 40), (2, 8, 1024, 1024, 80), (2, 8, 1024, 77, 80),
-            (2, 8, 256, 256, 160), (2, 8, 256, 77, 160), (2, 8, 64, 64, 160),
-        ],
-        "group_norm_silu": [
-            (2, 320, 64 * 64), (2, 960, 64 * 64), (2, 640, 32 * 32), (2, 1280, 16 * 16), (2, 2560, 8 * 8),
-            (1, 512, 128 * 128), (1, 128, 512 * 512),
-        ],
-        "linear_combine": [(4 * 64 * 64,)],
-    },
-    "SDXL, 1024 px": {
-        "attention": [(2, 10, 4096, 4096, 64), (2, 10, 4096, 77, 64), (2, 20, 1024, 1024, 64), (2, 20, 1024, 77, 64)],
-        "group_norm_silu": [(2, 320, 128 * 128), (2, 640, 64 * 64), (2, 1280, 32 * 32), (1, 128, 1024 * 1024)],
-        "linear_combine": [(4 * 128 * 128,)],
-    },
-    "DiT-XL/2, 256 and 512 px": {
-        "attention": [(2, 16, 256, 256, 72), (2, 16, 1024, 1024, 72)],
-        "ada_layer_norm": [(2, 256, 1152), (2, 1024, 1152)],
-        "linear_combine": [(4 * 32 * 32,), (4 * 64 * 64,)],
-    },
-}  # fmt: skip
+OPS = ("ada_layer_norm", "attention", "group_norm_silu", "linear_combine")
 
 
 def forward(op: str, shape: tuple[int, ...], target: str) -> Cost:
@@ -85,11 +62,12 @@ def forward(op: str, shape: tuple[int, ...], target: str) -> Cost:
             splits=splits_for(programs, math.ceil(keys / tile.block_n), device.multiprocessors),
         )  # fmt: skip
     if op == "group_norm_silu":
-        return costs.group_norm_silu(*shape, 32, SIZE, adaptive=False, device=device)
+        pixels = math.prod(shape[2:])
+        return costs.group_norm_silu(*shape[:2], pixels, GROUPS, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
         return costs.ada_layer_norm(*shape, SIZE)
     # x and the last m in float32, the model's two outputs; x, m and, twice, the next input of the model.
-    return costs.linear_combine(*shape, [4, 4, SIZE, SIZE], [4, 4, SIZE, SIZE])
+    return costs.linear_combine(math.prod(shape), [4, 4, SIZE, SIZE], [4, 4, SIZE, SIZE])
 
 
 def backward(op: str, shape: tuple[int, ...], target: str) -> Cost | None:
@@ -109,7 +87,8 @@ def backward(op: str, shape: tuple[int, ...], target: str) -> Cost | None:
             block_n=tile.block_n, resident=device.multiprocessors, device=device, splits=splits,
         )  # fmt: skip
     if op == "group_norm_silu":
-        return costs.group_norm_silu_backward(*shape, 32, SIZE, adaptive=False, device=device)
+        pixels = math.prod(shape[2:])
+        return costs.group_norm_silu_backward(*shape[:2], pixels, GROUPS, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
         return costs.ada_layer_norm_backward(*shape, SIZE, device=device)
     return None
@@ -122,9 +101,9 @@ def resident(device: Device) -> int:
 
 def rows(with_backward: bool) -> Iterator[dict[str, Any]]:
     """One for each model, op, shape and GPU."""
-    for model, ops in MODELS.items():
-        for op, shapes in ops.items():
-            for shape in shapes:
+    for model in cases.MODELS:
+        for op in OPS:
+            for shape in cases.shapes(op).get(model, ()):
                 for name, gpu in GPUS.items():
                     found = [("", forward(op, shape, gpu.target))]
                     found += [("backward", backward(op, shape, gpu.target))] if with_backward else []

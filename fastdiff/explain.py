@@ -8,26 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fastdiff.bench import cases
 from fastdiff.compiler.explain import explain as explain_model
 from fastdiff.compiler.explain import is_fast
 from fastdiff.engine import steps
 from fastdiff.ops import OPS, conv2d_algorithms
 from fastdiff.runtime import choice, graphs, triton
 from fastdiff.runtime.native import core
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# The smallest arguments of each op that its kernels take, from a function that makes a tensor of a shape.
-_ARGUMENTS: dict[str, Callable[[Callable[..., Tensor]], tuple[Any, ...]]] = {
-    "ada_layer_norm": lambda make: (make(1, 2, 8), make(1, 1, 8), make(1, 1, 8)),
-    "attention": lambda make: (make(1, 1, 2, 8), make(1, 1, 2, 8), make(1, 1, 2, 8), None, 1.0),
-    "conv2d": lambda make: (make(1, 64, 4, 4), None, make(64, 64, 3, 3)),
-    "group_norm_silu": lambda make: (make(1, 2, 2, 2), 1),
-    "linear": lambda make: (make(1, 2, 8), make(8, 8)),
-    "linear_combine": lambda make: ([make(2)], [1.0], 1),
-    "residual_ada_layer_norm": lambda make: (make(1, 2, 8), make(1, 2, 8)),
-}
 
 
 @dataclass(frozen=True)
@@ -87,16 +76,16 @@ def _choices(op: str, device: str) -> list[Choice]:
     if device == "cuda" and not torch.cuda.is_available():
         return [Choice(op, device, (), "nothing", {"triton": triton.unavailable() or "torch sees no GPU"})]
     found: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
-    for dtype in DTYPES:
-        runs, why_not = _implementation(op, device, dtype)
-        found.setdefault((runs, tuple(why_not.items())), []).append(str(dtype).removeprefix("torch."))
+    for case in cases.of(op, "smallest"):
+        runs, why_not = _implementation(case, device)
+        found.setdefault((runs, tuple(why_not.items())), []).append(case.type_name)
     return [Choice(op, device, tuple(dtypes), runs, dict(why_not)) for (runs, why_not), dtypes in found.items()]
 
 
-def _implementation(op: str, device: str, dtype: torch.dtype) -> tuple[str, dict[str, str]]:
+def _implementation(case: cases.Case, device: str) -> tuple[str, dict[str, str]]:
     """What runs, and the reason of each that does not."""
-    operator = OPS[op]
-    a = operator.Arguments(*_ARGUMENTS[op](lambda *shape: torch.zeros(shape, dtype=dtype, device=device)))
+    operator = OPS[case.op]
+    a = operator.arguments(**case.make(device=device))
     reasons = {"C++": operator.unsupported(a), "triton": operator.unsupported_by_triton(a)}
     backend = choice.current()
     if backend == "reference":

@@ -22,8 +22,9 @@ PUBLIC = [
 
 @pytest.mark.parametrize("op", fastdiff.ops.OPS)
 def test_an_op_has_its_stem_everywhere(op):
-    for path in (f"csrc/cpu/{op}.cpp", f"fastdiff/ops/{op}.py", f"tests/ops/test_{op}.py", f"benchmarks/bench_{op}.py"):
-        assert (ROOT / path).is_file(), path
+    folders = ("csrc/cpu/{}.cpp", "fastdiff/ops/{}.py", "fastdiff/bench/cases/{}.py", "tests/ops/test_{}.py")
+    for path in (*folders, "benchmarks/bench_{}.py"):
+        assert (ROOT / path.format(op)).is_file(), path
     assert (ROOT / f"kernels/{op}").is_dir() == (op in fastdiff.ops.TRITON_OPS)
     assert callable(getattr(fastdiff.ops, op))
 

@@ -6,39 +6,14 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.bench.cases import Case, Inputs, results, tensors, wanting_gradients, wide
 from fastdiff.bench.timing import Timing, interleave, matmul_rate
-
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What an operator is given in one row of the table.
-
-    shape, dtype, detail: for the reader. make: positional and keyword arguments of both functions. bytes: the least
-    that must be read and written. flops: multiplications and additions, where they bound the time. reduction: how many
-    numbers are summed up for one of the result. backward: the gradients of all inputs that require one are computed as
-    well, and they are what is checked.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    make: Callable[[], Inputs] = field(repr=False)
-    bytes: int
-    flops: int = 0
-    detail: str = ""
-    reduction: int = 1
-    backward: bool = False
-
-    def __str__(self) -> str:
-        words = ("x".join(map(str, self.shape)), _name(self.dtype), self.detail, "backward" if self.backward else "")
-        return "-".join(word for word in words if word).replace(" ", "-").replace(",", "")
 
 
 @dataclass(frozen=True)
@@ -73,7 +48,7 @@ class Row:
         case = self.case
         return {
             "shape": list(case.shape),
-            "dtype": _name(case.dtype),
+            "dtype": case.type_name,
             "detail": case.detail,
             "backward": case.backward,
             "bytes": case.bytes,
@@ -93,19 +68,13 @@ def compare(
     Returns what was measured, and the call of `ours` that was timed. Raises AssertionError, and times nothing, if the
     error is more than twice that of `theirs`. seconds: about how long all takes.
     """
-    torch.manual_seed(0)
-    arguments, options = case.make()
-    if case.backward:
-        with torch.no_grad():
-            cotangent = torch.randn_like(theirs(*arguments, **options))
-        arguments = (cotangent, *arguments)
-        ours, theirs = (functools.partial(_gradients, function) for function in (ours, theirs))
-    check(case, ours, theirs, arguments, options)
+    ours, theirs, inputs = prepared(case, ours, theirs)
+    check(case, ours, theirs, inputs)
     source = torch.ones(max(1, case.bytes // 8))
     target = torch.empty_like(source)
     functions = {
-        "torch": lambda: theirs(*arguments, **options),
-        "ours": lambda: ours(*arguments, **options),
+        "torch": lambda: theirs(**inputs),
+        "ours": lambda: ours(**inputs),
         "copy": lambda: target.copy_(source),
     }
     started = time.perf_counter()
@@ -117,28 +86,28 @@ def compare(
     return Row(case, timings["torch"], timings["ours"], timings["copy"], rate), functions["ours"]
 
 
-class Reducing(Protocol):
-    """What `check` must know of a case, beside its name."""
+def prepared(
+    case: Case, ours: Callable[..., Any], theirs: Callable[..., Any], device: str = "cpu"
+) -> tuple[Callable[..., Any], Callable[..., Any], Inputs]:
+    """Both functions, or those of the gradients where the case wants them, and what they are called with."""
+    inputs = case.make(device=device)
+    if not case.backward:
+        return ours, theirs, inputs
+    torch.manual_seed(0)
+    with torch.no_grad():
+        cotangents = [torch.randn_like(y) for y in results(theirs(**inputs))]
+    of_ours, of_theirs = (functools.partial(_gradients, function) for function in (ours, theirs))
+    return of_ours, of_theirs, {**wanting_gradients(inputs), "cotangents": cotangents}
 
-    @property
-    def reduction(self) -> int:
-        """How many numbers are summed up for one of the result."""
 
-
-def check(
-    case: Reducing,
-    ours: Callable[..., Any],
-    theirs: Callable[..., Any],
-    arguments: Sequence[Any],
-    options: dict[str, Any],
-) -> None:
+def check(case: Case, ours: Callable[..., Any], theirs: Callable[..., Any], inputs: Inputs) -> None:
     """The largest error of `ours` is at most twice that of `theirs`, both against `theirs` in float64, plus rounding.
 
     The latter is one rounding of the result, and log2 of the reduction's length roundings in float32. Raises
     AssertionError.
     """
-    exact = _tensors(theirs(*map(_wide, arguments), **{name: _wide(value) for name, value in options.items()}))
-    found, allowed = _tensors(ours(*arguments, **options)), _tensors(theirs(*arguments, **options))
+    exact = results(theirs(**wide(inputs)))
+    found, allowed = results(ours(**inputs)), results(theirs(**inputs))
     if len(found) != len(exact):
         raise AssertionError(f"{case}: {len(found)} results instead of {len(exact)}")
     for number, (a, b, c) in enumerate(zip(found, allowed, exact)):
@@ -155,26 +124,6 @@ def check(
             )
 
 
-def _gradients(
-    function: Callable[..., Tensor], cotangent: Tensor, *arguments: Any, **options: Any
-) -> tuple[Tensor, ...]:
-    """Of all arguments that require one, in their order."""
-    wanted = [v for v in (*arguments, *options.values()) if isinstance(v, Tensor) and v.requires_grad]
-    return torch.autograd.grad(function(*arguments, **options), wanted, cotangent)
-
-
-def _wide(value: Any) -> Any:
-    """The same in float64."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().double().requires_grad_(value.requires_grad)
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_wide, value))
-    return value
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    return [t.detach() for t in ([result] if isinstance(result, Tensor) else result)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _gradients(function: Callable[..., Any], *, cotangents: Sequence[Tensor], **inputs: Any) -> tuple[Tensor, ...]:
+    """Of all tensors among the arguments, in their order."""
+    return torch.autograd.grad(results(function(**inputs)), tensors(inputs), cotangents)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastdiff.bench import gpu
+from fastdiff.bench.cases import Case
 from fastdiff.cli.console import console, print_json
 from fastdiff.errors import unknown
 from fastdiff.ops import OPS
@@ -25,9 +26,9 @@ from fastdiff.runtime import triton as gpu_kernels
 CHECK = """
 import sys
 from fastdiff.bench.gpu import cases, check
-for case in cases("cuda", small=True):
+for case in cases(small=True):
     if case.op in sys.argv[1:]:
-        check(case)
+        check(case, "cuda")
 """
 
 
@@ -49,11 +50,11 @@ def run(ops: Sequence[str], memory_checker: bool, out: str | None, as_json: bool
     if memory_checker:
         check_memory(ops)
     rows = []
-    for case in gpu.cases("cuda"):
+    for case in gpu.cases():
         if case.op in ops:
-            gpu.check(case)
+            gpu.check(case, "cuda")
             rows.append(record(case, gpu.time_case(case)))
-            console.print(f"{case}: checked, {1e6 * rows[-1]['seconds']['ours']['median']:.1f} us")
+            console.print(f"{case.op}-{case}: checked, {1e6 * rows[-1]['seconds']['ours']['median']:.1f} us")
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
     if path:
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -76,13 +77,14 @@ def check_memory(ops: Sequence[str]) -> None:
     console.print("compute-sanitizer: no bad address")
 
 
-def record(case: gpu.GpuCase, timings: dict[str, Any]) -> dict[str, Any]:
+def record(case: Case, timings: dict[str, Any]) -> dict[str, Any]:
     """A row, as JSON holds it; "ratio" is the fastest of torch's times over ours."""
     best = min(timing.median for name, timing in timings.items() if name != "ours")
     return {
         "op": case.op,
         "shape": list(case.shape),
-        "dtype": str(case.dtype).removeprefix("torch."),
+        "dtype": case.type_name,
+        "detail": case.detail,
         "bytes": case.bytes,
         "flops": case.flops,
         "seconds": {name: asdict(timing) for name, timing in timings.items()},
@@ -93,13 +95,14 @@ def record(case: gpu.GpuCase, timings: dict[str, Any]) -> dict[str, Any]:
 def table(facts: dict[str, Any]) -> Table:
     """Medians in microseconds."""
     made = Table(title=f"{facts['device']}, torch {facts['torch']}", title_justify="left")
-    for heading in ("op", "shape", "type", "fastdiff, us", "torch, us", "ratio", "GB/s", "TFLOP/s"):
-        made.add_column(heading, justify="left" if heading in ("op", "shape", "type") else "right", no_wrap=True)
+    for heading in ("op", "shape", "type", "", "fastdiff, us", "torch, us", "ratio", "GB/s", "TFLOP/s"):
+        made.add_column(heading, justify="left" if heading in ("op", "shape", "type", "") else "right", no_wrap=True)
     for row in facts["rows"]:
         seconds = {name: timing["median"] for name, timing in row["seconds"].items()}
         theirs = ", ".join(f"{name} {1e6 * s:.1f}" for name, s in seconds.items() if name != "ours")
         made.add_row(
-            row["op"], "x".join(map(str, row["shape"])), row["dtype"], f"{1e6 * seconds['ours']:.1f}", theirs,
+            row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["detail"],
+            f"{1e6 * seconds['ours']:.1f}", theirs,
             f"{row['ratio']:.2f}x", f"{row['bytes'] / seconds['ours'] / 1e9:.0f}",
             f"{row['flops'] / seconds['ours'] / 1e12:.1f}" if row["flops"] else "",
             style="red" if row["ratio"] < 1 else None,

@@ -160,6 +160,19 @@ class Op(Generic[A]):
             return self._recorded(*a)
         return self._operator(*a)
 
+    def arguments(self, *values: Any, **named: Any) -> A:
+        """What a public call makes of its arguments; nothing is checked or computed."""
+        found: list[A] = []
+
+        def run(a: A) -> Any:
+            found.append(a)
+            return self.fake(a)
+
+        asked: Any = copy.copy(self)
+        asked.run = run
+        asked(*values, **named)
+        return found[0]
+
     def takes(self, a: A, *, ordinary: bool = False) -> str | None:
         """Who computes this: "cpu" (C++), "triton", or None (PyTorch). The one place where it is decided.
 

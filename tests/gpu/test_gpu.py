@@ -9,6 +9,7 @@ from small_network import Net
 
 import fastdiff
 from fastdiff import ops, sample
+from fastdiff.bench.cases import of, results, tensors, wanting_gradients, wide
 from fastdiff.engine.steps import NativeSteps, TritonSteps
 from fastdiff.noise import CounterNoise
 from fastdiff.ops import linear_combine
@@ -29,52 +30,42 @@ BUFFER, COND, UNCOND, NOISE = range(4)
 OPTIONS = dict(schedule=VPDiscrete.linear(), prediction="eps", steps=6)
 
 
-def _small_cases():
+def _gpu_cases():
     if not torch.cuda.is_available() or triton.unavailable() is not None:
         return []
     from fastdiff.bench.gpu import cases
 
-    return [*cases("cuda", small=True), *cases("cuda")]
+    return [*cases(small=True), *cases()]
 
 
-@pytest.mark.parametrize("case", _small_cases(), ids=str)
+@pytest.mark.parametrize("case", _gpu_cases(), ids=lambda case: f"{case.op}-{case}")
 def test_kernels_err_no_more_than_torch(case):
     from fastdiff.bench.gpu import check
 
-    check(case)
+    check(case, DEVICE)
 
 
-ROW = (2, 1, 72)
-OPERATORS = {
-    "attention": (ops.attention, [(2, 3, 65, 40), (2, 3, 77, 40), (2, 3, 77, 40)]),
-    "attention of one head": (ops.attention, [(1, 1, 130, 256)] * 3),
-    "group_norm_silu": (lambda x, w, b: ops.group_norm_silu(x, 4, w, b), [(2, 8, 9, 7), (8,), (8,)]),
-    "group_norm_silu in parts": (lambda x, w, b: ops.group_norm_silu(x, 2, w, b), [(1, 8, 301, 99), (8,), (8,)]),
-    "ada_layer_norm": (ops.ada_layer_norm, [(2, 70, 72), ROW, ROW]),
-    "ada_layer_norm of rows": (ops.ada_layer_norm, [(2, 30, 72), (2, 30, 72), ROW]),
-    "linear_combine": (lambda x, y: ops.linear_combine([[0.5, -2.0]], [x, y])[0], [(3, 1000), (3, 1000)]),
-}
+GRADIENTS = [case for op in ops.TRITON_OPS for case in of(op, "gpu-gradients")]
 
 
 @pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
-@pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_operators_and_their_gradients(name, dtype):
-    function, shapes = OPERATORS[name]
-    torch.manual_seed(0)
-    tensors = [torch.randn(shape, device=DEVICE).to(dtype) for shape in shapes]
+@pytest.mark.parametrize("case", GRADIENTS, ids=lambda case: f"{case.op}-{case}")
+def test_operators_and_their_gradients(case):
+    inputs = case.make(device=DEVICE)
 
-    def run(backend, dtype):
-        leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
+    def run(backend, inputs):
+        leaves = wanting_gradients(inputs)
         with fastdiff.use(backend):
-            out = function(*leaves)
-            return [out.detach(), *torch.autograd.grad(out, leaves, (out.detach() * 0 + 1))]
+            found = results(ops.OPS[case.op](**leaves))
+        directions = [torch.ones_like(y) for y in found]
+        return [y.detach() for y in found] + list(torch.autograd.grad(found, tensors(leaves), directions))
 
-    ours, theirs, exact = run("triton", dtype), run("reference", dtype), run("reference", torch.float64)
-    for mine, other, want in zip(ours, theirs, exact):
+    ours, theirs, exact = run("triton", inputs), run("reference", inputs), run("reference", wide(inputs))
+    for mine, other, want in zip(ours, theirs, exact, strict=True):
         # A result sums at most as many terms as there are numbers.
-        floor = float(want.abs().max()) * torch.finfo(dtype).eps
-        floor += max(t.numel() for t in tensors) ** 0.5 * torch.finfo(torch.float32).eps * float(want.abs().max())
+        floor = float(want.abs().max()) * torch.finfo(case.dtype).eps
+        terms = max(t.numel() for t in tensors(inputs))
+        floor += terms**0.5 * torch.finfo(torch.float32).eps * float(want.abs().max())
         assert_no_worse(mine, other, want, floor=floor)
 
 
