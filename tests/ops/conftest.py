@@ -1,13 +1,35 @@
 """What the operators' tests share."""
 
-import pytest
+import functools
+import math
+import sys
 
+import pytest
+import torch
+
+from fastdiff.ops import OPS, conv2d_weights
 from fastdiff.runtime.native import core
 
 
+def filled_with_nan(make):
+    """The function that makes a tensor without values, made to fill it with NaN."""
+
+    @functools.wraps(make)
+    def made(*arguments, **options):
+        tensor = make(*arguments, **options)
+        return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+    return made
+
+
 @pytest.fixture(autouse=True)
-def _poisoned_arenas():
-    """What the compiled kernels work in begins as NaN, so that a number that nothing was written to is seen."""
+def _poisoned_memory(monkeypatch):
+    """Results, gradients, packed weights and what the compiled kernels work in begin as NaN, so that a number that
+    nothing was written to is seen."""
+    for module in (torch, conv2d_weights, *(sys.modules[op.__module__] for op in OPS.values())):
+        for name in ("empty", "empty_like"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, filled_with_nan(getattr(module, name)))
     core.poison_arenas(True)
     yield
     core.poison_arenas(False)
