@@ -1,0 +1,71 @@
+"""What the tests of operators share: the rule of their errors, gradients, and what must not change the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from conftest import assert_no_worse, floor
+from torch import Tensor
+
+import fastdiff
+from fastdiff.bench.cases import Inputs, results, tensors, wanting_gradients, wide
+from fastdiff.runtime.dispatcher import wants_gradient
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_results(op: Any, inputs: Inputs, terms: int = 1, size: float = 0.0) -> list[Tensor]:
+    """The results of the kernel, which err at most twice as much as PyTorch's at the same dtype, beside `floor`."""
+    with fastdiff.use("cpu"):
+        ours = results(op(**inputs))
+    theirs, exact = results(op.plain(**inputs)), results(op.plain(**wide(inputs)))
+    for mine, other, oracle in zip(ours, theirs, exact, strict=True):
+        assert mine.dtype == other.dtype
+        assert_no_worse(mine, other, oracle, floor=floor(oracle, mine.dtype, terms, size))
+    return ours
+
+
+def gradients(function: Callable[..., Any], inputs: Inputs, cotangents: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Of all tensors among the arguments, by name."""
+    leaves = wanting_gradients(inputs)
+    found = torch.autograd.grad(results(function(**leaves)), tensors(leaves), cotangents)
+    return dict(zip((name for name, value in inputs.items() if isinstance(value, Tensor)), found))
+
+
+def check_gradients(
+    op: Any, inputs: Inputs, cotangent: Tensor, terms: int = 1, sizes: Mapping[str, float] | None = None
+) -> None:
+    """The gradients of an operator with one result by the kernel, as `check_results`. sizes: by name, see `floor`."""
+    with fastdiff.use("cpu"):
+        ours = gradients(op, inputs, [cotangent])
+    theirs, exact = gradients(op.plain, inputs, [cotangent]), gradients(op.plain, wide(inputs), [cotangent.double()])
+    for name, oracle in exact.items():
+        assert ours[name].dtype == cotangent.dtype
+        allowed = floor(oracle, cotangent.dtype, terms, (sizes or {}).get(name, 0.0))
+        assert_no_worse(ours[name], theirs[name], oracle, floor=allowed)
+
+
+def check_threads(run: Callable[[], Any], counts: Sequence[int] = (1, 2, 5)) -> None:
+    """Results with so many threads are the same to the bit."""
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            found.append(results(run()))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for each in found for a, b in zip(each, found[0], strict=True))
+
+
+def unsupported(op: Any, *values: Any, **named: Any) -> str | None:
+    """Why the C++ kernel cannot take a call."""
+    return op.unsupported(op.arguments(*values, **named))
+
+
+def slower(op: Any, *values: Any, **named: Any) -> str | None:
+    """Why PyTorch is faster with a call."""
+    a = op.arguments(*values, **named)
+    return op.slower(a, wants_gradient(a))
