@@ -44,16 +44,17 @@ def assert_no_worse(ours: Tensor, theirs: Tensor, oracle: Tensor, *, factor: flo
     assert error <= factor * allowed + floor, f"error {error:.3e}, torch's {allowed:.3e}, floor {floor:.3e}"
 
 
-def floor(oracle: Tensor, dtype: torch.dtype, terms: int = 1, size: float = 0.0) -> float:
+def floor(oracle: Tensor, dtype: torch.dtype, terms: int = 1, size: float = 0.0, more: float = 0.0) -> float:
     """What rounding alone may make of a result of this dtype, of which each number is the sum of so many terms.
 
     The result is rounded once, to its dtype. A sum in halves rounds log2(terms) times, to float32 at least, and such
-    errors grow with the root of their number. Both are of the largest number of the oracle, or of `size` if the terms
-    are larger than that and cancel.
+    errors grow with the root of their number. more: further roundings to that type. All are of the largest number of
+    the oracle, or of `size` if the terms are larger than that and cancel.
     """
     largest = max(size, float(oracle.detach().abs().max()) if oracle.numel() else 0.0)
     summed_in = torch.promote_types(dtype, torch.float32)
-    return largest * (torch.finfo(dtype).eps + math.log2(max(1, terms)) ** 0.5 * torch.finfo(summed_in).eps)
+    roundings = math.log2(max(1, terms)) ** 0.5 + more
+    return largest * (torch.finfo(dtype).eps + roundings * torch.finfo(summed_in).eps)
 
 
 def relative_error(x: Tensor, expected: Tensor) -> float:

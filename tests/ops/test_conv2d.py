@@ -1,30 +1,21 @@
 """conv2d against float64: every instruction set and algorithm, sizes that fill no tile, epilogues, changed weights."""
 
 import itertools
+import math
 
 import pytest
 import torch
-from conftest import assert_no_worse
+from conftest import assert_no_worse, floor
+from operators import check_gradients, check_threads, slower, unsupported
 from torch import nn
 
 import fastdiff
-from fastdiff.ops.conv2d import Arguments, conv2d
+from fastdiff.bench.cases import wide
+from fastdiff.bench.cases.conv2d import make
+from fastdiff.ops import conv2d
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, MEMORY, Problem, choices, choose, explain
 from fastdiff.ops.conv2d_weights import packed
-from fastdiff.runtime.dispatcher import wants_gradient
 from fastdiff.runtime.native import core
-
-reference = conv2d.plain.positional
-
-
-def supports(*values, **named):
-    return conv2d.unsupported(Arguments(*values, **named))
-
-
-def faster_in_torch(*values, **named):
-    a = Arguments(*values, **named)
-    return conv2d.slower(a) or (conv2d.slower_backward(a) if wants_gradient(a) else None)
-
 
 # (N, C, H, W), K: of U-Nets, and what fills no tile, panel or block of channels.
 CASES = [
@@ -37,7 +28,6 @@ CASES = [
     ((1, 16, 48, 40), 3),
     ((0, 8, 4, 4), 8),
 ]
-EPS = torch.finfo(torch.float32).eps
 
 
 @pytest.fixture(params=ALGORITHMS)
@@ -48,34 +38,18 @@ def algorithm(request, isa):
     return request.param
 
 
-def make(shape, out_channels, *, seed=0, like="random"):
-    """x, weight and bias; channels last, weights as networks are initialized."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(shape, generator=generator)
-    if like == "smooth":
-        x = x.cumsum(2).cumsum(3) / 8
-    elif like == "silu":
-        x = nn.functional.silu(2 * x)
-    elif like == "outliers":
-        x[:, ::7] *= 30
-    weight = torch.randn(out_channels, shape[1], 3, 3, generator=generator) / (9 * shape[1]) ** 0.5
-    bias = torch.randn(out_channels, generator=generator)
-    return x.contiguous(memory_format=torch.channels_last), weight, bias
+def kernel(algorithm=None, **inputs):
+    return torch.ops.fastdiff.conv2d(*conv2d.arguments(**inputs)._replace(algorithm=algorithm))
 
 
-def check(x, weight, *rest, algorithm=None, skip=None):
-    """At most twice torch's error, as x is stored; the floor is the rounding of the result and of its sums."""
-    arguments = (x, skip, weight, *rest)
-    assert supports(*arguments) is None
-    options = list(rest) + [None, 1, 1, None, None, None, 1, 1.0][len(rest) :]
-    ours = torch.ops.fastdiff.conv2d(x, skip, weight, *options, algorithm)
-    theirs = reference(*arguments)
-    oracle = reference(*(t.double() if isinstance(t, torch.Tensor) else t for t in arguments))
-    assert ours.dtype == x.dtype
+def check(algorithm=None, **inputs):
+    """At most twice torch's error, as x is stored; the floor is a rounding in each halving of the sums."""
+    assert unsupported(conv2d, **inputs) is None
+    ours, oracle = kernel(algorithm, **inputs), conv2d.plain(**wide(inputs))
+    assert ours.dtype == torch.float32
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    size = float(oracle.abs().max()) if oracle.numel() else 0.0
-    reduction = torch.tensor(9.0 * weight.shape[1]).log2().item()
-    assert_no_worse(ours, theirs, oracle, floor=size * EPS * (1 + reduction))
+    halvings = math.log2(9 * inputs["weight"].shape[1])
+    assert_no_worse(ours, conv2d.plain(**inputs), oracle, floor=floor(oracle, torch.float32, more=halvings))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
@@ -83,58 +57,47 @@ def check(x, weight, *rest, algorithm=None, skip=None):
 def test_shapes(algorithm, shape, out_channels, padding):
     if min(shape[2:]) + 2 * padding < 3:
         pytest.skip("fewer pixels than the kernel has")
-    x, weight, bias = make(shape, out_channels)
-    check(x, weight, bias, 1, padding, algorithm=algorithm)
+    check(algorithm, **make(shape, out_channels) | {"padding": padding})
 
 
 @pytest.mark.parametrize("like", ["random", "smooth", "silu", "outliers"])
 @pytest.mark.parametrize("channels", [128, 640])
 def test_accuracy(algorithm, channels, like):
     """Relative to the RMS of the result, at most twice torch's error in channels-last storage, with nothing added."""
-    x, weight, _ = make((1, channels, 16, 16), 64, like=like)
-    oracle = reference(x.double(), None, weight.double())
-    ours = torch.ops.fastdiff.conv2d(x, None, weight, None, 1, 1, None, None, None, 1, 1.0, algorithm)
-    assert_no_worse(ours, reference(x, None, weight), oracle)
+    inputs = make((1, channels, 16, 16), 64, like=like) | {"bias": None}
+    assert_no_worse(kernel(algorithm, **inputs), conv2d.plain(**inputs), conv2d.plain(**wide(inputs)))
 
 
 @pytest.mark.parametrize("channels", [16, 69, 130])
 def test_weights_on_the_fly_give_the_same_bits(isa, channels):
     """Their sums are cut at the same channels. Of 64 and 16, not 32 and 48, two draws in 60 broke the bound."""
     for seed in range(20):
-        x, weight, bias = make((2, channels, 9, 8), 40, seed=seed)
-        check(x, weight, bias, algorithm="winograd-on-the-fly")
-        ahead, passing = (
-            torch.ops.fastdiff.conv2d(x, None, weight, bias, 1, 1, None, None, None, 1, 1.0, way)
-            for way in ("winograd", "winograd-on-the-fly")
-        )
-        assert torch.equal(passing, ahead)
+        inputs = make((2, channels, 9, 8), 40, seed=seed)
+        check("winograd-on-the-fly", **inputs)
+        assert torch.equal(kernel("winograd-on-the-fly", **inputs), kernel("winograd", **inputs))
 
 
 @pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=4)))
 @pytest.mark.parametrize("upsample", [1, 2])
 def test_epilogue(isa, present, upsample):
-    x, weight, bias = make((2, 20, 5, 7), 35)
-    residual, channel_bias = torch.randn(2, 35, 5 * upsample, 7 * upsample), torch.randn(2, 35)
-    bias, residual, channel_bias, activation = (
-        value if there else None for value, there in zip((bias, residual, channel_bias, "silu"), present)
-    )
-    check(x, weight, bias, 1, 1, residual, channel_bias, activation, upsample, 0.7 if present[0] else 1.0)
+    inputs = make((2, 20, 5, 7), 35, upsample=upsample, residual=True)
+    inputs |= dict(channel_bias=torch.randn(2, 35), activation="silu")
+    names = ("bias", "residual", "channel_bias", "activation")
+    left_out = [name for name, there in zip(names, present) if not there]
+    check(**inputs | dict.fromkeys(left_out), scale=0.7 if present[0] else 1.0)
 
 
 def test_concatenated(algorithm):
-    x, weight, _ = make((2, 48, 9, 8), 40, seed=1)
-    skip, more, _ = make((2, 21, 9, 8), 40, seed=2)
+    x, weight, *_ = make((2, 48, 9, 8), 40, seed=1).values()
+    skip, more, *_ = make((2, 21, 9, 8), 40, seed=2).values()
     weight = torch.cat((weight, more), 1)
-    check(x, weight, algorithm=algorithm, skip=skip)
-    with fastdiff.use("cpu"):
-        torch.testing.assert_close(conv2d((x, skip), weight), conv2d(torch.cat((x, skip), 1), weight))
-        three = conv2d((x, skip[:, :10], skip[:, 10:]), weight)  # joined before
-        torch.testing.assert_close(three, conv2d((x, skip), weight))
-        torch.testing.assert_close(conv2d((skip, x), weight), conv2d(torch.cat((skip, x), 1), weight))
+    check(algorithm, x=[x, skip], weight=weight)
+    check(x=[x, skip[:, :10], skip[:, 10:]], weight=weight)  # joined before
+    check(x=[skip, x], weight=weight)
 
 
 def test_weights_are_read_as_they_are_stored(algorithm):
-    x, weight, bias = make((2, 50, 9, 8), 35)
+    x, weight, bias, *_ = make((2, 50, 9, 8), 35).values()
     for stored in (
         weight.contiguous(memory_format=torch.channels_last),
         weight.transpose(0, 1).contiguous().transpose(0, 1),
@@ -142,36 +105,21 @@ def test_weights_are_read_as_they_are_stored(algorithm):
         torch.cat((weight, weight), 1)[:, 50:],
     ):
         assert stored.stride() != weight.stride()
-        check(x, stored, bias, algorithm=algorithm)
+        check(algorithm, x=x, weight=stored, bias=bias)
 
 
 def test_views(isa):
-    x, weight, bias = make((4, 32, 12, 10), 32)
-    check(x[::2, :, 1:-1, ::2], weight, bias)
-    check(x[:, 8:24], weight[:, ::2], bias)
-    check(
-        x.contiguous(),
-        weight,
-        bias,
-        1,
-        1,
-        torch.randn(4, 32, 12, 10)[..., :].transpose(2, 3).contiguous().transpose(2, 3),
-    )
-    check(x, weight, torch.randn(64)[::2], 1, 1, None, torch.randn(4, 64)[:, ::2])
+    x, weight, bias, *_ = make((4, 32, 12, 10), 32).values()
+    check(x=x[::2, :, 1:-1, ::2], weight=weight, bias=bias)
+    check(x=x[:, 8:24], weight=weight[:, ::2], bias=bias)
+    check(x=x.contiguous(), weight=weight, bias=bias, residual=torch.randn(4, 32, 10, 12).transpose(2, 3))
+    check(x=x, weight=weight, bias=torch.randn(64)[::2], channel_bias=torch.randn(4, 64)[:, ::2])
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("threads", [2, 3, 7])
 def test_the_number_of_threads_changes_nothing(algorithm, threads):
-    x, weight, bias = make((2, 96, 20, 24), 70)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for n in (1, threads):
-            torch.set_num_threads(n)
-            results.append(torch.ops.fastdiff.conv2d(x, None, weight, bias, 1, 1, None, None, None, 1, 1.0, algorithm))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*results)
+    inputs = make((2, 96, 20, 24), 70)
+    check_threads(lambda: kernel(algorithm, **inputs), (1, threads))
 
 
 @pytest.mark.parametrize("tiles", [1, 32, 128, 512, 16384])
@@ -209,30 +157,25 @@ def test_the_plan_divides_the_work(algorithm_, channels, out_channels, tiles):
 def test_weights_are_packed_once_and_again_when_they_change(isa):
     torch.manual_seed(0)
     layer = nn.Conv2d(64, 64, 3, padding=1)
-    x = torch.randn(1, 64, 8, 8)
-    with torch.no_grad(), fastdiff.use("cpu"):
+    inputs = dict(x=make((1, 64, 8, 8), 64)["x"], weight=layer.weight, bias=layer.bias)
+    with torch.no_grad():
         for _ in range(3):
-            torch.testing.assert_close(conv2d(x, layer.weight, layer.bias), layer(x), rtol=1e-4, atol=1e-5)
+            check(**inputs)
         assert packed(layer.weight).made == 1
         layer.weight.mul_(2)
-        torch.testing.assert_close(conv2d(x, layer.weight, layer.bias), layer(x), rtol=1e-4, atol=1e-5)
+        check(**inputs)
         layer.weight.data = torch.randn(64, 64, 3, 3)
-        torch.testing.assert_close(conv2d(x, layer.weight, layer.bias), layer(x), rtol=1e-4, atol=1e-4)
+        check(**inputs)
         assert packed(layer.weight).made == 3
         with torch.inference_mode():
-            weight = layer.weight + 1
-            assert faster_in_torch(x, None, weight) is not None
-            torch.testing.assert_close(
-                conv2d(x, weight, layer.bias),
-                nn.functional.conv2d(x, weight, layer.bias, padding=1),
-                rtol=1e-4,
-                atol=1e-3,
-            )
+            inputs["weight"] = layer.weight + 1
+            assert slower(conv2d, **inputs) is not None
+            check(**inputs)
 
 
 def test_the_choice_is_measured_once(monkeypatch):
     monkeypatch.setenv("FASTDIFF_MEASURE", "1")
-    x, weight, _ = make((1, 72, 9, 5), 40)
+    x, weight, *_ = make((1, 72, 9, 5), 40).values()
     with fastdiff.use("cpu"):
         results = [conv2d(x, weight) for _ in range(2)]
     assert torch.equal(*results)
@@ -248,38 +191,32 @@ def test_the_choice_is_measured_once(monkeypatch):
 
 
 def test_what_goes_to_torch():
-    x, weight, _ = make((1, 64, 8, 8), 64)
+    x, weight, *_ = make((1, 64, 8, 8), 64).values()
     for x_, w, options, reason in [
         (x, weight, {"stride": 2}, "stride"),
         (x, weight[..., :2, :2], {"padding": 0}, "3x3"),
         (x, weight, {"upsample": 3}, "3 times"),
         (x.double(), weight.double(), {}, "float32"),
     ]:
-        assert reason in supports(x_, None, w, **options)
-        torch.testing.assert_close(conv2d(x_, w, **options), reference(x_, None, w, **options))
+        assert reason in unsupported(conv2d, x_, w, **options)
+        torch.testing.assert_close(conv2d(x_, w, **options), conv2d.plain(x_, w, **options))
         with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match=reason):
             conv2d(x_, w, **options)
-    assert "channels" in faster_in_torch(x[:, :4], None, weight[:, :4])
-    assert "gradient" in faster_in_torch(x, None, weight.requires_grad_())
+    assert "channels" in slower(conv2d, x[:, :4], weight[:, :4])
+    assert "gradient" in slower(conv2d, x, weight.requires_grad_())
 
 
 def test_gradients():
-    x, weight, bias = make((2, 16, 6, 5), 32)
-    tensors = [t.requires_grad_() for t in (x, weight, bias, torch.randn(2, 32, 6, 5), torch.randn(2, 32))]
-    x, weight, bias, residual, channel_bias = tensors
-    results = []
-    for backend in ("cpu", "reference"):
-        with fastdiff.use(backend):
-            y = conv2d(x, weight, bias, residual=residual, channel_bias=channel_bias, activation="silu")
-        results.append(torch.autograd.grad(y.square().sum(), tensors))
-    for ours, theirs in zip(*results):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-    wide = [t.detach().double().requires_grad_() for t in tensors]
-    assert torch.autograd.gradcheck(lambda x, w, *rest: reference(x, None, w, rest[0], 1, 1, *rest[1:], "silu"), wide)
+    inputs = make((2, 16, 6, 5), 32, residual=True) | dict(channel_bias=torch.randn(2, 32), activation="silu")
+    check_gradients(conv2d, inputs, torch.randn(2, 32, 6, 5), terms=9 * 32)
+    wide_ones = {name: t.requires_grad_() for name, t in wide(inputs).items() if isinstance(t, torch.Tensor)}
+    assert torch.autograd.gradcheck(
+        lambda *t: conv2d.plain(**inputs | dict(zip(wide_ones, t))), tuple(wide_ones.values())
+    )
 
 
 def test_registration():
-    x, weight, bias = make((1, 16, 6, 5), 32)
+    x, weight, bias, *_ = make((1, 16, 6, 5), 32).values()
     arguments = (x, None, weight, bias, 1, 1, None, torch.randn(1, 32), "silu", 2, 1.0, None)
     torch.library.opcheck(torch.ops.fastdiff.conv2d.default, arguments)
     compiled = torch.compile(lambda x: conv2d(x, weight, bias) + 1, backend="aot_eager", fullgraph=True)
@@ -288,7 +225,7 @@ def test_registration():
 
 
 def test_errors():
-    x, weight, bias = make((2, 16, 6, 5), 32)
+    x, weight, bias, *_ = make((2, 16, 6, 5), 32).values()
     for message, arguments, options in [
         ("x must be", (x[0], weight), {}),
         ("weight is", (x, weight[:, :8]), {}),

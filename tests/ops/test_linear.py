@@ -3,24 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_no_worse
+from conftest import assert_no_worse, floor
+from operators import check_gradients, check_results, check_threads, slower, unsupported
 
 import fastdiff
-from fastdiff.ops.linear import ACTIVATIONS, Arguments, linear
-from fastdiff.runtime.dispatcher import wants_gradient
+from fastdiff.bench.cases.linear import make
+from fastdiff.ops import linear
+from fastdiff.ops.linear import ACTIVATIONS
 from fastdiff.runtime.native import core
-
-reference = linear.plain.positional
-
-
-def supports(*values, **named):
-    return linear.unsupported(Arguments(*values, **named))
-
-
-def faster_in_torch(*values, **named):
-    a = Arguments(*values, **named)
-    return linear.slower(a) or (linear.slower_backward(a) if wants_gradient(a) else None)
-
 
 # (B, S, K, N): of DiT and Stable Diffusion, of nothing in particular, less than a tile, and empty ones.
 SIZES = [
@@ -42,64 +32,42 @@ def kernel(isa):
         pytest.skip(f"{isa} has no kernel for linear: torch computes")
 
 
-def make(size, seed=0, std=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    batch, rows, inputs, outputs = size
-    x, weight = (
-        std * torch.randn(batch, rows, inputs, generator=generator),
-        torch.randn(outputs, inputs, generator=generator),
-    )
-    return x, weight / inputs**0.5, torch.randn(outputs, generator=generator)
-
-
-def check(x, weight, bias=None, **options):
-    """At most twice the error of torch in float32; the floor is the rounding of the result."""
-    with fastdiff.use("cpu"):
-        ours = linear(x, weight, bias, **options)
-    wide = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-    if not isinstance(weight, torch.Tensor):
-        weight, bias = torch.cat(weight), torch.cat(bias)
-    oracle = reference(x.double(), weight.double(), None if bias is None else bias.double(), **wide)
-    assert ours.is_contiguous()
-    floor = torch.finfo(torch.float32).eps * oracle.abs().max().item()
-    assert_no_worse(ours, reference(x, weight, bias, **options), oracle, floor=floor)
+def check(**inputs):
+    """The floor is the rounding of the result."""
+    (y,) = check_results(linear, inputs)
+    assert y.is_contiguous()
 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes(size):
-    x, weight, bias = make(size)
-    check(x, weight)
-    check(x, weight, bias)
+    check(**make(size))
+    check(**make(size, bias=False))
 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("per_row", [False, True])
 def test_what_follows_the_product(activation, per_row):
-    x, weight, bias = make((2, 37, 96, 50))
-    table = torch.randn(2, 37 if per_row else 1, 6 * 50)
-    check(x, weight, bias, activation=activation)
-    check(x, weight, bias, activation=activation, gate=table.chunk(6, dim=-1)[2])
-    check(x, weight, bias, activation=activation, gate=table.chunk(6, dim=-1)[2], residual=torch.randn(2, 37, 50))
+    for follows in ({}, dict(gate=True), dict(residual=True), dict(gate=True, residual=True)):
+        check(**make((2, 37, 96, 50), activation=activation, per_row=per_row, **follows))
 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("size", [(2, 37, 96, 50), (3, 100, 70, 22), (1, 40, 1600, 98), (1, 300, 900, 34)], ids=str)
 def test_glu(size):
     """Few rows and many, one panel of numbers and more, and halves that end within a tile."""
-    x, weight, bias = make(size)
     for activation in ACTIVATIONS:
-        check(x, weight, bias, activation=activation, glu=True)
-    check(x, weight, activation="gelu", glu=True)
-    check(x, weight, bias, glu=True, gate=torch.randn(size[0], 1, size[3] // 2))
-    check(x, weight, bias, glu=True, activation="silu", residual=torch.randn(size[0], size[1], size[3] // 2))
+        check(**make(size, activation=activation, glu=True))
+    check(**make(size, activation="gelu", glu=True, bias=False))
+    check(**make(size, glu=True, gate=True))
+    check(**make(size, glu=True, activation="silu", residual=True))
 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("outputs", [(64, 64, 64), (16, 48), (20, 33), (32, 7, 9), (16, 16, 16, 5)], ids=str)
 def test_several_weights(outputs):
-    x, weight, bias = make((2, 70, 80, sum(outputs)))
+    x, weight, bias, *_ = make((2, 70, 80, sum(outputs))).values()
     with fastdiff.use("cpu"):
         whole, gated = linear(x, weight, bias), linear(x, weight, bias, glu=True) if sum(outputs) % 2 == 0 else None
         weights, biases = weight.split(outputs), bias.split(outputs)
@@ -109,7 +77,7 @@ def test_several_weights(outputs):
         assert torch.equal(linear(x, weights), linear(x, weight))
         some = [biases[0], *[None] * (len(outputs) - 1)]
         assert torch.equal(linear(x, weights, some)[..., : outputs[0]], whole[..., : outputs[0]])
-    check(x, weights, biases)
+    check(x=x, weight=weights, bias=biases)
 
 
 def test_gelu_far_from_zero():
@@ -117,46 +85,38 @@ def test_gelu_far_from_zero():
     x = torch.cat([torch.linspace(-20, 20, 3001), torch.tensor([-1e30, 1e30, 0.0])])[None, :, None]
     with fastdiff.use("cpu" if core.has_linear() else "reference"):
         ours = linear(x, torch.ones(1, 1), activation="gelu")
-    assert_no_worse(ours, F.gelu(x), F.gelu(x.double()), floor=torch.finfo(torch.float32).eps * 20)
+    assert_no_worse(ours, F.gelu(x), F.gelu(x.double()), floor=floor(x[:, :-3], torch.float32))
 
 
 @pytest.mark.usefixtures("kernel")
 def test_views():
-    x, weight, bias = make((2, 24, 80, 48))
-    check(x.transpose(0, 1).contiguous().transpose(0, 1), weight, bias)
-    check(torch.randn(2, 24, 160)[..., ::2], weight, bias)
-    check(x, torch.randn(48, 100)[:, 10:90], bias)
-    check(x, weight.T.contiguous().T, torch.randn(96)[::2])
-    check(x, weight, bias, residual=torch.randn(2, 48, 24).transpose(1, 2))
+    x, weight, bias, *_ = make((2, 24, 80, 48)).values()
+    given = dict(x=x, weight=weight, bias=bias)
+    check(**given | dict(x=x.transpose(0, 1).contiguous().transpose(0, 1)))
+    check(**given | dict(x=torch.randn(2, 24, 160)[..., ::2]))
+    check(**given | dict(weight=torch.randn(48, 100)[:, 10:90]))
+    check(**given | dict(weight=weight.T.contiguous().T, bias=torch.randn(96)[::2]))
+    check(**given | dict(residual=torch.randn(2, 48, 24).transpose(1, 2)))
 
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("std", [1e-20, 1e-4, 1e4, 1e18])
 def test_large_and_small_numbers(std):
-    check(*make((1, 40, 200, 40), std=std))
+    check(**make((1, 40, 200, 40), std=std))
 
 
 @pytest.mark.usefixtures("kernel")
 def test_one_large_number_among_small_ones():
-    x, weight, bias = make((1, 64, 256, 64))
-    x[:, :, 7] *= 1e4
-    check(x, weight, bias)
+    inputs = make((1, 64, 256, 64))
+    inputs["x"][:, :, 7] *= 1e4
+    check(**inputs)
 
 
 @pytest.mark.usefixtures("kernel")
 def test_the_thread_count_does_not_change_the_result():
-    x, weight, bias = make((2, 100, 128, 300))
-    before = torch.get_num_threads()
-    found = []
-    try:
-        with fastdiff.use("cpu"):
-            for threads in (1, 2, 5):
-                torch.set_num_threads(threads)
-                found.append(linear(x, weight, bias, activation="silu"))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    inputs = make((2, 100, 128, 300), activation="silu")
+    with fastdiff.use("cpu"):
+        check_threads(lambda: linear(**inputs))
 
 
 @pytest.mark.usefixtures("kernel")
@@ -169,37 +129,26 @@ def test_empty_ones():
 
 @pytest.mark.usefixtures("kernel")
 def test_a_changed_weight_is_seen():
-    x, weight, bias = make((1, 128, 64, 64))
+    inputs = make((1, 128, 64, 64))
     with fastdiff.use("cpu"):
-        before = linear(x, weight, bias)
-        weight.mul_(2)
-        after = linear(x, weight, bias)
+        before = linear(**inputs)
+        inputs["weight"].mul_(2)
+        after = linear(**inputs)
     assert not torch.equal(before, after)
-    check(x, weight, bias)
+    check(**inputs)
 
 
 @pytest.mark.usefixtures("kernel")
 def test_gradients():
-    x, weight, bias = (t.requires_grad_() for t in make((2, 20, 40, 30)))
-    gate, residual = torch.randn(2, 1, 30, requires_grad=True), torch.randn(2, 20, 30, requires_grad=True)
-    inputs = (x, weight, bias, gate, residual)
+    inputs = make((2, 20, 40, 30), activation="gelu_tanh", gate=True, residual=True)
     direction = torch.randn(2, 20, 30)
-    theirs = torch.autograd.grad(reference(*inputs, "gelu_tanh"), inputs, direction)
-    with fastdiff.use("cpu"):
-        y = linear(x, weight, bias, activation="gelu_tanh", gate=gate, residual=residual)
-    for ours, wanted in zip(torch.autograd.grad(y, inputs, direction), theirs):
-        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
-
-    halves = (*weight.split(15), *bias.split(15))
-    theirs = torch.autograd.grad((reference(x, weight, bias) * direction).sum(), (x, weight, bias))
-    with fastdiff.use("cpu"):
-        y = linear(x, halves[:2], halves[2:])
-    for ours, wanted in zip(torch.autograd.grad(y, (x, weight, bias), direction), theirs):
-        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+    check_gradients(linear, inputs, direction, terms=40)
+    x, weight, bias, *_ = inputs.values()
+    check_gradients(linear, dict(x=x, weight=list(weight.split(15)), bias=list(bias.split(15))), direction, terms=40)
 
 
 def test_opcheck():
-    x, weight, bias = make((2, 20, 40, 30))
+    x, weight, bias, *_ = make((2, 20, 40, 30)).values()
     gate, residual = torch.randn(2, 1, 30), torch.randn(2, 20, 30)
     for arguments in (
         (x, weight, None, None, None, "none"),
@@ -210,21 +159,21 @@ def test_opcheck():
 
 
 def test_reasons(isa):
-    x, weight, bias = make((1, 128, 64, 512))
+    x, weight, bias, *_ = make((1, 128, 64, 512)).values()
     half = (x.bfloat16(), weight.bfloat16(), bias.bfloat16())
-    assert "float32" in supports(*half)
-    assert torch.equal(linear(*half), reference(*half))
+    assert "float32" in unsupported(linear, *half)
+    assert torch.equal(linear(*half), linear.plain(*half))
     if not core.has_linear():
-        assert isa in supports(x, weight, bias)
-        assert torch.equal(linear(x, weight, bias), reference(x, weight, bias))
+        assert isa in unsupported(linear, x, weight, bias)
+        assert torch.equal(linear(x, weight, bias), linear.plain(x, weight, bias))
         with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match="AMX"):
             linear(x, weight, bias)
         return
-    assert supports(x, weight, bias) is None
-    assert faster_in_torch(x, weight, bias) is None
-    assert "rows" in faster_in_torch(x[:, :8], weight, bias)
-    assert "outputs" in faster_in_torch(x, weight[:240], bias[:240])
-    assert "gradient" in faster_in_torch(x, weight.requires_grad_(), bias)
+    assert unsupported(linear, x, weight, bias) is None
+    assert slower(linear, x, weight, bias) is None
+    assert "rows" in slower(linear, x[:, :8], weight, bias)
+    assert "outputs" in slower(linear, x, weight[:240], bias[:240])
+    assert "gradient" in slower(linear, x, weight.requires_grad_(), bias)
 
 
 @pytest.mark.parametrize(

@@ -1,76 +1,45 @@
 """linear_combine against float64: every instruction set, odd sizes, views, aliasing, tables at their limits."""
 
-import numpy as np
 import pytest
 import torch
-from conftest import assert_no_worse
+from operators import check_results, check_threads, unsupported
 from torch.autograd import forward_ad
 
 import fastdiff
-from fastdiff.ops.linear_combine import Arguments, linear_combine
+from fastdiff.bench.cases.linear_combine import make
+from fastdiff.ops import linear_combine
 from fastdiff.runtime.native import core
 
-reference = linear_combine.plain
-
-
-def supports(coefficients, tensors):
-    flat = [c for column in zip(*coefficients) for c in column]
-    return linear_combine.unsupported(Arguments(tensors, flat, len(coefficients)))
-
-
-EPS = {torch.float32: torch.finfo(torch.float32).eps, torch.float64: torch.finfo(torch.float64).eps}
 SHAPES = [(1,), (7,), (0,), (3, 0, 5), (2, 3, 5, 7), (1, 4, 64, 64), (1023,), (8, 4, 128, 128)]
 TABLES = [(1, 1), (2, 3), (1, 16), (3, 2), (4, 5), (5, 4), (6, 3), (7, 2), (8, 16)]
 
 
-def make(rng, shape, outputs, inputs, dtype, scale=1.0, offset=0.0):
-    coefficients = rng.standard_normal((outputs, inputs)).tolist()
-    tensors = [torch.from_numpy(rng.standard_normal(shape) * scale + offset).to(dtype) for _ in range(inputs)]
-    return coefficients, tensors
-
-
-def floor(coefficients, tensors, dtype):
-    """Rounding of K fused multiply-adds: K eps times the sum of magnitudes."""
-    if tensors[0].numel() == 0:
-        return 0.0
-    return (
-        len(tensors)
-        * EPS[dtype]
-        * max(float(sum(abs(c) * x.double().abs() for c, x in zip(row, tensors)).max()) for row in coefficients)
-    )
+def check(coefficients, inputs):
+    """Each product of a sum is rounded; the largest sum of magnitudes is what the floor is of."""
+    rows = [[abs(c) * x.double().abs() for c, x in zip(row, inputs)] for row in coefficients]
+    size = max(float(sum(row).max()) for row in rows) if inputs[0].numel() else 0.0
+    check_results(linear_combine, dict(coefficients=coefficients, inputs=inputs), len(inputs), size)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("outputs", "inputs"), TABLES)
-def test_tables(isa, rng, outputs, inputs, dtype):
-    coefficients, tensors = make(rng, (3, 5, 37), outputs, inputs, dtype)
-    check(coefficients, tensors, dtype)
+def test_tables(isa, outputs, inputs, dtype):
+    check(**make((3, 5, 37), dtype, outputs=outputs, inputs=inputs))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes(isa, rng, shape):
-    coefficients, tensors = make(rng, shape, 2, 3, torch.float32)
-    check(coefficients, tensors, torch.float32)
+def test_shapes(isa, shape):
+    check(**make(shape))
 
 
-@pytest.mark.parametrize(("scale", "offset"), [(1e-30, 0), (1e30, 0), (1e-3, 1e4)])
-def test_scales(isa, rng, scale, offset):
-    coefficients, tensors = make(rng, (257,), 2, 3, torch.float32, scale, offset)
-    check(coefficients, tensors, torch.float32)
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1e-30), (0.0, 1e30), (1e4, 1e-3)])
+def test_scales(isa, mean, std):
+    check(**make((257,), mean=mean, std=std))
 
 
-def check(coefficients, tensors, dtype):
-    ours, theirs = linear_combine(coefficients, tensors), reference(coefficients, tensors)
-    oracle = reference(coefficients, [x.double() for x in tensors])
-    for a, b, c in zip(ours, theirs, oracle):
-        assert_no_worse(a, b, c, floor=floor(coefficients, tensors, dtype))
-
-
-def test_views(isa, rng):
-    base = torch.from_numpy(rng.standard_normal((6, 10, 14))).float()
-    inputs = [base[::2, :, ::2], base.transpose(1, 2)[1::2, ::2].transpose(1, 2)]
-    inputs = [x[:3, :10, :7] for x in inputs]
-    check([[1.5, -0.5]], inputs, torch.float32)
+def test_views(isa):
+    base = torch.randn(6, 10, 14)
+    check([[1.5, -0.5]], [base[::2, :, ::2], base.transpose(1, 2)[1::2, ::2].transpose(1, 2)[:3, :10, :7]])
 
 
 def test_output_may_be_an_input(isa):
@@ -122,19 +91,18 @@ def test_compiles_without_a_graph_break():
     torch.testing.assert_close(compiled(x, y), step(x, y))
 
 
-def test_half_precision_takes_the_reference_and_says_why(rng):
-    coefficients, tensors = make(rng, (9,), 1, 2, torch.bfloat16)
-    assert "bfloat16" in supports(coefficients, tensors)
-    (ours,), (theirs,) = linear_combine(coefficients, tensors), reference(coefficients, tensors)
-    assert torch.equal(ours, theirs)
+def test_half_precision_takes_the_reference_and_says_why():
+    given = make((9,), torch.bfloat16, outputs=1, inputs=2)
+    assert "bfloat16" in unsupported(linear_combine, **given)
+    assert torch.equal(*linear_combine(**given), *linear_combine.plain(**given))
     with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match="bfloat16"):
-        linear_combine(coefficients, tensors)
+        linear_combine(**given)
 
 
-def test_more_inputs_than_the_kernel_takes(rng):
-    coefficients, tensors = make(rng, (9,), 1, core.MAX_INPUTS + 1, torch.float32)
-    assert str(core.MAX_INPUTS) in supports(coefficients, tensors)
-    assert torch.equal(linear_combine(coefficients, tensors)[0], reference(coefficients, tensors)[0])
+def test_more_inputs_than_the_kernel_takes():
+    given = make((9,), outputs=1, inputs=core.MAX_INPUTS + 1)
+    assert str(core.MAX_INPUTS) in unsupported(linear_combine, **given)
+    assert torch.equal(*linear_combine(**given), *linear_combine.plain(**given))
 
 
 @pytest.mark.parametrize(
@@ -156,26 +124,16 @@ def test_mixed_dtypes():
         linear_combine([[1.0, 2.0]], [torch.ones(3), torch.ones(3).double()])
 
 
-def test_threads_do_not_change_the_result(rng):
-    coefficients, tensors = make(rng, (8, 4, 128, 128), 2, 3, torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(linear_combine(coefficients, tensors))
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0]))
+def test_threads_do_not_change_the_result():
+    given = make((8, 4, 128, 128))
+    check_threads(lambda: linear_combine(**given), (1, 2, 3))
 
 
-def test_the_registered_operator(rng):
+def test_the_registered_operator():
     """Called by its name it checks as much: the kernel itself gets bare addresses."""
     op = torch.ops.fastdiff.linear_combine
-    coefficients, tensors = make(rng, (5,), 2, 2, torch.float32)
-    flat = np.asarray(coefficients).T.reshape(-1).tolist()
-    assert all(torch.equal(a, b) for a, b in zip(op(tensors, flat, 2), linear_combine(coefficients, tensors)))
+    given = make((5,), outputs=2, inputs=2)
+    assert all(map(torch.equal, op(*linear_combine.arguments(**given)), linear_combine(**given)))
     with pytest.raises(ValueError, match=r"inputs\[1\] is \(1,\)"):
         op([torch.ones(64), torch.ones(1)], [1.0, 1.0], 1)
     with pytest.raises(TypeError, match="float64"):

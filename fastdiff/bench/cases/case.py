@@ -63,12 +63,12 @@ class Normal:
 
 
 def mapped(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    """The same arguments, with what the function makes of each tensor, also of those in lists."""
+    """The same arguments, with what the function makes of each tensor, also of those in lists and tuples."""
 
     def of(value: Any) -> Any:
         if isinstance(value, Tensor):
             return function(value)
-        return [of(each) for each in value] if isinstance(value, list) else value
+        return type(value)(map(of, value)) if isinstance(value, (list, tuple)) else value
 
     return {name: of(value) for name, value in inputs.items()}
 
