@@ -125,8 +125,7 @@ def test_compiles_with_gradients():
     with fastdiff.use("cpu"):
         compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
         found, expected = (torch.autograd.grad(f(x), (x, scale, shift)) for f in (compiled, block))
-    for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_torch_runs_where_it_is_faster():

@@ -23,6 +23,8 @@ CASES = [
     ((0, 8, 4, 4), 2),
     ((1, 3, 50, 50), 3),
 ]
+# Of SiLU: an exponential, a sum, a quotient and a product, in both.
+ROUNDINGS = 8 * torch.finfo(torch.float32).eps
 VECTORS = ("weight", "bias", "scale", "shift")
 LAST = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 
@@ -101,7 +103,7 @@ def test_silu_of_large_values(isa):
     bias = x.flatten()
     with fastdiff.use("cpu"):
         y = group_norm_silu(torch.zeros_like(x), 20, torch.zeros(20), bias)
-    torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(bias), rtol=1e-6, atol=1e-30)
+    torch.testing.assert_close(y.flatten(), torch.nn.functional.silu(bias), rtol=ROUNDINGS, atol=1e-30)
 
 
 @LAST
@@ -135,7 +137,7 @@ def test_compiles_without_a_graph_break():
         return group_norm_silu(**given | {"x": x.sin()}) * 2
 
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(given["x"]), block(given["x"]))
+    assert torch.equal(compiled(given["x"]), block(given["x"]))
 
 
 def test_what_the_kernel_cannot_take():

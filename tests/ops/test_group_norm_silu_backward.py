@@ -11,6 +11,8 @@ from fastdiff.bench.cases import tensors, wanting_gradients
 from fastdiff.bench.cases.group_norm_silu import ADAPTIVE, make
 from fastdiff.ops import group_norm_silu
 
+# Of the slope of SiLU: an exponential, a sum, a quotient and a product, in both.
+ROUNDINGS = 8 * torch.finfo(torch.float32).eps
 VECTORS = ("weight", "bias", "scale", "shift")
 LAST = pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 # (shape, groups): both ways through memory, odd sizes, several parts of pixels, groups beyond the cache, no samples.
@@ -87,7 +89,7 @@ def test_large_values_have_a_slope(isa):
     with fastdiff.use("cpu"):
         group_norm_silu(torch.zeros(1, 9, 2), 9, torch.zeros(9), bias).sum().backward()
     slope = torch.func.vmap(torch.func.grad(torch.nn.functional.silu))(bias.detach())
-    torch.testing.assert_close(bias.grad, 2 * slope, rtol=1e-6, atol=1e-30)
+    torch.testing.assert_close(bias.grad, 2 * slope, rtol=ROUNDINGS, atol=1e-30)
 
 
 @LAST
@@ -154,8 +156,7 @@ def test_compiles_with_gradients():
     with fastdiff.use("cpu"):
         compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
         found, expected = (torch.autograd.grad(f(inputs["x"]), tensors(inputs)) for f in (compiled, block))
-    for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_torch_runs_where_it_is_faster():

@@ -253,7 +253,7 @@ def test_compiles_without_a_graph_break():
         return h * 2 + z
 
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(given["y"]), block(given["y"]))
+    assert torch.equal(compiled(given["y"]), block(given["y"]))
 
 
 def test_per_row_gradients_go_to_the_reference():
