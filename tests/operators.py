@@ -77,4 +77,4 @@ def unsupported(op: Any, *values: Any, **named: Any) -> str | None:
 def slower(op: Any, *values: Any, **named: Any) -> str | None:
     """Why PyTorch is faster with a call."""
     a = op.arguments(*values, **named)
-    return op.slower(a, wants_gradient(a))
+    return op.slower(a) or (op.slower_backward(a) if wants_gradient(a) else None)
