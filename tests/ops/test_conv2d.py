@@ -155,22 +155,32 @@ def test_the_plan_divides_the_work(algorithm_, channels, out_channels, tiles):
 
 
 def test_weights_are_packed_once_and_again_when_they_change(isa):
-    torch.manual_seed(0)
-    layer = nn.Conv2d(64, 64, 3, padding=1)
-    inputs = dict(x=make((1, 64, 8, 8), 64)["x"], weight=layer.weight, bias=layer.bias)
+    """The result is that of a copy of the weight, for which nothing was kept, to the bit."""
+    layer, x = nn.Conv2d(64, 64, 3, padding=1), make((1, 64, 8, 8), 64)["x"]
+
+    def run(weight):
+        with fastdiff.use("cpu"):
+            return conv2d(x, weight, layer.bias)
+
     with torch.no_grad():
-        for _ in range(3):
-            check(**inputs)
+        first = run(layer.weight)
+        for _ in range(2):
+            assert torch.equal(run(layer.weight), first)
         assert packed(layer.weight).made == 1
         layer.weight.mul_(2)
-        check(**inputs)
+        second = run(layer.weight)
+        assert torch.equal(second, run(layer.weight.clone()))
         layer.weight.data = torch.randn(64, 64, 3, 3)
-        check(**inputs)
+        third = run(layer.weight)
+        assert torch.equal(third, run(layer.weight.clone()))
         assert packed(layer.weight).made == 3
+        assert not torch.equal(first, second)
+        assert not torch.equal(second, third)
         with torch.inference_mode():
-            inputs["weight"] = layer.weight + 1
-            assert slower(conv2d, **inputs) is not None
-            check(**inputs)
+            weight = layer.weight + 1
+            assert slower(conv2d, x, weight) is not None
+            fourth = run(weight)
+        assert torch.equal(fourth, run(layer.weight + 1))
 
 
 def test_the_choice_is_measured_once(monkeypatch):
