@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastdiff.bench.cases import Case, Inputs, results, tensors, wanting_gradients, wide
 from fastdiff.bench.timing import Timing, interleave, matmul_rate
+from fastdiff.ops.op import Op
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,7 @@ def compare(
     check(case, ours, theirs, inputs)
     source = torch.ones(max(1, case.bytes // 8))
     target = torch.empty_like(source)
-    functions = {
-        "torch": lambda: theirs(**inputs),
-        "ours": lambda: ours(**inputs),
-        "copy": lambda: target.copy_(source),
-    }
+    functions = {"torch": _bare(theirs, inputs), "ours": lambda: ours(**inputs), "copy": lambda: target.copy_(source)}
     started = time.perf_counter()
     for function in functions.values():
         function()
@@ -84,6 +81,19 @@ def compare(
     timings = interleave(functions, rounds=rounds)
     rate = matmul_rate(case.dtype) if case.flops else None
     return Row(case, timings["torch"], timings["ours"], timings["copy"], rate), functions["ours"]
+
+
+def _bare(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
+    """The call of a function; of an operator in PyTorch without what its public call adds to PyTorch's own time."""
+    gradients = isinstance(function, functools.partial)
+    op = function.args[0] if gradients else function
+    if not isinstance(op, Op):
+        return lambda: function(**inputs)
+    a = op.arguments(**{name: value for name, value in inputs.items() if name != "cotangents"})
+    if not gradients:
+        return lambda: op.reference(a)
+    wanted, cotangents = tensors(a._asdict()), inputs["cotangents"]
+    return lambda: torch.autograd.grad([y for y in results(op.reference(a)) if y is not None], wanted, cotangents)
 
 
 def prepared(
