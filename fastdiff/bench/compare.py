@@ -86,7 +86,7 @@ def compare(
 def _bare(function: Callable[..., Any], inputs: Inputs) -> Callable[[], Any]:
     """The call of a function; of an operator in PyTorch without what its public call adds to PyTorch's own time."""
     gradients = isinstance(function, functools.partial)
-    op = function.args[0] if gradients else function
+    op: Any = function.args[0] if isinstance(function, functools.partial) else function
     if not isinstance(op, Op):
         return lambda: function(**inputs)
     a = op.arguments(**{name: value for name, value in inputs.items() if name != "cotangents"})

@@ -269,10 +269,16 @@ class Op(Generic[A]):
         a = self.Arguments(*(next(saved) if is_tensor else next(others) for is_tensor in ctx.is_tensor))
         again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
         if self._backward_operator is not None and not again and self.undifferentiated(a) is None:
-            found = iter(self._backward_operator(*gradients, *saved, *a))
-            by_place = {place: next(found) for place in self._places}
+            by_place = dict(zip(self._places, self._gradients(a, gradients, tuple(saved))))
             return tuple(by_place[i] if needed else None for i, needed in enumerate(ctx.needs_input_grad))
         return differentiated(self.reference, a, ctx.needs_input_grad, gradients, again)
+
+    def _gradients(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:
+        """By the kernels, past the dispatcher where it would only call them."""
+        if is_compiling() or not is_trivial((*gradients, *kept, *self._tensors(a))):
+            assert self._backward_operator is not None
+            return self._backward_operator(*gradients, *kept, *a)
+        return (self.triton_backward if self._on_triton(a) else self.kernel_backward)(a, gradients, kept)
 
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         self.save(ctx, inputs, output)
