@@ -240,7 +240,6 @@ def test_a_residual_and_the_norm_of_it_are_one(spelling):
         assert {notes.name: notes.matches for notes in report.passes}["residual_ada_layer_norm"] == 2
 
 
-@pytest.mark.skipif(core.supported_isas() == ["amx"], reason="there the linear layers before add the residuals")
 @pytest.mark.parametrize("name", ["dit", "pixart", "sd3", "ours"])
 def test_blocks_of_transformers_across_their_boundary(name, monkeypatch):
     """Each norm that follows a residual; on AMX none, as the kernel of the linear layer before adds the residual."""

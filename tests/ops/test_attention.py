@@ -193,7 +193,7 @@ def test_gradients(size, kind, dtype):
         mask[1] = False
         mask = mask if kind == "boolean" else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
     cotangent = torch.randn(inputs["q"].shape, generator=generator).to(dtype)
-    check_gradients(attention, inputs | {"mask": mask}, cotangent, terms=max(size[2:]), without=("mask",))
+    check_gradients(attention, inputs | {"mask": mask}, cotangent, terms=min(512, max(size[2:])), without=("mask",))
     with fastdiff.use("cpu"):
         assert attention(**wanting_gradients(inputs)).grad_fn is not None
 
