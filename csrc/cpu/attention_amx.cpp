@@ -220,20 +220,7 @@ void run(const Attention& op, int64_t begin, int64_t end) {
   op.mask_type == Mask::none ? Many<T, false>(op).run(begin, end) : Many<T, true>(op).run(begin, end);
 }
 
-// With few keys transposed queries and results pay too little: see attention_few_amx.cpp. With few channels weights in
-// terms cost more than products of vectors.
-bool in_tiles(const Attention& op) { return op.keys > 128 && (op.channels > 16 || op.value_channels > 16); }
-
-}  // namespace
-
-int64_t attention_units(const Attention& op) {
-  if (attention_few_takes(op)) return attention_few_units(op);
-  return in_tiles(op) ? op.batch * op.heads * divide(op).blocks : avx512::attention_units(op);
-}
-
-void attention(const Attention& op, int64_t begin, int64_t end) {
-  if (attention_few_takes(op)) return attention_few(op, begin, end);
-  if (!in_tiles(op)) return avx512::attention(op, begin, end);
+void in_tiles(const Attention& op, int64_t begin, int64_t end) {
   switch (op.type) {
     case Type::float32:
       return run<float>(op, begin, end);
@@ -243,5 +230,33 @@ void attention(const Attention& op, int64_t begin, int64_t end) {
       return run<float16>(op, begin, end);
   }
 }
+
+struct Implementation {
+  bool (*takes)(const Attention& op);
+  AttentionUnits units;
+  AttentionKernel run;
+};
+
+// In order: the first that takes a call runs it.
+constexpr Implementation kImplementations[] = {
+    // With few keys transposed queries and results pay too little.
+    {attention_few_takes, attention_few_units, attention_few},
+    // With few channels weights in terms cost more than products of vectors.
+    {[](const Attention& op) { return op.keys > 128 && (op.channels > 16 || op.value_channels > 16); },
+     [](const Attention& op) { return op.batch * op.heads * divide(op).blocks; }, in_tiles},
+    {[](const Attention&) { return true; }, avx512::attention_units, avx512::attention},
+};
+
+const Implementation& implementation(const Attention& op) {
+  const Implementation* first = kImplementations;
+  while (!first->takes(op)) ++first;
+  return *first;
+}
+
+}  // namespace
+
+int64_t attention_units(const Attention& op) { return implementation(op).units(op); }
+
+void attention(const Attention& op, int64_t begin, int64_t end) { implementation(op).run(op, begin, end); }
 
 }  // namespace fastdiff::amx
