@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops.op import TYPES, Op, check_tensor, define, dense, differentiated, runs_on_triton
+from fastdiff.ops.op import TYPES, Op, address, check_tensor, define, dense, differentiated, runs_on_triton
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 
@@ -111,11 +111,12 @@ class Attention(Op[Arguments]):
                 f"q, k and v must be (B, H, S, D), got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
             )
         batch, heads, queries, channels = q.shape
-        check_tensor("k", k, q, (batch, heads, k.shape[2], channels), beside="q")
-        check_tensor("v", v, q, (batch, heads, k.shape[2], v.shape[3]), beside="q")
+        keys = k.shape[2]
+        check_tensor("k", k, q, (batch, heads, keys, channels), beside="q")
+        check_tensor("v", v, q, (batch, heads, keys, v.shape[3]), beside="q")
         if mask is None:
             return
-        whole = (batch, heads, queries, k.shape[2])
+        whole = (batch, heads, queries, keys)
         if mask.ndim > 4 or not all(m in (1, n) for m, n in zip(reversed(mask.shape), reversed(whole))):
             raise ValueError(f"mask is {tuple(mask.shape)}, which does not broadcast to {whole}")
         if mask.dtype is not torch.bool:
@@ -131,14 +132,14 @@ class Attention(Op[Arguments]):
             return f"torch multiplies bfloat16 matrices in hardware here, which pays with more than {_FEW_KEYS} keys"
         return None
 
-    def kernel(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    def kernel(self, a: Arguments) -> tuple[Tensor, Tensor | None, Tensor | None]:
         q, k, v, mask, scale, return_maps, return_lse = a
         batch, heads, queries, channels = q.shape
         keys, value_channels = v.shape[2:]
         q, k, v = dense(q), dense(k), dense(v)
         out = empty((batch, queries, heads, value_channels), dtype=q.dtype).transpose(1, 2)
-        lse = torch.empty((batch, heads, queries) if return_lse else (0,), dtype=torch.float32)
-        maps = torch.empty((batch, heads, queries, keys) if return_maps else (0,), dtype=q.dtype)
+        lse = torch.empty((batch, heads, queries), dtype=torch.float32, device="cpu") if return_lse else None
+        maps = torch.empty((batch, heads, queries, keys), dtype=q.dtype, device="cpu") if return_maps else None
         kind, mask_heads, column = "none", (0, 0, 0, 0), 0
         if mask is not None:
             mask = mask if mask.ndim and mask.stride(-1) in (0, 1) else mask.contiguous()
@@ -147,7 +148,7 @@ class Attention(Op[Arguments]):
             column = mask.stride(3) if keys > 1 else 0
         core.attention(
             TYPES[q.dtype], _heads(q), _heads(k), _heads(v), kind, mask_heads, column, _heads(out),
-            lse.data_ptr() if return_lse else 0, maps.data_ptr() if return_maps else 0,
+            address(lse), address(maps),
             (batch, heads, queries, keys, channels, value_channels),
             channels**-0.5 if scale is None else scale, torch.get_num_threads(),
         )  # fmt: skip
@@ -170,14 +171,20 @@ class Attention(Op[Arguments]):
             return "Triton's kernel takes heads that span less than 2^31 numbers"
         return _no_gradient_for("Triton's", a.mask)
 
-    def triton(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    def triton(self, a: Arguments) -> tuple[Tensor, Tensor | None, Tensor | None]:
         from fastdiff.kernels.attention import attention_forward, attention_maps
 
         q, k, v = a[:3]
         given: dict[str, Any] = dict(mask=a.mask, scale=a.factor, precision=_precision())
         out, lse = attention_forward(q, k, v, **given)
-        maps = attention_maps(q, k, lse, **given) if a.return_maps else q.new_empty((0,))
-        return out, lse if a.return_lse else lse.new_empty((0,)), maps
+        maps = attention_maps(q, k, lse, **given) if a.return_maps else None
+        return out, lse if a.return_lse else None, maps
+
+    def _compute(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+        """With tensors in all places, as torch's dispatcher wants them."""
+        out, lse, maps = super()._compute(a)
+        lse = out.new_empty((0,), dtype=torch.float32) if lse is None else lse
+        return out, lse, out.new_empty((0,)) if maps is None else maps
 
     # ---- gradients: torch's own kernel, which computes the maps again from the denominators, block by block ----------
 
@@ -214,7 +221,8 @@ def _no_gradient_for(whose: str, mask: Tensor | None) -> str | None:
 
 def _heads(tensor: Tensor) -> tuple[int, int, int, int]:
     """(address, stride of a batch, of a head, of a row)."""
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)
+    batch, head, row, _ = tensor.stride()
+    return tensor.data_ptr(), batch, head, row
 
 
 def _precision() -> str:

@@ -102,8 +102,8 @@ class GroupNormSilu(Op[Arguments]):
 
     def kernel(self, a: Arguments) -> Tensor:
         x, num_groups, weight, bias, eps, scale, shift, activation = a
-        samples, channels = x.shape[:2]
-        form = layout(x)
+        shape, form = x.shape, layout(x)
+        samples, channels = shape[0], shape[1]
         x = x.contiguous(memory_format=form)
         out = empty_like(x, form)
         weight = None if weight is None else weight.contiguous()
@@ -112,7 +112,7 @@ class GroupNormSilu(Op[Arguments]):
         core.group_norm_silu(
             TYPES[x.dtype], out.data_ptr(), x.data_ptr(), address(weight), address(bias),
             (address(scale), channels, 0), (address(shift), channels, 0), samples, channels,
-            x.numel() // max(1, samples * channels), num_groups, form is not torch.contiguous_format,
+            x.numel() // (samples * channels or 1), num_groups, form is not torch.contiguous_format,
             activation == "silu", eps, torch.get_num_threads(),
         )  # fmt: skip
         return out
@@ -159,9 +159,11 @@ class GroupNormSilu(Op[Arguments]):
 
 def layout(x: Tensor) -> torch.memory_format:
     """The layout that x has, and that its result gets."""
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
-    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous():
+    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
         return torch.channels_last_3d
     return torch.contiguous_format
 

@@ -105,18 +105,21 @@ class Linear(Op[Arguments]):
         return y.add_(a.residual) if inplace else a.residual + y
 
     def check(self, a: Arguments) -> None:
-        x = a.x
-        if x.ndim != 3 or any(weight.ndim != 2 for weight, _ in a.pairs):
-            raise ValueError(f"x is (B, S, K) and weight (N, K), not {tuple(x.shape)} and {tuple(a.weight.shape)}")
+        x, pairs = a.x, a.pairs
+        if x.ndim != 3:
+            raise ValueError(f"x is (B, S, K), not {tuple(x.shape)}")
         if a.activation not in ACTIVATIONS:
             raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}, not {a.activation!r}")
         batch, tokens, inputs = x.shape
         outputs = 0
-        for weight, bias in a.pairs:
-            check_tensor("weight", weight, x, (weight.shape[0], inputs))
+        for weight, bias in pairs:
+            if weight.ndim != 2:
+                raise ValueError(f"weight is (N, K), not {tuple(weight.shape)}")
+            rows = weight.shape[0]
+            check_tensor("weight", weight, x, (rows, inputs))
             if bias is not None:
-                check_tensor("bias", bias, x, weight.shape[:1])
-            outputs += weight.shape[0]
+                check_tensor("bias", bias, x, (rows,))
+            outputs += rows
         if a.glu:
             expect(outputs % 2 == 0, f"weight must have an even number of rows for a GLU, got {outputs}")
             outputs //= 2

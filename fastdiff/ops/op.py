@@ -192,6 +192,8 @@ class Op(Generic[A]):
                 slower = self.slower_backward(a)
             if slower is None:
                 return "cpu"
+            choice.note(self.name, slower)
+            return None
         on_gpu = (lambda: self.unsupported_by_triton(a)) if self.has_triton else None
         picked = choice.pick(reason, slower, triton=on_gpu, op=self.name)
         return None if picked == "reference" else picked

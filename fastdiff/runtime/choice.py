@@ -73,8 +73,8 @@ def pick(
         if not why:
             return "triton"
         why = f"{reason}; {why}" if reason else why
-    if op and not torch.compiler.is_compiling():
-        _note(op, str(why))
+    if op:
+        note(op, str(why))
     return "reference"
 
 
@@ -95,6 +95,10 @@ def notes() -> dict[tuple[str, str], int]:
     return dict(_notes)
 
 
-def _note(op: str, reason: str) -> None:
-    if (op, reason) in _notes or len(_notes) < MAX_NOTES:
-        _notes[op, reason] = _notes.get((op, reason), 0) + 1
+def note(op: str, reason: str) -> None:
+    """Keep for `notes` that the reference ran."""
+    if torch.compiler.is_compiling():
+        return
+    count = _notes.get((op, reason))
+    if count is not None or len(_notes) < MAX_NOTES:
+        _notes[op, reason] = (count or 0) + 1
