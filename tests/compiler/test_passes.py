@@ -184,6 +184,30 @@ def test_lookalikes_keep_their_meaning():
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+class WithoutAWord(nn.Module):
+    """Calls of the functions that passes look for, with arguments that the vocabulary has no word for."""
+
+    def __init__(self):
+        super().__init__()
+        self.same = nn.Conv2d(8, 8, 3, padding="same")
+        self.unbatched = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = F.conv2d(self.same(x), self.same.weight, padding="valid")
+        x = torch.stack([self.unbatched(each) for each in x])
+        x = F.dropout(F.interpolate(x, scale_factor=3, mode="nearest"), 0.0)
+        maps = torch.softmax(x.flatten(2), -1, dtype=torch.float64).float()
+        return x + F.scaled_dot_product_attention(maps, maps, maps, dropout_p=0.0).view_as(x) + F.softmax(x, dim=1)
+
+
+def test_calls_that_the_vocabulary_has_no_word_for():
+    model = random_model(WithoutAWord)
+    fast = fastdiff.optimize(model)
+    check(model, (torch.randn(2, 8, 12, 12),), fast)
+    (report,) = reports_of(list(model.parameters()))
+    assert {notes.name: notes.error for notes in report.passes if notes.error} == {}
+
+
 def test_what_does_not_change_between_steps_is_computed_once():
     model = random_model(LatentUNet)
     x, t, context = model.inputs(2, 8, 8)

@@ -49,6 +49,8 @@ def apply(graph: fx.Graph) -> int:
         if call is None:
             if spellings.keeps_values(node):
                 forward(node, node.args[0])
+            elif node.target in spellings.FUNCTIONS and node.target is not operator.getitem:
+                node.meta["as_written"] = True  # passes expect the vocabulary's arguments
             continue
         understood += 1
         if call[0] is None:
