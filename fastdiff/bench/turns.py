@@ -1,0 +1,180 @@
+"""Engines timed against each other, each in a process of its own.
+
+Engines that share a process hold each other up: the waiting threads of one's OpenMP spin on the cores that the other
+needs, and threads inherit the binding of the thread that starts them. So every engine gets a process that knows of no
+binding, and only one of them works at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Variables that bind threads to cores. Threads of any library inherit the binding of the one that starts them.
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+REST = 0.05  # seconds between two turns, in which the threads of the engine before stop waiting and sleep
+LEAST = 0.3  # seconds of a turn; a call that takes longer is made once
+
+Answer = dict[str, Any]
+
+
+class Worker:
+    """A process that runs `serve`. answer: what it said of its preparation, {"failed": why} if that failed.
+
+    Raises RuntimeError that names the command if the process ends without an answer.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = list(command)
+        with _every_core():
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=unbound(os.environ)
+            )
+        self.answer = self._read()
+
+    def turn(self) -> Answer:
+        """{"seconds": per call, after one that is not timed, "peak": bytes of memory so far}."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("turn\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise RuntimeError(self._ended()) from error
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
+        self._process.wait()
+
+    def _read(self) -> Answer:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(self._ended())
+        return json.loads(line)
+
+    def _ended(self) -> str:
+        return f"{' '.join(self.command[:8])} ... ended with status {self._process.wait()}"
+
+
+def serve(prepare: Callable[[], tuple[Callable[[], object], Answer]]) -> None:
+    """Be a worker: prepare() -> (the call to time, what to say first). Whatever else is printed goes to stderr."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(answer: Answer) -> None:
+        channel.write(json.dumps(answer) + "\n")
+        channel.flush()
+
+    try:
+        call, first = prepare()
+    except Exception as error:  # said by the other side, which knows whether it may go on without this engine
+        say({"failed": f"{type(error).__name__}: {error}"[:300]})
+        return
+    say(first)
+    for _ in sys.stdin:
+        call()  # as in a sampling loop, where the call before was the same engine's
+        calls, started = 0, time.perf_counter()
+        while calls == 0 or time.perf_counter() - started < LEAST:
+            call()
+            calls += 1
+        say({"seconds": (time.perf_counter() - started) / calls, "peak": peak()})
+
+
+def take_turns(commands: Mapping[str, Sequence[str]], *, rounds: int, together: bool = True) -> dict[str, Answer]:
+    """What each command's worker said first, with {"all": the seconds of its turns, "peak": bytes}, or "failed".
+
+    Every round has a turn of each. together: all processes are there until the end, and sleep while others work; else
+    each ends before the next begins and is started again in the next round, which takes less memory and more time.
+    Raises RuntimeError if a process dies.
+    """
+    results: dict[str, Answer] = {}
+    workers: dict[str, Worker] = {}
+    try:
+        for number in range(rounds):
+            for name, command in commands.items():
+                if "failed" in results.get(name, {}):
+                    continue
+                if name not in workers:
+                    workers[name] = Worker(command)
+                    result = results.setdefault(name, {**workers[name].answer, "all": [], "peak": 0})
+                    if "failed" in workers[name].answer:
+                        result["failed"] = workers[name].answer["failed"]
+                        workers.pop(name).close()
+                        continue
+                if number or not together:
+                    _turn(workers[name], results[name])
+                if not together:
+                    workers.pop(name).close()
+            if together and number == 0:  # the first round is after all preparations
+                for name, worker in workers.items():
+                    _turn(worker, results[name])
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return results
+
+
+def _turn(worker: Worker, result: Answer) -> None:
+    time.sleep(REST)
+    said = worker.turn()
+    result["all"].append(said["seconds"])
+    result["peak"] = max(result["peak"], said["peak"])
+
+
+def unbound(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what binds threads to cores."""
+    return {name: value for name, value in environment.items() if name not in BINDING}
+
+
+@contextmanager
+def _every_core() -> Iterator[None]:
+    """A process that is started in the block may run on every core, where variables had bound this one's thread.
+
+    Without such a variable the cores of this thread are somebody's choice (taskset), and stay.
+    """
+    bound = any(name in os.environ for name in BINDING)
+    if not bound or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the kernel leaves out those that this container lacks
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):  # unlike getrusage's it has nothing of the process that started this one
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    import resource
+
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else 1024 * found
+
+
+def available_memory() -> int | None:
+    """Bytes that processes may take without swapping, None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return None
