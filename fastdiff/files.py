@@ -1,12 +1,16 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and folders that one process has to itself."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -40,3 +44,53 @@ def writable_folder(path: str | Path) -> Path:
     except OSError as error:
         raise OSError(error.errno, f"cannot write to the folder {path}: {error.strerror}") from error
     return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside the block no other process gets past `locked` of this folder. The lock dies with its process.
+
+    Raises ValueError that names the other process if it is taken.
+    """
+    path = folder / LOCK
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        if not _lock(file):
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise ValueError(
+                f"{folder} is in use by another fastdiff{f' (process {owner})' if owner else ''}; "
+                "wait until it ends, or give another --out"
+            )
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            break
+        file.close()  # its owner removed it before it was locked here
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+    finally:
+        if os.name != "nt":  # where an open file cannot be removed
+            path.unlink(missing_ok=True)
+        file.close()
+
+
+def _lock(file: IO[str]) -> bool:
+    """Take the lock of an open file without waiting; False if another holds it."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0x7FFF_0000)  # what is locked cannot be read: not the number of the process
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+            return False
+        raise
+    return True

@@ -74,8 +74,11 @@ def sample(
 @app.command()
 def profile(
     model: Annotated[
-        str, typer.Option(help="A bundled model, a diffusers folder, or module:function.")
-    ] = "emoji-unet-32",
+        str | None,
+        typer.Option(
+            help="A bundled model, a diffusers folder, module:function or file.py:function; emoji-unet-32 if not given."
+        ),
+    ] = None,
     solvers: Annotated[
         str | None, typer.Option(help="Names, separated by commas; five deterministic ones if not given.")
     ] = None,
@@ -98,14 +101,18 @@ def profile(
     seed: Annotated[
         int | None, typer.Option(help="Sample k starts from the same noise in every setting.", min=0)
     ] = None,
-    features: Annotated[str | None, typer.Option(help="emoji, inception, pixels, or module:function.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="emoji, inception, pixels, module:function or file.py:function.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="A folder of pictures to compare distributions with.")] = None,
     budget: Annotated[str | None, typer.Option(help="The most that a sample may take, e.g. 2s or 300ms.")] = None,
     target_rmse: Annotated[float | None, typer.Option(help="RMSE to the converged trajectory to reach.")] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder of the report and of the work; fastdiff-profile if not given.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep in --out, which needs no other option.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Which solver, how many steps: measure speed against quality for a model, and write a report.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +18,19 @@ from fastdiff.profiling.plan import Plan
 from fastdiff.profiling.report import require
 from fastdiff.profiling.results import value_of
 
+MODEL = "emoji-unet-32"
 
-def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any) -> None:
+
+def run(model: str | None, texts: dict[str, str | None], as_json: bool, **options: Any) -> None:
     """See `fastdiff profile --help`; what is None is left to `fastdiff.profile`.
 
     After Ctrl-C the report holds what was done.
     """
     require()
+    if model is None and not options.get("resume"):
+        model = MODEL
+    if os.getcwd() not in sys.path:  # a console script lacks it; last, as a checkout has the sources in it
+        sys.path.append(os.getcwd())
     given = parse_axes(texts) | {name: value for name, value in options.items() if value is not None}
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -38,6 +46,8 @@ def run(model: str, texts: dict[str, str | None], as_json: bool, **options: Any)
         console.print(
             f"{count} settings, {plan.rounds} rounds of {plan.round_size}: {plan.samples} samples each{about}"
         )
+        if plan.advice:
+            console.print(f"that is longer than --minutes asks for; to keep to it: {plan.advice}", markup=False)
         bar.start()  # not before, so that what is wrong with the arguments is said alone
 
     try:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fastdiff.errors import expect
+from fastdiff.files import locked
 from fastdiff.guidance import Threshold
 from fastdiff.profiling import front as fronts
+from fastdiff.profiling.asked import asked, resumed
 from fastdiff.profiling.drawing import Drawer
 from fastdiff.profiling.features import Extractor, get_extractor
 from fastdiff.profiling.find import get_subject
@@ -18,7 +21,7 @@ from fastdiff.profiling.machine import describe
 from fastdiff.profiling.plan import Plan, make_plan
 from fastdiff.profiling.results import DISTANCES, Profile, rows_of
 from fastdiff.profiling.settings import Axes, common
-from fastdiff.profiling.store import Store
+from fastdiff.profiling.store import PLAN, Store
 from fastdiff.profiling.subject import Subject
 from fastdiff.profiling.sweep import Progress, Sweep
 from fastdiff.profiling.usage import python_line
@@ -27,22 +30,22 @@ OUT = "fastdiff-profile"
 
 
 def profile(
-    model: str | Subject | Callable[[], Any],
+    model: str | Subject | Callable[[], Any] | None,
     *,
-    solvers: Sequence[str] = Axes.solvers,
-    steps: Sequence[int] = Axes.steps,
+    solvers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
     guidance: Sequence[float] | None = None,
-    intervals: Sequence[tuple[float, float] | None] = Axes.intervals,
-    thresholds: Sequence[Threshold | float | None] = Axes.thresholds,
-    precisions: Sequence[str] = Axes.precisions,
-    batches: Sequence[int] = Axes.batches,
-    grids: Sequence[str | None] = Axes.grids,
-    backends: Sequence[str] = Axes.backends,
-    caches: Sequence[str | None] = Axes.caches,
+    intervals: Sequence[tuple[float, float] | None] | None = None,
+    thresholds: Sequence[Threshold | float | None] | None = None,
+    precisions: Sequence[str] | None = None,
+    batches: Sequence[int] | None = None,
+    grids: Sequence[str | None] | None = None,
+    backends: Sequence[str] | None = None,
+    caches: Sequence[str | None] | None = None,
     samples: int | None = None,
     minutes: float = 8.0,
-    reference_steps: int = 200,
-    seed: int = 0,
+    reference_steps: int | None = None,
+    seed: int | None = None,
     features: str | Extractor | Callable[[Tensor], Tensor] | None = None,
     data: str | Path | Tensor | None = None,
     budget: str | float | None = None,
@@ -55,21 +58,38 @@ def profile(
     """Every combination of the settings: time and model calls a sample, distance to the converged trajectory from the
     same noise, distances of the distribution; the front; and a report in `out`.
 
-    model: a bundled model's name, a folder in diffusers' layout, an entry point `module:function`, or a `Subject`.
-    solvers, steps, guidance, ..., caches: the values to combine, see `fastdiff.profiling.settings.Setting`; guidance is
-    the model's own if None. samples: of every setting (rounded up to whole rounds); if None, as many as fit into
-    `minutes`. reference_steps: of the converged trajectory, a multiple of 4. features: what distributions are compared
-    on, see `get_extractor`; data: a folder of pictures, or pictures (N, C, H, W) in [-1, 1], to compare with. budget:
-    the most that a sample may take, "2s" or seconds; target_rmse: the RMSE to reach, pixels in [-1, 1].
-    resume: go on with the sweep in `out`. on_progress(what, done, total); on_plan(plan, number of settings).
+    model: a bundled model's name, a folder in diffusers' layout, an entry point `module:function` or
+    `file.py:function`, a function that returns a `Subject`, or a `Subject`. None to resume the sweep of a name.
+    solvers, steps, guidance, ..., caches: the values to combine, see `fastdiff.profiling.settings.Setting`. If None,
+    guidance is the model's own and the others are those of `fastdiff.profiling.settings.Axes`. samples: of every
+    setting (rounded up to whole rounds); if None, as many as fit into `minutes`, and at least 12: `plan.advice` says
+    what to leave out if those take longer. reference_steps: of the converged trajectory, a multiple of 4; 200 if None.
+    seed: 0 if None. features: what distributions are compared on, see `get_extractor`; data: a folder of pictures, or
+    pictures (N, C, H, W) in [-1, 1], to compare with. budget: the most that a sample may take, "2s" or seconds;
+    target_rmse: the RMSE to reach, pixels in [-1, 1]. resume: go on with the sweep in `out`: what is None is as it was
+    there, and what would make it another sweep is refused; axes may get more values, and `samples` may be more.
+    on_progress(what, done, total); on_plan(plan, number of settings).
 
     A combination that fails is a row with its error. KeyboardInterrupt writes the report of what is there, then is
-    raised again. Raises ValueError for arguments that no run could have, before anything is computed, and OSError if
-    the folder cannot be written.
+    raised again. Raises ValueError for arguments that no run could have, before anything is computed, for a folder that
+    another process works in, or that holds no sweep to resume, and OSError if the folder cannot be written.
     """
     from fastdiff.profiling.report import require, write
 
     require()
+    given = {
+        "solvers": solvers, "steps": steps, "guidance": guidance, "intervals": intervals, "thresholds": thresholds,
+        "precisions": precisions, "batches": batches, "grids": grids, "backends": backends, "caches": caches,
+        "reference_steps": reference_steps, "seed": seed, "features": features, "data": data, "budget": budget,
+        "target_rmse": target_rmse,
+    }  # fmt: skip
+    chosen: dict[str, Any] = resumed(out, given) if resume else {k: v for k, v in given.items() if v is not None}
+    if model is None:
+        model = chosen.get("model")
+        expect(model is not None, "model must be given; a sweep keeps the names of models only")
+        assert model is not None
+    reference_steps, seed = chosen.get("reference_steps", 200), chosen.get("seed", 0)
+    budget, target_rmse = chosen.get("budget"), chosen.get("target_rmse")
     expect(
         isinstance(reference_steps, int) and reference_steps >= 8 and reference_steps % 4 == 0,
         f"reference_steps must be a multiple of 4, at least 8, got {reference_steps!r}",
@@ -79,45 +99,45 @@ def profile(
     seconds = None if budget is None else fronts.parse_seconds(budget)
     expect(target_rmse is None or target_rmse > 0, f"target_rmse must be positive, got {target_rmse!r}")
     subject = get_subject(model)
-    axes = Axes(
-        solvers=solvers, steps=steps, guidance=[subject.guidance] if guidance is None else guidance,
-        intervals=intervals, thresholds=thresholds, precisions=precisions, batches=batches, grids=grids,
-        backends=backends, caches=caches,
-    )  # fmt: skip
+    named = {field.name for field in fields(Axes)}
+    axes = Axes(**{"guidance": [subject.guidance], **{name: value for name, value in chosen.items() if name in named}})
     settings = axes.combinations()
-    extractor = _extractor(subject, features, data)
+    extractor = _extractor(subject, chosen.get("features"), chosen.get("data"))
     drawer = Drawer(subject, seed)
     drawer.arguments(settings[0], 0, 1)  # refuses guidance without a condition to leave out
     store = Store(out)
-    targets = {setting.target for setting in settings}
     fixed = {
         "model": subject.name, "shape": list(subject.shape), "seed": seed, "reference_steps": reference_steps,
         "features": extractor.name,
     }  # fmt: skip
-    if resume and (store.folder / "plan.json").exists():
-        found = store.begin({"fixed": fixed}, resume=True)
-        planned = Plan(found["round_size"], found["rounds"], found["seconds"])
-        if samples is not None:
-            planned = Plan(planned.round_size, -(-samples // planned.round_size), 0.0)
-    else:
-        if (store.folder / "plan.json").exists():
-            store.begin({"fixed": fixed}, resume=resume)
-        reference_rows = sum(1.75 * reference_steps * (1 if t.cfg() is None else 2) for t in targets)
-        planned = make_plan(drawer, settings, samples=samples, minutes=minutes, reference_rows=reference_rows)
-        store.begin({"fixed": fixed, **vars(planned)}, resume=resume)
-    if on_plan is not None:
-        on_plan(planned, len(settings))
-    sweep = Sweep(drawer, store, settings, planned, extractor, reference_steps, on_progress)
-    complete = False
-    try:
-        sweep.run()
-        complete = True
-    finally:
-        sweep.collect()
-        if any(sweep.units.values()):
-            result = _conclude(sweep, seconds, target_rmse, complete)
-            write(result)
-    return result
+    texts = {name: str(value) for name in ("features", "data") if isinstance(value := chosen.get(name), str | Path)}
+    kept = asked(
+        axes, **texts, budget=budget, target_rmse=target_rmse, seed=seed, reference_steps=reference_steps,
+        **({"model": model} if isinstance(model, str) else {}),
+    )  # fmt: skip
+    with locked(store.folder):
+        if (store.folder / PLAN).exists():
+            found = store.begin({"fixed": fixed, "asked": kept}, resume=resume)
+            planned = Plan(found["round_size"], found["rounds"], found["seconds"])
+            if samples is not None:
+                planned = Plan(planned.round_size, -(-samples // planned.round_size), 0.0)
+        else:
+            planned = make_plan(drawer, settings, samples=samples, minutes=minutes, reference_steps=reference_steps)
+            times = {"round_size": planned.round_size, "rounds": planned.rounds, "seconds": planned.seconds}
+            store.begin({"fixed": fixed, "asked": kept, **times}, resume=resume)
+        if on_plan is not None:
+            on_plan(planned, len(settings))
+        sweep = Sweep(drawer, store, settings, planned, extractor, reference_steps, on_progress)
+        complete = False
+        try:
+            sweep.run()
+            complete = True
+        finally:
+            sweep.collect()
+            if any(sweep.units.values()):
+                result = _conclude(sweep, seconds, target_rmse, complete)
+                write(result)
+        return result
 
 
 def _extractor(subject: Subject, features: Any, data: Any) -> Extractor:

@@ -64,7 +64,7 @@ def load_folder(folder: Path, prompts: tuple[str, ...] = ("a photo",)) -> Subjec
         conditions=_conditions(pipeline, kind, prompts),
         decode=None if vae is None else _decoder(vae),
         guidance=1.0 if getattr(pipeline, "tokenizer", None) is None else 7.5,
-        code=f"from fastdiff.profiling import get_subject; subject = get_subject({str(folder)!r})",
+        code=f"from fastdiff.profiling import get_subject; subject = get_subject({str(folder.resolve())!r})",
         about={"pipeline": kind, "parameters": sum(p.numel() for p in network.parameters())},
     )
 

@@ -87,13 +87,12 @@ class Drawer:
 
     def arguments(self, setting: Setting, first: int, count: int) -> dict[str, Any]:
         """Of `fastdiff.sample`, without the noise."""
-        cond, uncond = self.subject.conditions_of(first, count)
+        cond, uncond = self.subject.conditions_of(first, count, getattr(torch, setting.precision))
         guidance = setting.cfg()
         expect(
             guidance is None or uncond is not None,
             f"guidance {setting.guidance:g} needs a model with a condition to leave out; profile it with guidance 1",
         )
-        dtype = getattr(torch, setting.precision)
         return {
             "schedule": self.subject.schedule,
             "prediction": self.subject.prediction,
@@ -102,8 +101,8 @@ class Drawer:
             "grid": setting.grid,
             "guidance": guidance,
             "threshold": setting.clip(),
-            "cond": _cast(cond, dtype),
-            "uncond": None if uncond is None or guidance is None else _cast(uncond, dtype),
+            "cond": cond,
+            "uncond": None if guidance is None else uncond,
         }
 
     def network(self, setting: Setting) -> Callable[..., Any]:
@@ -136,10 +135,3 @@ class Drawer:
 def using(setting: Setting) -> AbstractContextManager[None]:
     """`fastdiff.use` for the setting's backend."""
     return choice.use("auto" if setting.backend == "optimize" else setting.backend)
-
-
-def _cast(conditions: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-        for key, value in conditions.items()
-    }

@@ -6,14 +6,11 @@ picture again from its 64 features (`python -m fastdiff.profiling.train_features
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastdiff.errors import WeightsError, expect, unknown
+from fastdiff.profiling.entry_points import entry_point
 
 Float64Array = NDArray[np.float64]
 WIDTHS = (32, 64, 96, 128)
@@ -94,7 +92,8 @@ EXTRACTORS = ("emoji", "inception", "pixels")
 
 def get_extractor(name: str | Extractor | Callable[[Tensor], Tensor]) -> Extractor:
     """ "emoji" (bundled), "inception" (torchvision's, with its weights), "pixels" (16 x 16 means), an entry point
-    `module:function`, or a function. Raises ValueError for an unknown name, ImportError for what is not installed."""
+    `module:function` or `file.py:function`, or a function. Raises ValueError for an unknown name, ImportError for what
+    is not installed."""
     if isinstance(name, Extractor):
         return name
     if callable(name):
@@ -108,27 +107,7 @@ def get_extractor(name: str | Extractor | Callable[[Tensor], Tensor]) -> Extract
     if ":" in name:
         found = entry_point(name, "feature extractor")
         return Extractor(name, found)
-    raise unknown("feature extractor", name, (*EXTRACTORS, "module:function"))
-
-
-def entry_point(name: str, what: str) -> Any:
-    """The object that `module:name` or `file.py:name` names. Raises ValueError that says what is missing."""
-    module_name, _, attribute = name.rpartition(":")
-    if module_name.endswith(".py"):
-        path = Path(module_name)
-        expect(path.is_file(), f"{what} {name!r}: there is no file {module_name}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{what} {name!r}: {error}") from error
-    expect(hasattr(module, attribute), f"{what} {name!r}: {module_name} has no {attribute!r}")
-    return getattr(module, attribute)
+    raise unknown("feature extractor", name, (*EXTRACTORS, "module:function", "file.py:function"))
 
 
 def weights_path() -> Path:

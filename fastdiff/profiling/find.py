@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +29,44 @@ def get_subject(name: str | Subject | Callable[[], Any]) -> Subject:
     if isinstance(name, Subject):
         return name
     if not isinstance(name, str):
-        return _called(name, getattr(name, "__name__", "model"), "")
+        return _called(name, getattr(name, "__name__", "model"), _imported(name))
     if name in bundled.names():
         return _bundled(name)
     if (Path(name) / "model_index.json").is_file() or (Path(name) / "config.json").is_file():
         return load_folder(Path(name))
     if ":" in name:
-        return _called(
-            entry_point(name, "model"),
-            name,
-            f"from fastdiff.profiling import get_subject; subject = get_subject({name!r})",
-        )
+        return _called(entry_point(name, "model"), name, _found(name))
     expect(not Path(name).is_dir(), f"{name} is a folder without model_index.json or config.json of diffusers")
-    raise unknown("model", name, (*bundled.names(), "a diffusers folder", "module:function"))
+    raise unknown("model", name, (*bundled.names(), "a diffusers folder", "module:function", "file.py:function"))
 
 
 def _called(function: Any, name: str, code: str) -> Subject:
     expect(callable(function), f"model {name!r} must be a function that returns a fastdiff.profiling.Subject")
     made = function()
     if isinstance(made, Mapping):
-        made = Subject(**{"name": name, "code": code, **made})
+        made = Subject(**{"name": name, **made})
     if not isinstance(made, Subject):
         raise TypeError(
             f"model {name!r} must return a profiling.Subject or a dict of its fields, got a {type(made).__name__}"
         )
-    return made
+    return made if made.code or made.bundled else replace(made, code=code)
+
+
+def _found(name: str) -> str:
+    """The line of Python that makes the subject of a name; a file's is whole, so that it holds in other folders."""
+    path, separator, function = name.rpartition(":")
+    if path.endswith(".py"):
+        name = f"{Path(path).resolve()}{separator}{function}"
+    return f"from fastdiff.profiling import get_subject; subject = get_subject({name!r})"
+
+
+def _imported(function: Any) -> str:
+    """The line of Python that imports a function and makes its subject; empty for one that cannot be imported."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if not module or not name.isidentifier():
+        return ""
+    found = "" if module == "__main__" else f"from {module} import {name}; "  # there the name is at hand
+    return f"from fastdiff.profiling import get_subject; {found}subject = get_subject({name})"
 
 
 def _bundled(name: str) -> Subject:
@@ -82,6 +96,7 @@ def _bundled(name: str) -> Subject:
             "prompts": list(prompts),
             "data": info.card.get("data"),
         },
+        bundled=True,
     )
 
 

@@ -50,14 +50,15 @@ class Store:
         path = self.folder / PLAN
         if path.exists():
             expect(resume, f"{self.folder} holds a sweep already; go on with it by --resume, or give another --out")
-            found = _read(path)
+            found = read_plan(path)
             for key, value in plan["fixed"].items():
                 before = found.get("fixed", {}).get(key)
                 expect(before == value, f"{path} was made with {key} {before!r}, not {value!r}; give another --out")
+            found |= {key: value for key, value in plan.items() if key != "fixed"}  # with more settings than before
         else:
             found = dict(plan)
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         writable_folder(self.work)
         return found
 
@@ -92,7 +93,8 @@ class Store:
         return self.work / f"{slug}-round{number}.npz"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_plan(path: Path) -> dict[str, Any]:
+    """What plan.json says. Raises ValueError that names it if it is something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

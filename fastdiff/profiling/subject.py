@@ -25,7 +25,9 @@ class Subject:
     model(x, t, **cond). shape: of one sample, (C, H, W). schedule, prediction: as for `fastdiff.sample`. conditions:
     (first, count) -> (cond, uncond) for samples first to first + count - 1, always the same for one sample; None for an
     unconditional model. decode: from samples to pictures (B, 3 or 1, H, W) in [-1, 1], for latent models. guidance: the
-    scale that is profiled if none is named; 1 is none. code: a line of Python that makes `subject`.
+    scale that is profiled if none is named; 1 is none. code: a line of Python that makes `subject`, for the line that
+    uses a setting; without one that line expects the name `subject`. bundled: whether `fastdiff.load(name)` gives the
+    model, with `model.info.condition`.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Subject:
     features: str | None = None
     code: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
+    bundled: bool = False
 
     def __post_init__(self) -> None:
         schedule, prediction = resolve(self.model, self.schedule, self.prediction)
@@ -49,9 +52,14 @@ class Subject:
             f"shape must be that of one sample, e.g. (3, 32, 32), got {self.shape!r}",
         )
 
-    def conditions_of(self, first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """(cond, uncond) of these samples."""
-        return ({}, None) if self.conditions is None else self.conditions(first, count)
+    def conditions_of(
+        self, first: int, count: int, dtype: torch.dtype | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """(cond, uncond) of these samples; dtype: of the floating-point tensors among them, theirs if None."""
+        cond, uncond = ({}, None) if self.conditions is None else self.conditions(first, count)
+        if dtype is None:
+            return cond, uncond
+        return _cast(cond, dtype), None if uncond is None else _cast(uncond, dtype)
 
     def pictures(self, samples: Tensor) -> Tensor:
         """Samples as pictures (B, 3 or 1, H, W)."""
@@ -69,3 +77,10 @@ class Subject:
         """Where the model is."""
         parameters = self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
         return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def _cast(conditions: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for key, value in conditions.items()
+    }

@@ -2,66 +2,75 @@
 
 from __future__ import annotations
 
+import math
+
 from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.subject import Subject
 
 
 def python_line(subject: Subject, setting: Setting, *, count: int = 9) -> str:
-    """A statement that samples `count` times with the setting; runs after `import torch, fastdiff`."""
-    bundled = not subject.code
+    """A statement that samples `count` times with the setting; runs after `import torch, fastdiff`.
+
+    For a subject of the user's own it begins with the code that makes it; a `Subject` that was made by hand has none,
+    and is expected by the name `subject`.
+    """
+    lower = f"torch.{setting.precision}" if setting.precision != "float32" else ""
     shape = ", ".join(map(str, (count, *subject.shape)))
-    if bundled:
-        dtype = f", dtype=torch.{setting.precision}" if setting.precision != "float32" else ""
-        model = f"fastdiff.load({subject.name!r}{dtype})"
+    if subject.bundled:
+        network = f"(m := fastdiff.load({subject.name!r}{f', dtype={lower}' if lower else ''}))"
     else:
-        model = "subject.model" + (f".to(torch.{setting.precision})" if setting.precision != "float32" else "")
-    network = f"(m := {model})" if bundled else model
+        network = f"subject.model.to({lower})" if lower else "subject.model"
     if setting.cache:
         network = f"fastdiff.caching.Cached({network}, {setting.cache!r})"
     if setting.backend == "optimize":
         network = f"fastdiff.optimize({network})"
     arguments = [network, f"({shape})"]
-    if not bundled:
+    if not subject.bundled:
         arguments += ["schedule=subject.schedule", "prediction=subject.prediction"]
     arguments += [f"solver={setting.solver!r}", f"steps={setting.steps}"]
     if setting.grid:
         arguments.append(f"grid={setting.grid!r}")
     arguments += _guidance(setting)
-    arguments += _conditions(subject, setting, count, bundled)
+    arguments += _conditions(subject, setting, count, lower)
     arguments.append("seed=0")
     call = f"x = fastdiff.sample({', '.join(arguments)})"
     if setting.backend in ("reference", "cpu"):
         call = f"with fastdiff.use({setting.backend!r}): {call}"
-    return call if bundled else f"{subject.code}; {call}" if not call.startswith("with") else f"{subject.code}\n{call}"
+    if not subject.code:
+        return call
+    return f"{subject.code}\n{call}" if call.startswith("with") else f"{subject.code}; {call}"
 
 
 def _guidance(setting: Setting) -> list[str]:
     found = []
     if setting.guidance != 1:
-        interval = f", interval={setting.interval}" if setting.interval else ""
-        found.append(
-            f"guidance=fastdiff.CFG({setting.guidance:g}{interval})" if interval else f"guidance={setting.guidance:g}"
-        )
+        scale = _number(setting.guidance)
+        ends = f"({', '.join(map(_number, setting.interval))})" if setting.interval else ""
+        found.append(f"guidance=fastdiff.CFG({scale}, interval={ends})" if ends else f"guidance={scale}")
     if setting.threshold is not None:
-        percentile = f", {setting.percentile:g}" if setting.percentile is not None else ""
-        found.append(f"threshold=fastdiff.Threshold({setting.threshold:g}{percentile})")
+        percentile = f", {_number(setting.percentile)}" if setting.percentile is not None else ""
+        found.append(f"threshold=fastdiff.Threshold({_number(setting.threshold)}{percentile})")
     return found
 
 
-def _conditions(subject: Subject, setting: Setting, count: int, bundled: bool) -> list[str]:
+def _number(value: float) -> str:
+    """All digits of a number, as Python reads it."""
+    if not math.isfinite(value):
+        return f"float({str(value)!r})"
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def _conditions(subject: Subject, setting: Setting, count: int, dtype: str) -> list[str]:
     if subject.conditions is None:
         return []
-    if bundled:
+    if subject.bundled:
         classes = subject.about.get("classes") or []
         names = subject.about.get("prompts") or classes
         chosen = (
             "list(m.info.classes)" if count == len(classes) else repr([names[i % len(names)] for i in range(count)])
         )
-        found = [f"cond=m.info.condition({chosen}, {count})"]
-        if setting.guidance != 1:
-            found.append(f"uncond=m.info.condition(None, {count})")
-        return found
-    found = [f"cond=subject.conditions(0, {count})[0]"]
-    if setting.guidance != 1:
-        found.append(f"uncond=subject.conditions(0, {count})[1]")
-    return found
+        made = [f"m.info.condition({chosen}, {count})", f"m.info.condition(None, {count})"]
+    else:
+        of = f"subject.conditions_of(0, {count}, {dtype})" if dtype else f"subject.conditions(0, {count})"
+        made = [f"{of}[0]", f"{of}[1]"]
+    return [f"{name}={code}" for name, code in zip(("cond", "uncond"), made[: 1 if setting.guidance == 1 else 2])]

@@ -1,8 +1,10 @@
 """`fastdiff profile` as a user runs it."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,68 @@ def test_profile_prints_the_line_that_uses_the_pick(tmp_path):
     exec(facts["line"], space)
     assert space["x"].shape == (9, 3, 32, 32)
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+OWN = """
+import torch
+from fastdiff.profiling import Subject
+from fastdiff.schedules import VPDiscrete
+
+def make():
+    return Subject("mine", lambda x, t: 0.5 * x, (3, 8, 8), VPDiscrete.linear(), "eps", features="pixels")
+
+def network():
+    return torch.nn.Identity()
+"""
+
+
+def test_a_model_in_the_current_folder_with_the_command_itself(tmp_path):
+    """A console script, unlike `python -c`, does not have the current folder on its path."""
+    (tmp_path / "own_profile.py").write_text(OWN)
+    script = Path(sys.executable).parent / "fastdiff"
+    quick = ["--solvers", "ddim", "--steps", "2", "--samples", "3", "--reference-steps", "8", "--json"]
+    result = subprocess.run(
+        [script, "profile", "--model", "own_profile:make", *quick], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    line = json.loads(result.stdout)["line"]
+    again = subprocess.run(
+        [sys.executable, "-c", f"import torch, fastdiff; {line}; print(*x.shape)"], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert again.stdout == "9 3 8 8\n", again.stderr
+    resumed = subprocess.run([script, "profile", "--resume", "--json"], capture_output=True, text=True, check=False)
+    assert json.loads(resumed.stdout)["line"] == line
+    assert "1 settings, 3 rounds of 1" in resumed.stderr
+    for arguments, message in (
+        (["--resume", "--steps", "5,9"], "was made with steps 2, not 5,9"),
+        (["--resume", "--out", "nothing-here"], "nothing-here holds no sweep to go on with"),
+        (["--model", "own_profile.py:network", "--out", "x"], "must return a profiling.Subject"),
+        (["--model", "own_profile:nothing", "--out", "x"], "own_profile has no 'nothing'"),
+    ):
+        refused = subprocess.run([script, "profile", *arguments], capture_output=True, text=True, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert message in refused.stderr
+        assert not (tmp_path / "nothing-here").exists()
+
+
+def test_help_shows_every_way_to_name_a_model(capsys):
+    with pytest.raises(SystemExit):
+        main(["profile", "--help"])
+    text = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
+    assert "module:function or file.py:function" in text
+
+
+def test_minutes_that_cannot_be_kept_are_said(monkeypatch, capsys):
+    def planned(*_, on_plan, **__):
+        on_plan(Plan(4, 3, 200.0, "--steps 5,8"), 5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fastdiff, "profile", planned)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "about 3 min that is longer than --minutes asks for; to keep to it: --steps 5,8" in said
 
 
 def run(**changes):

@@ -1,5 +1,7 @@
 """The model that a name stands for: bundled, a diffusers folder, an entry point."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,59 @@ def test_models_by_name():
         get_subject(lambda: 3)
 
 
+NEIGHBOURS = """
+from __future__ import annotations
+import dataclasses
+import neighbour_of_the_entry_point as neighbour
+import toy
+
+@dataclasses.dataclass
+class Made:
+    subject: object
+
+def make():
+    return dataclasses.replace(Made(toy.subject()).subject, name=neighbour.NAME)
+
+def module():
+    return toy.Toy()
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path):
+    """A module of the user's in the current folder, with another beside it; its name."""
+    (tmp_path / "own_profile.py").write_text(NEIGHBOURS)
+    (tmp_path / "neighbour_of_the_entry_point.py").write_text("NAME = 'mine'\n")
+    path = list(sys.path)
+    yield "own_profile"
+    assert sys.path == path
+    for name in ("own_profile", "neighbour_of_the_entry_point"):
+        sys.modules.pop(name, None)
+
+
+def test_modules_of_the_current_folder(own_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    assert get_subject(f"{own_model}:make").name == "mine"
+
+
+@pytest.mark.parametrize("name", ["own_profile.py:make", "{folder}/own_profile.py:make"])
+def test_files_find_their_neighbours(own_model, name, tmp_path, monkeypatch):
+    if name.startswith("{"):
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    assert get_subject(name.format(folder=tmp_path)).name == "mine"
+    assert get_subject(name.format(folder=tmp_path)).name == "mine"  # and again
+
+
+def test_a_file_that_fails_leaves_nothing_behind(tmp_path):
+    (tmp_path / "failing_entry_point.py").write_text("1 / 0")
+    path = list(sys.path)
+    with pytest.raises(ZeroDivisionError):
+        get_subject("failing_entry_point.py:make")
+    assert sys.path == path
+    assert "failing_entry_point" not in sys.modules
+
+
 def test_a_diffusers_folder(tmp_path):
     diffusers = pytest.importorskip("diffusers", reason="belongs to the diffusers extra")
     torch.manual_seed(0)
@@ -45,6 +100,7 @@ def test_a_diffusers_folder(tmp_path):
     space = {"fastdiff": fastdiff, "torch": torch}
     exec(found.line, space)
     assert space["x"].shape == (9, 3, 8, 8)
+    assert str(tmp_path / "pipe") in found.line  # whole, wherever Python is started
 
 
 @pytest.mark.parametrize("backend", ["auto", "optimize"])
