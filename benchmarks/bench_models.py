@@ -24,11 +24,11 @@ import torch
 from engines import ENGINES, Plain, engine
 from torch import Tensor, nn
 
+from fastdiff.bench.suites import BAD_ARGUMENT, MODELS
 from fastdiff.bench.turns import Worker, available_memory, serve, take_turns
 
 WANTED = {"ddpm": 2.0, "sd": 1.6, "vae": 2.7, "dit": 1.12}  # times as fast as the best peer
 PEERS = ENGINES[2:]
-ROWS = ("small", *WANTED)
 TOLERANCE = 1e-4  # of the output's RMS
 
 
@@ -208,8 +208,9 @@ def main() -> None:
         return
     results = []
     for row in options.rows.split(","):
-        if row not in ROWS:
-            parser.error(f"unknown row {row!r}; known: {', '.join(ROWS)}")
+        if row not in MODELS:
+            print(f"unknown row {row!r}; known: {', '.join(MODELS)}", file=sys.stderr)
+            raise SystemExit(BAD_ARGUMENT)
         names = [*ENGINES[:2], *(name for name in options.peers.split(",") if name in PEERS)]
         results.append(measure(row, names, options.rounds, options.threads or torch.get_num_threads()))
         print(table(results[-1]), flush=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 import fastdiff
+from fastdiff.bench.suites import BAD_ARGUMENT
 from fastdiff.bench.timing import copy_bandwidth, interleave
 from fastdiff.cli.info import collect
 from fastdiff.process.prediction import get_prediction
@@ -217,6 +219,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")
     known = pairs()
     chosen = arguments.solvers.split(",") if arguments.solvers else list(known)
+    for name in chosen:
+        if name not in known:
+            print(f"diffusers has no scheduler of {name!r}; known: {', '.join(known)}", file=sys.stderr)
+            raise SystemExit(BAD_ARGUMENT)
     results = []
     print(
         f"diffusers {diffusers.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from fastdiff.errors import expect
+
 LOCK = ".lock"
 
 
@@ -18,20 +20,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an error.
 
     The suffix is kept, since many writers choose the format by it. Whoever reads `path` sees the old file or the whole
-    new one, never a part.
+    new one, never a part. Raises OSError that names `path`, not the temporary one, if it cannot be written.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or not _is_of(error, temporary, path):
+            raise
+        raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_of(error: OSError, temporary: Path | None, path: Path) -> bool:
+    """Whether an error is of writing: it names no file, or one of these, and not one that the block reads."""
+    return error.filename is None or str(error.filename) in (str(temporary), str(path)) or temporary is None
 
 
 def writable_folder(path: str | Path) -> Path:
@@ -43,6 +56,17 @@ def writable_folder(path: str | Path) -> Path:
             pass
     except OSError as error:
         raise OSError(error.errno, f"cannot write to the folder {path}: {error.strerror}") from error
+    return path
+
+
+def writable_file(path: str | Path) -> Path:
+    """Make the folder of the file `path` if need be and prove that files can be written there.
+
+    Raises OSError that names the folder, ValueError if `path` is a folder itself.
+    """
+    path = Path(path)
+    expect(not path.is_dir(), f"{path} is a folder, expected a file")
+    writable_folder(path.parent)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,8 +15,12 @@ from fastdiff.bench.heap import run_benchmark
 from fastdiff.bench.records import Row
 from fastdiff.errors import expect, unknown
 from fastdiff.ops import OPS
+from fastdiff.solvers import SOLVERS
 
 SUITES = ("ops", "models", "solvers")
+MODELS = ("small", "ddpm", "sd", "vae", "dit")
+NEEDS = {"ops": "pytest_benchmark", "models": "diffusers", "solvers": "diffusers"}  # modules of the extra `bench`
+BAD_ARGUMENT = 2  # the status of a benchmark that has said what is wrong with its arguments
 PEERS = ("eager", "compile", "openvino", "onnxruntime", "diffusers")
 
 
@@ -36,13 +41,20 @@ def run(
     """The rows of a suite; its own tables go to the standard error.
 
     against: peers of `PEERS`, for the models. only: operators, models or solvers. arguments: further ones of pytest for
-    the operators. Raises ValueError for unknown names, RuntimeError if a benchmark fails: a wrong result is not timed.
+    the operators. Raises ValueError for unknown names, ImportError for what is not installed, RuntimeError if
+    a benchmark fails: a wrong result is not timed.
     """
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
     for peer in against:
         if peer not in PEERS:
             raise unknown("peer", peer, PEERS)
+    for name in only:
+        known, kind = {"ops": (OPS, "op"), "models": (MODELS, "model"), "solvers": (SOLVERS, "solver")}[suite]
+        if name not in known:
+            raise unknown(kind, name, known)
+    if importlib.util.find_spec(NEEDS[suite]) is None:
+        raise ImportError(f"fastdiff bench {suite} needs {NEEDS[suite]}: pip install 'torch-fastdiff[bench]'")
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.json"
         if suite == "ops":
@@ -61,9 +73,6 @@ def run(
 
 
 def _ops(file: Path, only: Sequence[str], arguments: Sequence[str]) -> list[Row]:
-    for name in only:
-        if name not in OPS:
-            raise unknown("op", name, OPS)
     rows = []
     for op in only or OPS:
         path = folder() / f"bench_{op}.py"
@@ -106,5 +115,7 @@ def solver_row(result: dict[str, Any]) -> Row:
 
 def _checked(command: Sequence[str]) -> None:
     status = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    if status == BAD_ARGUMENT:  # it has said what
+        raise SystemExit(BAD_ARGUMENT)
     if status:
         raise RuntimeError(f"{Path(command[1]).name} failed with status {status}")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from fastdiff.bench import gpu
 from fastdiff.bench.cases import Case
 from fastdiff.cli.console import console, print_json
 from fastdiff.errors import unknown
+from fastdiff.files import writable_file
 from fastdiff.ops import OPS
 from fastdiff.runtime import triton as gpu_kernels
 
@@ -43,10 +43,7 @@ def run(ops: Sequence[str], memory_checker: bool, out: str | None, as_json: bool
         reason = "torch sees no GPU"
     if reason is not None:
         raise NotImplementedError(f"no GPU kernels to measure: {reason}")
-    path = Path(out) if out else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # said first if it cannot be written
+    path = writable_file(out) if out else None  # said first if it cannot be written
     if memory_checker:
         check_memory(ops)
     rows = []

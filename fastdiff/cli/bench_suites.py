@@ -13,14 +13,14 @@ from rich.table import Table
 from fastdiff.bench import convergence, records, scaling, suites
 from fastdiff.bench.page import write_page
 from fastdiff.cli.console import console
-from fastdiff.files import writable_folder
+from fastdiff.files import writable_file
 
 
 def run(suite: str, against: str | None, only: str | None, json_file: str | None, html_file: str | None) -> None:
     """See `fastdiff bench SUITE --help`; suite: one of `fastdiff.bench.suites.SUITES`, "scaling" or "convergence"."""
     for file in (json_file, html_file):
         if file:
-            writable_folder(Path(file).parent)
+            writable_file(file)
     chosen = _words(only)
     if suite == "scaling":
         rows, fits = scaling.run(chosen or scaling.AXES)

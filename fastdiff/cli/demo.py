@@ -92,7 +92,7 @@ def run(
         demo.sample("dpmpp-2m", 2, "cpu")  # the first calls are slower: libraries load and choose their kernels
         runs = []
         for title, solver, count, backend in plan:
-            task = bar.add_task(f"{title}: {solver}, {count} steps", total=count)
+            task = bar.add(f"{title}: {solver}, {count} steps", total=count)
             started = time.perf_counter()
             samples = demo.sample(solver, count, backend, callback=lambda *_, task=task: bar.advance(task))
             runs.append(Run(title, solver, count, backend, samples, time.perf_counter() - started))
@@ -100,7 +100,7 @@ def run(
                 pictures.save_png(
                     folder / PICTURES[title], pictures.grid(to_pictures(demo.model, samples), per_class), zoom=3
                 )
-        task = bar.add_task(
+        task = bar.add(
             "error against the converged solution", total=len(CURVE_SOLVERS) * sum(curve_steps) + CONVERGED_STEPS
         )
         curves = convergence(demo, curve_steps, lambda *_: bar.advance(task))

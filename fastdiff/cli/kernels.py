@@ -8,7 +8,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from fastdiff.cli.console import print_json, progress
 from fastdiff.errors import expect, unknown
+from fastdiff.files import writable_file
 from fastdiff.ops import TRITON_OPS
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -29,10 +29,7 @@ def run(
         if name not in known:
             raise unknown(kind, name, known)
     require_triton()
-    path = Path(out) if out else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # said first if it cannot be written
+    path = writable_file(out) if out else None  # said first if it cannot be written
     rows = collect(targets or TARGETS, ops or TRITON_OPS, everything, jobs)
     if path:
         path.write_text(json.dumps({"kernels": rows}, indent=1) + "\n", encoding="utf-8")
@@ -73,7 +70,7 @@ def collect(
         return [measure(*case) for case in wanted]
     # Processes of their own: the compiler is not made for threads, and torch's threads do not survive a fork.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, progress() as bar:
-        task = bar.add_task("compiling", total=len(wanted))
+        task = bar.add("compiling", total=len(wanted))
         rows = []
         for row in pool.map(_measure, wanted):
             rows.append(row)

@@ -4,7 +4,7 @@ are named in fastdiff.cli.bench."""
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -12,6 +12,7 @@ from fastdiff.cli import bench
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(bench.app, name="bench")
+_debug: list[bool] = []  # not empty after --debug
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
 
 
@@ -28,8 +29,13 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error came from.", envvar="FASTDIFF_DEBUG")
+    ] = False,
 ) -> None:
     """Fast sampling from diffusion models, with proof that the answer is unchanged."""
+    if debug:
+        _debug.append(True)
 
 
 @app.command()
@@ -169,7 +175,7 @@ def kernels(
 def verify(
     model: Annotated[str, typer.Argument(help="A bundled model.")] = "emoji-unet-32",
     batch: Annotated[int, typer.Option(help="Samples.", min=1)] = 2,
-    seed: Annotated[int, typer.Option(help="Of the input.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the input.", min=0, max=2**63 - 1)] = 0,
     json: Json = False,
 ) -> None:
     """Compare a model through fastdiff.optimize with itself: its output and every node; exit status 1 if it differs."""
@@ -187,7 +193,7 @@ def train(
     steps: Annotated[
         int | None, typer.Option(help="Steps, without the autoencoder's; the recipe's if not given.", min=1)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0, max=2**31 - 1)] = None,
     font: Annotated[str | None, typer.Option(help="Path of NotoColorEmoji.ttf, if it is not in a usual place.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     export: Annotated[
@@ -204,16 +210,42 @@ def train(
     command.run(recipe, out, steps, seed, font, device, export)
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """The `fastdiff` command. Errors of the user's input end with one line and exit status 2."""
-    _refuse_the_other_fastdiff()
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The `fastdiff` command. What goes wrong ends with one line and exit status 2; with --debug, with a traceback."""
+    _debug.clear()
+    try:
+        _refuse_the_other_fastdiff()
+        status = app(arguments, prog_name="fastdiff", standalone_mode=False)
+    except Exception as error:
+        if _debug:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            print(f"fastdiff: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def one_line(error: Exception) -> str:
+    """What a person needs to know of an error; of one that nobody foresaw also its type, and how to see its place."""
     from fastdiff.errors import SamplingError, WeightsError
 
-    try:
-        app(arguments)
-    except (ValueError, OSError, ImportError, NotImplementedError, SamplingError, WeightsError) as error:
-        print(f"fastdiff: {error}", file=sys.stderr)
-        sys.exit(2)
+    if isinstance(error, _USAGE):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "fastdiff"
+        text = f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    elif isinstance(error, (ValueError, OSError, ImportError, NotImplementedError, SamplingError, WeightsError)):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error} (FASTDIFF_DEBUG=1 shows where)"
+    return " ".join(text.split())
+
+
+# click's errors of usage; typer has a click of its own in some versions.
+_USAGE = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 
 def _refuse_the_other_fastdiff() -> None:

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import fastdiff
-from fastdiff.cli.console import console, print_json
+from fastdiff.cli.console import Bars, console, print_json
 from fastdiff.errors import expect
 from fastdiff.profiling.api import OUT
 from fastdiff.profiling.plan import Plan
@@ -32,20 +31,17 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
     if os.getcwd() not in sys.path:  # a console script lacks it; last, as a checkout has the sources in it
         sys.path.append(os.getcwd())
     given = parse_axes(texts) | {name: value for name, value in options.items() if value is not None}
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    bar = Progress(*columns, console=console, speed_estimate_period=600)
-    task = bar.add_task("starting", total=None)
+    bar = Bars(counts=False, period=600)
+    task = bar.add("starting")
 
     def on_progress(what: str, done: float, total: float) -> None:
         bar.update(task, description=what, completed=done, total=total)
 
     def on_plan(plan: Plan, count: int) -> None:
         about = f", about {plan.seconds / 60:.0f} min" if plan.seconds >= 60 else ""
-        console.print(
-            f"{count} settings, {plan.rounds} rounds of {plan.round_size}: {plan.samples} samples each{about}"
-        )
+        settings = f"{count} setting{'s' * (count != 1)}"
+        rounds = f"{plan.rounds} rounds of {plan.round_size}: {plan.samples} samples each"
+        console.print(f"{settings}, {rounds}{about}")
         if plan.advice:
             console.print(f"that is longer than --minutes asks for; to keep to it: {plan.advice}", markup=False)
         bar.start()  # not before, so that what is wrong with the arguments is said alone
@@ -53,14 +49,14 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
     try:
         found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **given)
     except KeyboardInterrupt:
-        _stop(bar)
+        bar.stop()
         console.print(
             f"stopped; what is done is kept, and reported in [bold]{given.get('out', OUT)}[/bold] if there is any. "
             "The same command with --resume goes on"
         )
         raise
     finally:
-        _stop(bar)
+        bar.stop()
     _print(found)
     if found.picked is None and {"budget", "target_rmse"} & given.keys():
         raise ValueError(found.reason)
@@ -76,11 +72,6 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
                 "failed": {row["label"]: row["error"] for row in found.rows if row["error"]},
             }
         )
-
-
-def _stop(bar: Progress) -> None:
-    if bar.live.is_started:  # else it would print an empty line
-        bar.stop()
 
 
 def _print(found: fastdiff.profiling.Profile) -> None:

@@ -50,7 +50,9 @@ def run(
     started = time.perf_counter()
     try:
         with progress() as bar:
-            task = bar.add_task(f"{solver.name}, {steps} steps", total=steps * -(-count // batch))
+            task = bar.add(
+                f"{solver.name}, {steps} steps", total=None if solver.adaptive else steps * -(-count // batch)
+            )
             for first in range(0, count, batch):
                 size = min(batch, count - first)
                 finished.append(
@@ -73,7 +75,7 @@ def run(
             samples = torch.cat([to_pictures(model, part) for part in finished])
             columns = min(len(samples), max(4, round(len(samples) ** 0.5)))
             pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
-            console.print(f"{len(samples)} pictures in [bold]{path}[/bold]")
+            console.print(f"{len(samples)} picture{'s' * (len(samples) != 1)} in [bold]{path}[/bold]")
     if as_json:
         print_json(
             {

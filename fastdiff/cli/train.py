@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import torch
 
 from fastdiff import pictures
-from fastdiff.cli.console import console
+from fastdiff.cli.console import console, progress
 from fastdiff.errors import expect, unknown
-from fastdiff.files import replacing, writable_folder
+from fastdiff.files import locked, replacing, writable_folder
 from fastdiff.models.autoencoder import AutoencoderKL
 from fastdiff.train.emoji.autoencoding import Autoencoding
 from fastdiff.train.emoji.data import EmojiData, load_emoji
@@ -40,7 +40,11 @@ def run(
         raise unknown("recipe", name, RECIPES)
     recipe = RECIPES[name]
     recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
+    _usable(device)
     folder = writable_folder(out or f"runs/{name}")
+    if not only_export:
+        with locked(folder):  # said before the work; the run takes the lock itself
+            pass
     with console.status("drawing the emoji"):
         data = load_emoji(recipe.size, font=font)
     autoencoder, facts = None, None
@@ -54,6 +58,15 @@ def run(
         write_results(training, facts)
     else:
         train(objective, folder, facts)
+
+
+def _usable(device: str) -> None:
+    """Raises ValueError for a device that is none, or that is not here."""
+    try:
+        torch.empty(1, device=device).fill_(0)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    expect(torch.device(device).type != "meta", "--device 'meta' holds no numbers to train")
 
 
 def trained_autoencoder(
@@ -84,12 +97,9 @@ def train(objective: EmojiObjective, folder: Path, autoencoder: Mapping[str, Any
     if training.step:
         console.print(f"going on from step {training.step:,}")
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
     try:
-        with Progress(*columns, console=console, speed_estimate_period=300) as bar:
-            task = bar.add_task("training", total=recipe.steps, completed=training.step)
+        with progress(period=300) as bar:
+            task = bar.add("training", total=recipe.steps, completed=training.step)
 
             def on_step(training: EmojiTraining, loss: float) -> None:
                 recent = training.losses[-50:]

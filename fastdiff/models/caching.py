@@ -50,11 +50,10 @@ class Caching:
         rule, _, depth = rule.partition("@")
         try:
             given: dict[str, float] = {"threshold": float(rule[2:])} if rule.startswith("t=") else {"every": int(rule)}
-            return cls(kind, depth=int(depth) if depth else 1, **given)  # type: ignore[arg-type]
+            at = int(depth) if depth else 1
         except ValueError as error:
-            if kind in KINDS and not rule.startswith("t=") and not rule.isdigit():
-                raise ValueError(f'caching must be like "deep:3" or "blocks:t=0.1", got {text!r}') from error
-            raise
+            raise ValueError(f'caching must be like "deep:3" or "blocks:t=0.1", got {text!r}') from error
+        return cls(kind, depth=at, **given)  # type: ignore[arg-type]
 
 
 @dataclass

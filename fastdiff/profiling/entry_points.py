@@ -20,6 +20,10 @@ def entry_point(name: str, what: str) -> Any:
     Raises ValueError that says what is missing.
     """
     module_name, _, attribute = name.rpartition(":")
+    expect(
+        bool(attribute) and bool(module_name) and not module_name.startswith("."),
+        f"{what} {name!r} must be like module:function or file.py:function",
+    )
     if module_name.endswith(".py"):
         path = Path(module_name)
         expect(path.is_file(), f"{what} {name!r}: there is no file {module_name}")

@@ -7,6 +7,7 @@ through the same numbers as one that was not.
 from __future__ import annotations
 
 import csv
+import errno
 import math
 import signal
 import threading
@@ -15,14 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastdiff.errors import expect
-from fastdiff.files import replacing
+from fastdiff.errors import WeightsError, expect
+from fastdiff.files import locked, replacing
 from fastdiff.train.objective import Objective
 
 LOG_FIELDS = ("step", "loss", "validation_loss", "seconds")
@@ -37,7 +38,7 @@ class Training(Generic[AnyObjective]):
     """The state of one run: network, its exponential moving average, optimiser and log, kept in `folder`.
 
     checkpoint.pt holds the state, log.csv a row every `VALIDATE_EVERY` steps. Raises ValueError if the checkpoint in
-    the folder belongs to another recipe or other data.
+    the folder belongs to another recipe or other data, WeightsError if it is damaged.
     """
 
     def __init__(self, objective: AnyObjective, folder: Path) -> None:
@@ -66,9 +67,10 @@ class Training(Generic[AnyObjective]):
         KeyboardInterrupt is raised; on a second Ctrl-C at once, the last checkpoint stands.
 
         on_step(training, loss) follows every step, on_validation(training) every `VALIDATE_EVERY`-th and the last.
+        Raises ValueError if another process trains in the folder.
         """
         started = time.monotonic() - self.seconds
-        with _interrupts_wait() as interrupted:
+        with locked(self.folder), _interrupts_wait() as interrupted:
             while self.step < self.recipe.steps:
                 loss = self._train_step()
                 self.losses.append(loss)
@@ -99,7 +101,10 @@ class Training(Generic[AnyObjective]):
             "log": self.log,
         }
         with replacing(self.checkpoint_path) as path:
-            torch.save(state, path)
+            try:
+                torch.save(state, path)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise OSError(errno.ENOSPC, str(error)) from error
         with replacing(self.log_path) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(LOG_FIELDS)
@@ -112,7 +117,7 @@ class Training(Generic[AnyObjective]):
             return float(self.objective.validation_loss(self.ema.module, generator))
 
     def _restore(self) -> None:
-        state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
+        state = self._read()
         for what, found, wanted in (
             ("recipe", _without_steps(state["recipe"]), _without_steps(asdict(self.recipe))),
             ("data", state["data"], self.objective.fingerprint),
@@ -126,6 +131,21 @@ class Training(Generic[AnyObjective]):
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.losses, self.log = state["losses"], state["log"]
+
+    def _read(self) -> dict[str, Any]:
+        """What `save` wrote. Raises WeightsError that names the file if it is something else, or only a part."""
+        path = self.checkpoint_path
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # damaged bytes make torch.load raise nearly anything
+            raise WeightsError(
+                f"{path} is damaged or no checkpoint ({type(error).__name__}); remove it to begin again"
+            ) from error
+        missing = {"recipe", "data", "model", "ema", "optimizer", "step", "seconds", "losses", "log"}
+        missing -= state.keys() if isinstance(state, dict) else set()
+        if missing:
+            raise WeightsError(f"{path} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
+        return state
 
     def _train_step(self) -> float:
         generator = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step)

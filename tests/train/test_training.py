@@ -2,12 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fastdiff.cli.main import main
+from fastdiff.errors import WeightsError
+from fastdiff.files import locked
 from fastdiff.models import bundled
 from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.unet import UNet, UNetConfig
@@ -100,6 +105,65 @@ def test_another_recipe_or_other_data_is_refused(tmp_path, data):
         Training(PixelDiffusion(RECIPE, replace(data, labels=1 - data.labels)), tmp_path)
     longer = PixelDiffusion(replace(RECIPE, steps=9), data)
     assert Training(longer, tmp_path).step == 6  # more steps are the same run
+
+
+@pytest.mark.parametrize("content", [b"", b"half", "truncated", "a state dict", "a list"])
+def test_a_damaged_checkpoint_is_named(tmp_path, data, content):
+    path = tmp_path / "checkpoint.pt"
+    if content == "truncated":
+        run(RECIPE, data, tmp_path)
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"a": torch.ones(3)} if content == "a state dict" else [torch.ones(3)], path)
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt is (damaged or )?no checkpoint"):
+        Training(PixelDiffusion(RECIPE, data), tmp_path)
+
+
+def test_a_full_disk_names_the_checkpoint_and_leaves_the_last_one(tmp_path, data, monkeypatch):
+    training = run(RECIPE, data, tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(state, path):
+        path.write_bytes(b"part")
+        raise RuntimeError("[enforce fail at inline_container.cc:863] . PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
+        training.save()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "log.csv"]
+
+
+OTHER = """
+import sys, time
+from pathlib import Path
+from fastdiff.files import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_in_one_folder_are_refused(tmp_path, data, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=rf"in use by another fastdiff \(process {process.pid}\)"):
+            run(RECIPE, data, tmp_path)
+        monkeypatch.setattr("fastdiff.cli.train.load_emoji", lambda *_, **__: pytest.fail("was not said first"))
+        with pytest.raises(SystemExit):
+            main(["train", "emoji-unet-32", "--out", str(tmp_path)])
+    finally:
+        process.kill()  # as the system does when memory runs out: the lock must not stay
+        process.communicate()
+    assert run(RECIPE, data, tmp_path).step == RECIPE.steps
+    assert not (tmp_path / ".lock").exists()
+    with locked(tmp_path), pytest.raises(ValueError, match="in use"), locked(tmp_path):
+        pass
+    with locked(tmp_path):  # and again
+        pass
 
 
 def test_export_loads_again(tmp_path, data):

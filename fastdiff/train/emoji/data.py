@@ -64,14 +64,23 @@ def find_font(path: str | Path | None = None) -> Path:
 def load_emoji(size: int = 32, *, font: str | Path | None = None) -> EmojiData:
     """Render every fully-qualified emoji that the font has, one skin tone at most, at size x size pixels.
 
-    Needs the packages of the `train` extra, and Pillow with raqm, which joins sequences into one glyph.
-    Raises FileNotFoundError without the font.
+    Needs the packages of the `train` extra, and Pillow with raqm, which joins sequences into one glyph. Raises
+    ImportError without them, FileNotFoundError without the font, ValueError for a file that is no font of emoji.
     """
-    import emoji
+    try:
+        import emoji
+    except ImportError as error:
+        raise ImportError(
+            f"fastdiff train needs the emoji's names: pip install 'torch-fastdiff[train]' ({error})"
+        ) from error
     from PIL import ImageFont, features
 
     expect(bool(features.check("raqm")), "this Pillow lacks raqm, which draws emoji sequences; install its wheel")
-    face = ImageFont.truetype(str(find_font(font)), FONT_SIZE)
+    path = find_font(font)
+    try:
+        face = ImageFont.truetype(str(path), FONT_SIZE)
+    except OSError as error:
+        raise ValueError(f"{path} is no font of emoji of {FONT_SIZE} pixels: {error}") from error
     groups = emoji_groups()
     label_of = {_bare(e): label for label, members in enumerate(groups.values()) for e in members}
     sequences = [e for e, entry in emoji.EMOJI_DATA.items() if entry["status"] == emoji.STATUS["fully_qualified"]]
@@ -87,6 +96,7 @@ def load_emoji(size: int = 32, *, font: str | Path | None = None) -> EmojiData:
             labels.append(label_of[_bare(sequence)])
             names.append(sequence)
 
+    expect(len(names) > 0, f"{path} is a font without emoji")
     families = [_bare(name) for name in names]
     order = {family: i for i, family in enumerate(dict.fromkeys(families))}
     family = np.array([order[f] for f in families])

@@ -1,0 +1,179 @@
+"""Every command ends with one line and status 2 for what cannot be, names the file, and shows a traceback if asked."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdiff.cli import main as command_line
+from fastdiff.cli.main import main, one_line
+
+COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+BAD = [
+    (["nothing"], "no such command 'nothing'; see fastdiff --help"),
+    (["sample", "--steps", "many"], "invalid value for '--steps'"),
+    (["sample", "--stepps", "3"], "no such option: --stepps"),
+    (["sample", "--steps"], "option '--steps' requires an argument"),
+    (["sample", "--count", "0"], "invalid value for '--count'"),
+    (["sample", "--seed", "1" + 30 * "0"], "seed must be in [0, 2**64)"),
+    (["sample", "--guidance", "inf"], "guidance scale must be a finite number"),
+    (["sample", "--out", "folder.png"], "--out names a folder"),
+    (["sample", "--out", "text.txt/x.png"], "cannot write to the folder text.txt"),
+    (["demo", "--guidance", "nan"], "guidance scale must be a finite number"),
+    (["demo", "--per-class", "x"], "invalid value for '--per-class'"),
+    (["demo", "--out", "text.txt"], "cannot write to the folder text.txt"),
+    (["profile", "--model", "folder.png"], "folder.png is a folder without model_index.json"),
+    (["profile", "--model", "nothing:make"], "no module named 'nothing'"),
+    (["profile", "--model", ":make"], "must be like module:function or file.py:function"),
+    (["profile", "--model", ".x:make"], "must be like module:function or file.py:function"),
+    (["profile", "--model", "own.py:"], "must be like module:function or file.py:function"),
+    (
+        ["profile", "--model", "own.py:network"],
+        "must return a profiling.subject or a dict of its fields, got a identity",
+    ),
+    (["profile", "--model", "own.py:fails"], "zerodivisionerror: division by zero (fastdiff_debug=1 shows where)"),
+    (["profile", "--model", "own.py:number"], "must be a function that returns a fastdiff.profiling.subject"),
+    (["profile", "--model", "own.py:missing"], "unexpected keyword argument 'shapes'"),
+    (["profile", "--model", "broken.py:make"], "syntaxerror"),
+    (["profile", "--cache", "nothing"], "caching must be like"),
+    (["profile", "--cache", "deep:t=x"], "caching must be like"),
+    (["profile", "--interval", "3"], "--interval '3': an interval must be like -2:1"),
+    (["profile", "--threshold", "x"], "--threshold 'x'"),
+    (["profile", "--solvers", ","], "--solvers needs at least one value"),
+    (["profile", "--batch", "0"], "batch must be a whole number >= 1"),
+    (["profile", "--minutes", "0"], "minutes must be positive"),
+    (["profile", "--data", "folder.png"], "folder.png holds 0 pictures"),
+    (["profile", "--resume", "--out", "nowhere"], "nowhere holds no sweep to go on with"),
+    (["info", "--jsonn"], "no such option: --jsonn"),
+    (["solvers", "nothing"], "unknown solver 'nothing'"),
+    (["kernels", "--target", "sm_1"], "unknown target 'sm_1'"),
+    (["verify", "nothing"], "unknown model 'nothing'"),
+    (["verify", "--seed", "1" + 30 * "0"], "invalid value for '--seed'"),
+    pytest.param(["train", "emoji-unet-32", "--device", "cuda"], "--device 'cuda' cannot be used here", marks=NO_CUDA),
+    (["train", "emoji-unet-32", "--device", "gpu"], "--device 'gpu' cannot be used here"),
+    (["train", "emoji-unet-32", "--device", "meta"], "--device 'meta' holds no numbers"),
+    (["train", "emoji-unet-32", "--font", "text.txt"], "text.txt is no font"),
+    (["train", "emoji-unet-32", "--font", "nowhere.ttf"], "not found in nowhere.ttf"),
+    (["train", "emoji-unet-32", "--steps", "0"], "invalid value for '--steps'"),
+    (["train", "emoji-unet-32", "--out", "text.txt"], "cannot write to the folder text.txt"),
+    (["train"], "missing argument 'recipe'"),
+    (["bench", "nothing"], "unknown suite 'nothing'"),
+    (["bench", "ops", "--only", "nothing"], "unknown op 'nothing'"),
+    (["bench", "ops", "--json", "folder.png"], "folder.png is a folder, expected a file"),
+    (["bench", "models", "--only", "nothing"], "unknown model 'nothing'"),
+    (["bench", "solvers", "--only", "nothing"], "unknown solver 'nothing'"),
+    (["bench", "convergence", "--only", "nothing"], "unknown solver 'nothing'"),
+    (["bench", "convergence", "--only", "ddim", "--json", "folder.png"], "folder.png is a folder, expected a file"),
+    (["bench", "scaling", "--only", "nothing"], "unknown axis 'nothing'"),
+    (["bench", "compare", "folder.png", "folder.png"], "folder.png: is a directory"),
+    (["bench", "compare", "text.txt", "text.txt"], "text.txt is not json"),
+    (["bench", "compare", "nowhere.json", "nowhere.json"], "nowhere.json: no such file"),
+]
+OWN = """
+import torch
+from fastdiff.profiling import Subject
+number = 3
+def network(): return torch.nn.Identity()
+def fails(): return 1 / 0
+def missing(): return Subject("x", torch.nn.Identity(), shapes=(3, 8, 8))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if type(value) is list else ""
+)
+def test_one_line(arguments, message, tmp_path, capfd):
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "broken.py").write_text("def make(:")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("fastdiff: ")
+    assert err.count("\n") == 1
+    assert message in err.lower()
+    if arguments[0] in ("profile", "sample", "bench"):
+        after = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts]
+        assert after == before
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    arguments = ["profile", "--model", "own.py:fails"]
+    for command, environment in (
+        ([*COMMAND, "--debug", *arguments], {}), ([*COMMAND, *arguments], {"FASTDIFF_DEBUG": "1"}),
+    ):  # fmt: skip
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ | environment
+        )
+        assert result.returncode == 1
+        assert "Traceback" in result.stderr
+        assert "def fails(): return 1 / 0" in result.stderr
+
+
+def test_no_command_is_answered_with_help(capsys):
+    with pytest.raises(SystemExit) as left:
+        main([])
+    assert left.value.code == 2
+    text = "".join(capsys.readouterr())
+    assert "Usage" in text
+    assert "profile" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (AssertionError("one\ntwo"), "AssertionError: one two (FASTDIFF_DEBUG=1 shows where)"),
+        (KeyError("x"), "KeyError: 'x' (FASTDIFF_DEBUG=1 shows where)"),
+        (RuntimeError("of torch"), "RuntimeError: of torch (FASTDIFF_DEBUG=1 shows where)"),
+        (ValueError("said\n  well"), "said well"),
+        (OSError(28, "No space left on device", "x.png"), "x.png: No space left on device"),
+        (OSError(28, "cannot write x.png: No space left on device"), "cannot write x.png: No space left on device"),
+        (OSError("alone"), "alone"),
+    ],
+)
+def test_what_is_said_of_an_error(error, text):
+    assert one_line(error) == text
+
+
+def test_every_error_ends_with_one_line(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise TypeError("not foreseen")
+
+    monkeypatch.setattr(command_line, "app", broken)
+    with pytest.raises(SystemExit) as left:
+        main(["info"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "fastdiff: TypeError: not foreseen (FASTDIFF_DEBUG=1 shows where)\n"
+
+
+def small_files():
+    """As on a full disk: nothing longer than 20 kB can be written."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        (["sample", "--count", "16", "--steps", "1", "--zoom", "9", "--out", "grid.png"], "grid.png"),
+        (["bench", "convergence", "--only", "ddim", "--html", "page.html"], "page.html"),
+    ],
+)
+def test_a_full_disk_names_the_file(arguments, file, tmp_path):
+    result = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path, preexec_fn=small_files,
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"fastdiff: cannot write {file}: ")
+    assert "Traceback" not in result.stderr
+    assert not list(Path(tmp_path).iterdir())  # no part of it either
