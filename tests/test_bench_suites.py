@@ -13,7 +13,10 @@ import torch
 from browser import NEEDS_BROWSER, browse
 
 from fastdiff.bench import convergence, records, scaling, suites
+from fastdiff.bench.cases import Case
 from fastdiff.bench.page import write_page
+from fastdiff.bench.timing import Timing
+from fastdiff.cli import bench_gpu
 from fastdiff.cli import bench_suites as command
 from fastdiff.cli.main import main
 from fastdiff.schedules import VPLinear
@@ -60,6 +63,82 @@ def test_compare_exits_with_1_when_something_became_slower(tmp_path):
     command.compare(str(files[0]), str(files[0]))  # returns
 
 
+def entry(ours, torch_seconds, heap="default"):
+    """A row as pytest-benchmark keeps it."""
+    info = {
+        "shape": [2, 16, 64], "dtype": "float32", "detail": "", "backward": False, "bytes": 1, "flops": 0, "share": 0.5,
+        "ratio": torch_seconds / ours, "matmul_flops": None, "heap": heap,
+        "ours": timing(ours), "torch": timing(torch_seconds), "copy": timing(ours / 2),
+    }  # fmt: skip
+    name = "test_ada_layer_norm[2x16x64-float32]"
+    return {"name": name, "fullname": f"benchmarks/bench_ada_layer_norm.py::{name}", "extra_info": info, "stats": {}}
+
+
+def test_compare_reads_what_the_benchmarks_write(tmp_path):
+    """pytest-benchmark's files: what is compared is fastdiff over torch, not the seconds."""
+    files = {}
+    for name, rows in {
+        "before": [entry(1e-5, 4e-5), entry(1e-5, 3e-5, "raised")],
+        "after": [entry(3e-5, 6e-5), entry(2e-5, 6e-5, "raised")],  # a slower machine
+    }.items():
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps({"machine_info": {}, "benchmarks": rows}))
+    worse = bench("compare", files["before"], files["after"])
+    assert worse.returncode == 1
+    assert "2 rows, slower: ada_layer_norm 2x16x64 float32\n" in worse.stderr
+    assert "0.50x" in worse.stdout
+    suite = tmp_path / "suite.json"
+    records.save(suite, "ops", [records.op_row("ada_layer_norm", entry(1e-5, 4e-5))])
+    same = bench("compare", files["before"], suite)  # the same rows by another way
+    assert (same.returncode, "1.00x" in same.stdout) == (0, True)
+
+
+def test_compare_reads_a_benchmark_that_ran(tmp_path, monkeypatch):
+    pytest.importorskip("pytest_benchmark", reason="belongs to the bench extra")
+    file = tmp_path / "rows.json"
+    chosen = ["-k", "2x16x64 and not backward", "--benchmark-json", str(file)]
+    ran = subprocess.run(
+        [sys.executable, "benchmarks/bench_ada_layer_norm.py", *chosen],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout
+    names = {
+        "rows.json": "ada_layer_norm 2x16x64 float32",
+        "rows-raised.json": "ada_layer_norm 2x16x64 float32, raised heap",
+    }
+    for name, expected in names.items():
+        (change,) = records.compare(records.load(tmp_path / name), records.load(tmp_path / name))
+        assert (change.name, change.factor, change.slower) == (expected, 1, False)
+    with pytest.raises(ValueError, match=r"no row in common; they have 'ada_layer_norm 2x16x64 float32' and '.*raised"):
+        records.compare(*(records.load(tmp_path / name) for name in names))
+
+
+@pytest.mark.parametrize("suite", ["solvers", "convergence", "gpu"])
+def test_a_file_of_any_suite_compares_with_itself(suite, tmp_path):
+    step = {"diffusers": [80, 70, 90], "reference": [40, 39, 41], "cpu": [10, 9, 11]}
+    found = {
+        "solvers": {"results": [
+            {"solver": "ddim", "shape": [1, 4], "time_of_the_copy": 2.0, "microseconds_a_step": step},
+        ]},
+        "convergence": {"rows": [], "errors": {"ddim": {"6": 0.1, "12": 0.05}}, "orders": {"ddim": 1.0}},
+        "gpu": {"rows": [bench_gpu.record(Case("softmax", (8, 8), torch.float32, make=dict, bytes=4), {
+            "ours": Timing(1, 1, 1), "eager": Timing(3, 3, 3), "compiled": Timing(2, 2, 2)})]},
+    }[suite]  # fmt: skip
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(found))
+    result = bench("compare", file, file)
+    assert result.returncode == 0, result.stderr
+    assert "1.00x" in result.stdout
+    if suite == "convergence":
+        found["errors"]["ddim"]["12"] = 0.06
+        (tmp_path / "b.json").write_text(json.dumps(found))
+        worse = bench("compare", file, tmp_path / "b.json")
+        assert worse.returncode == 1
+        assert "less accurate: ddim, 12 calls" in worse.stderr
+    if suite == "gpu":
+        assert records.ratio(found["rows"][0])[0] == 2
+
+
 SUITES = ("ops", "models", "solvers", "scaling", "convergence", "gpu", "compare")
 
 
@@ -103,7 +182,12 @@ def test_bad_arguments(arguments, message, capsys):
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
-    for text, message in (("{", "is not JSON"), ("[]", "is no file of a benchmark"), ('{"rows": [1]}', "benchmark")):
+    for text, message in (
+        ("{", "is not JSON"), ("[]", "is no file of a benchmark"), ('{"rows": [1]}', "benchmark"), ("{}", "benchmark"),
+        ('{"benchmarks": [{"fullname": "test_x.py::test", "stats": {}}]}', "benchmark of fastdiff"),
+        ('{"rows": [{"name": "a", "seconds": {}}]}', "benchmark"), ('{"rows": []}', "has no rows"),
+        ('{"results": [{}]}', "benchmark"), ('{"rows": [], "errors": [1]}', "benchmark"),
+    ):  # fmt: skip
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             records.load(tmp_path / "x.json")
@@ -224,6 +308,23 @@ def test_the_pages_work_in_a_browser(pages):
     assert "CONSOLE" not in log
     document, _ = browse(pages / "scaling.html")
     assert "js-plotly-plot" in document
+
+
+def test_the_table_of_convergence_is_whole_in_80_columns(tmp_path, monkeypatch, capsys):
+    """No name and no number is cut."""
+    found = {solver: {n: 1.0 / n**2 for n in convergence.CALLS} for solver in convergence.SOLVERS}
+    found["heun"] = {n - 1: 1.0 / n**2 for n in convergence.CALLS}
+    monkeypatch.setattr(convergence, "errors", lambda *_: found)
+    for width, calls in (("80", 5), ("140", 10)):
+        monkeypatch.setenv("COLUMNS", width)
+        command.run("convergence", None, None, None, None)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= int(width)
+        assert "…" not in "".join(lines)
+        rows = {line.split()[0]: line.split()[1:] for line in lines if line.split()[:1] and line.split()[0] in found}
+        assert set(rows) == set(convergence.SOLVERS)
+        assert {len(cells) for cells in rows.values()} == {calls + 1}
+        assert rows["ddim"][-2] == f"{1 / 128**2:.1e}"
 
 
 def test_convergence_through_the_command(tmp_path, capsys):

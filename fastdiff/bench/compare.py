@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.bench.cases import Case, Inputs, results, tensors, wanting_gradients, wide
+from fastdiff.bench.heap import heap
 from fastdiff.bench.timing import Timing, interleave, matmul_rate
 from fastdiff.ops.op import Op
 
@@ -57,6 +58,7 @@ class Row:
             "ratio": self.ratio,
             "share": self.share,
             "matmul_flops": self.matmul_flops,
+            "heap": heap(),
             **{name: asdict(getattr(self, name)) for name in ("torch", "ours", "copy")},
         }
 

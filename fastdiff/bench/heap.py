@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _RAISED = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483648"}
@@ -23,7 +24,8 @@ def heap() -> str:
 def run_benchmark(path: str, arguments: Sequence[str] | None = None, *, stdout: Any = None) -> int:
     """Run the file with pytest once in each heap, threads pinned; returns the exit status.
 
-    arguments: of pytest, and `--heap default` or `--heap raised` for one only; those of the command line if None.
+    arguments: of pytest, and `--heap default` or `--heap raised` for one only; those of the command line if None. Where
+    both heaps write a file (`--benchmark-json FILE`), that of the second is FILE with "-raised" before its suffix.
     stdout: a file for its output instead of this process's own.
     """
     rest = list(sys.argv[1:] if arguments is None else arguments)
@@ -40,6 +42,19 @@ def run_benchmark(path: str, arguments: Sequence[str] | None = None, *, stdout: 
         environment = {k: v for k, v in os.environ.items() if k not in _RAISED}
         environment |= _RAISED if name == "raised" else {}
         environment.setdefault("OMP_PROC_BIND", "true")
-        command = [sys.executable, "-m", "pytest", "-q", "--benchmark-quiet", path, *rest]
+        given = _beside(rest) if name == "raised" and len(wanted) == 2 else rest
+        command = [sys.executable, "-m", "pytest", "-q", "--benchmark-quiet", path, *given]
         status = subprocess.run(command, env=environment, check=False, **output).returncode or status
     return status
+
+
+def _beside(arguments: Sequence[str]) -> list[str]:
+    """With another file for the results than the default heap's."""
+    found = list(arguments)
+    for at, word in enumerate(found):
+        option, separator, file = word.partition("=")
+        if option == "--benchmark-json" and (separator or at + 1 < len(found)):
+            path = Path(file if separator else found[at + 1])
+            other = str(path.with_name(f"{path.stem}-raised{path.suffix}"))
+            found[at if separator else at + 1] = f"{option}={other}" if separator else other
+    return found

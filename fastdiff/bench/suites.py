@@ -9,10 +9,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fastdiff.bench.heap import run_benchmark
-from fastdiff.bench.records import Row
+from fastdiff.bench.records import Row, op_row, solver_row
 from fastdiff.errors import expect, unknown
 from fastdiff.ops import OPS
 from fastdiff.solvers import SOLVERS
@@ -83,34 +82,6 @@ def _ops(file: Path, only: Sequence[str], arguments: Sequence[str]) -> list[Row]
             raise RuntimeError(f"{path.name} failed with status {status}; a wrong result is not timed")
         rows += [op_row(op, entry) for entry in json.loads(file.read_text(encoding="utf-8"))["benchmarks"]]
     return rows
-
-
-def op_row(op: str, entry: dict[str, Any]) -> Row:
-    """A row from one of pytest-benchmark's, whose extra_info is `fastdiff.bench.compare.Row.record()`."""
-    info = entry["extra_info"]
-    words = ["x".join(map(str, info["shape"])), info["dtype"], info["detail"], "backward" if info["backward"] else ""]
-    return {
-        "name": f"{op} {' '.join(word for word in words if word)}",
-        "seconds": {name: info[name] for name in ("ours", "torch", "copy")},
-        "baseline": "torch",
-        "share": info["share"],
-        "bytes": info["bytes"],
-        "flops": info["flops"],
-    }
-
-
-def solver_row(result: dict[str, Any]) -> Row:
-    """A row from one of bench_solvers.py's: a step of the C++ engine against diffusers' scheduler."""
-    seconds = {
-        {"cpu": "ours"}.get(name, name): {"median": 1e-6 * m, "p20": 1e-6 * low, "p80": 1e-6 * high}
-        for name, (m, low, high) in result["microseconds_a_step"].items()
-    }
-    return {
-        "name": f"{result['solver']} {'x'.join(map(str, result['shape']))}",
-        "seconds": seconds,
-        "baseline": "diffusers",
-        "share": 1 / result["time_of_the_copy"],
-    }
 
 
 def _checked(command: Sequence[str]) -> None:

@@ -42,8 +42,11 @@ def run(suite: str, against: str | None, only: str | None, json_file: str | None
 
 def compare(before: str, after: str) -> None:
     """Print what changed, slowest first; exit with 1 if something became slower beyond the spread of both files."""
-    changes = records.compare(records.load(before), records.load(after))
-    table = Table(title=f"{Path(before).name} to {Path(after).name}: ratio to the baseline (p20 to p80)", box=None)
+    old, new = records.load(before), records.load(after)
+    changes = records.compare(old, new)
+    accuracy = "errors" in new
+    what = "1 / error" if accuracy else "ratio to the baseline (p20 to p80)"
+    table = Table(title=f"{Path(before).name} to {Path(after).name}: {what}", box=None)
     for heading in ("row", "before", "after", "change"):
         table.add_column(heading, justify="left" if heading == "row" else "right")
     for change in changes:
@@ -52,7 +55,8 @@ def compare(before: str, after: str) -> None:
         table.add_row(change.name, *spans, f"{change.factor:.2f}x", style=style)
     Console(highlight=False).print(table)
     slower = [change.name for change in changes if change.slower]
-    console.print(f"{len(changes)} rows, slower: {', '.join(slower) or 'none'}", markup=False)
+    worse = "less accurate" if accuracy else "slower"
+    console.print(f"{len(changes)} rows, {worse}: {', '.join(slower) or 'none'}", markup=False)
     if slower:
         sys.exit(1)
 
@@ -81,12 +85,14 @@ def _print(suite: str, rows: Sequence[records.Row], more: dict[str, Any]) -> Non
 
 
 def _print_convergence(out: Console, more: dict[str, Any]) -> None:
-    calls = sorted({n for curve in more["errors"].values() for n in curve})
-    table = Table(title="RMS distance to the exact solution against model calls", title_justify="left")
+    calls = convergence.CALLS if out.width >= 120 else convergence.CALLS[1::2]
+    title = "RMS distance to the exact solution with so many model calls at most"
+    table = Table(title=title, title_justify="left", box=None)
     for heading in ("solver", *map(str, calls), "order"):
-        table.add_column(heading, justify="left" if heading == "solver" else "right")
+        table.add_column(heading, justify="left" if heading == "solver" else "right", no_wrap=True)
     for solver, curve in more["errors"].items():
-        cells = [f"{curve[n]:.1e}" if n in curve else "" for n in calls]
+        within = [[n for n in curve if n <= most] for most in calls]
+        cells = [f"{curve[max(counts)]:.1e}" if counts else "" for counts in within]
         table.add_row(solver, *cells, f"{more['orders'][solver]:.2f}")
     out.print(table)
     out.print("Published, FID on CIFAR-10, quoted and not measured here (another model, another measure):")
