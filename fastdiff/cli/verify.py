@@ -20,7 +20,8 @@ def run(model: str, batch: int, seed: int, as_json: bool) -> None:
     t = torch.linspace(0, 999, batch)
     found = fastdiff.verify(loaded, fastdiff.optimize(loaded), ((x, t), loaded.info.condition(None, batch)))
     if as_json:
-        print_json({"model": model, "same": found.ok, "nodes": found.nodes, "against": found.against,
+        print_json({"model": model, "same": found.ok, "unproven": found.unproven, "nodes": found.nodes,
+                    "against": found.against,
                     "outputs": [asdict(output) for output in found.outputs],
                     "first": None if found.first is None else asdict(found.first)})  # fmt: skip
     else:

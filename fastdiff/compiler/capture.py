@@ -16,6 +16,7 @@ from fastdiff.compiler.nodes import Node, value
 from fastdiff.compiler.passes import PASSES, normalize
 from fastdiff.compiler.report import Notes, Report, record
 from fastdiff.errors import unknown
+from fastdiff.runtime.dispatcher import any_autocast
 
 
 class FastGraph:
@@ -37,13 +38,47 @@ class FastGraph:
         return self._run(*inputs)
 
 
+class AsWritten:
+    """A captured graph that runs as it was captured, which is counted."""
+
+    def __init__(self, captured: fx.GraphModule, report: Report) -> None:
+        self.report, self._run = report, captured.forward
+
+    def __call__(self, *inputs: Any) -> Any:
+        self.report.calls += 1
+        return self._run(*inputs)
+
+
+class Told:
+    """Warns that a model is not made faster, once for each reason. name: of the model, for the message."""
+
+    def __init__(self, name: str = "a compiled model") -> None:
+        self._name, self._reasons = name, set[str]()
+
+    def __call__(self, reason: str) -> None:
+        """Say so, if it is new."""
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            warnings.warn(f"fastdiff: {self._name} runs as it was written, and not faster: {reason}", stacklevel=3)
+
+
+def _not_wanted(tensors: Sequence[Tensor]) -> str | None:
+    """Why what PyTorch was asked for is not what the operators give, or None."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "a gradient is wanted; call it under torch.no_grad() or torch.inference_mode()"
+    if any_autocast():
+        return "torch.autocast is in force, which chooses the types; convert the model with model.to(dtype) instead"
+    return None
+
+
 def compile_graph(
-    captured: fx.GraphModule, inputs: Sequence[Any], *, disable: Sequence[str] = ()
+    captured: fx.GraphModule, inputs: Sequence[Any], *, disable: Sequence[str] = (), told: Told | None = None
 ) -> Callable[..., Any]:
     """What Dynamo calls: the graph with the passes applied, but for those named in `disable`.
 
-    Where a gradient is wanted, or a pass finds something that it must not touch, the graph runs as it was captured; a
-    pass that fails is undone. Both are in the report that `fastdiff.explain` shows, the latter with a warning too.
+    Where a gradient is wanted, under autocast, or where a pass finds something that it must not touch, the graph runs
+    as it was captured; a pass that fails is undone. All are in the report that `fastdiff.explain` shows, the last and
+    the first two with a warning too, by `told`.
     """
     check_passes(disable)
     started = time.perf_counter()
@@ -54,14 +89,15 @@ def compile_graph(
         if _is_parameter(tensor):
             report.parameter(tensor)
     record(report)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        report.fallback = "a gradient is wanted; torch.no_grad() or torch.inference_mode() for speed"
-        return captured.forward
+    if (reason := _not_wanted(tensors)) is not None:
+        report.fallback = reason
+        (told or Told())(reason)
+        return AsWritten(captured, report)
     try:
         module = transform(captured, report, disable)
     except Unsupported as error:
         report.fallback = str(error)
-        return captured.forward
+        return AsWritten(captured, report)
     finally:
         report.seconds = time.perf_counter() - started
     fast = FastGraph(captured, module, report)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdiff.compiler.capture import check_passes, compile_graph
+from fastdiff.compiler.capture import Told, check_passes, compile_graph
 from fastdiff.compiler.report import recorded
 from fastdiff.compiler.verify import verified_call
 from fastdiff.runtime import eager
@@ -26,7 +26,7 @@ class FastCall:
         self.original = module._call_impl
         self._verify = verify  # the next call
         self._failed = False
-        self.disable = tuple(disable)
+        self.disable, self._told = tuple(disable), Told(type(module).__name__)
         self._first: Any = None
         self._static = self._compiled(dynamic=False)
         self._dynamic: Callable[..., Any] | None = None
@@ -36,7 +36,7 @@ class FastCall:
             return self.original(*args, **kwargs)
         if self._verify:
             result, same = verified_call(self._fast, self.original, args, kwargs)
-            self._verify, self._failed = False, not same
+            self._verify, self._failed = same is None, same is False
             return result
         return self._fast(*args, **kwargs)
 
@@ -79,7 +79,7 @@ class FastCall:
 
         # Dynamo keeps what it compiled, and counts it, by code object: each model gets its own.
         own = types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
-        backend = functools.partial(compile_graph, disable=self.disable)
+        backend = functools.partial(compile_graph, disable=self.disable, told=self._told)
         return torch.compile(own, backend=backend, dynamic=dynamic)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch.utils import _pytree as pytree
 from fastdiff.compiler import lockstep
 from fastdiff.compiler.capture import FastGraph
 from fastdiff.compiler.nodes import Node
-from fastdiff.compiler.report import reports_of
+from fastdiff.compiler.report import recorded, reports_of
 from fastdiff.errors import expect
+from fastdiff.runtime import eager
 
 # Of the output's RMS, in float32; other dtypes may differ as many units in their last place.
 _BOUND = 1e-4 / torch.finfo(torch.float32).eps
@@ -42,24 +44,29 @@ class Verification:
     """What `verify` found.
 
     outputs: each of the model's results. nodes: how many were compared with the original's; first: the first one beyond
-    its bound, if there is one. against: what the outputs were compared with, "float64" or the model's dtype.
+    its bound, if there is one. against: what the outputs were compared with, "float64" or the model's dtype. unproven:
+    why nothing was verified: the original ran in the fast model's place; None if the fast one ran.
     """
 
     outputs: list[Difference]
     nodes: int = 0
     first: Difference | None = None
     against: str = ""
+    unproven: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs are within their bounds. A node beyond its own is reported, and may be made up for."""
-        return all(output.within for output in self.outputs)
+        """Whether the fast model ran, and all outputs are within their bounds. A node beyond its own is reported, and
+        may be made up for."""
+        return self.unproven is None and all(output.within for output in self.outputs)
 
     def __bool__(self) -> bool:
         return self.ok
 
     def __str__(self) -> str:
+        if self.unproven is not None:
+            return f"not verified: the original ran: {self.unproven}"
         lines = [f"{'same' if self.ok else 'DIFFERENT'}: the fast model against {self.against}, {self.nodes} nodes"]
         for found in self.outputs:
             sign = "<=" if found.within else "> "
@@ -77,6 +84,7 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
     tensor's RMS; the bound is twice that of the original against the same in float64 where that fits into memory, plus
     1e-4 in float32 (as many roundings in other dtypes).
 
+    Both run without gradients. Where the original runs in the fast one's place, the result says so and is not `ok`.
     Raises ValueError if `fast` is not a model that went through `fastdiff.optimize` or torch.compile.
     """
     args, kwargs = _arguments(inputs)
@@ -85,14 +93,11 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
         getattr(fast, "_compiled_call_impl", None) is not None or hasattr(fast, "_orig_mod"),
         "fast must come from fastdiff.optimize or torch.compile",
     )
-    reports = reports_of(list(fast.parameters()))
-    grabbed: dict[int, tuple[FastGraph, tuple[Any, ...]]] = {}
-    FastGraph.observer = lambda graph, values: grabbed.setdefault(id(graph), (graph, values))
-    try:
-        with torch.no_grad():
-            found = _tensors(fast(*args, **kwargs))
-    finally:
-        FastGraph.observer = None
+    known = [(report, report.calls) for report in reports_of(list(fast.parameters()))]
+    with torch.no_grad(), _observed() as grabbed, recorded() as made:
+        found = _tensors(fast(*args, **kwargs))
+    reports = [report for report, calls in known if report.calls > calls]
+    reports += [report for report in made if report.calls]
     with torch.no_grad():
         expected = _tensors(original(*args, **kwargs))
         result = Verification([], against=_dtype(expected))
@@ -112,19 +117,37 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
     for number, (ours, theirs) in enumerate(zip(found, expected)):
         name = "output" if len(expected) == 1 else f"output {number}"
         result.outputs.append(_difference(name, ours, theirs, None if exact is None else exact[number]))
-    for report in reports:
-        if report.fallback is not None:
-            result.notes.append(f"the original ran: {report.fallback}")
-    if not grabbed:
+    reasons = [report.fallback for report in reports if report.fallback is not None]
+    if not grabbed and (reasons or not hasattr(fast, "_orig_mod")):
+        result.unproven = "; ".join(dict.fromkeys(reasons)) or eager.wanted() or "no graph of fastdiff was made"
+    elif not grabbed:
         result.notes.append("no graph of fastdiff ran")
+    result.notes += [f"a part ran as it was written: {reason}" for reason in reasons]
     return result
+
+
+@contextmanager
+def _observed() -> Iterator[dict[int, tuple[FastGraph, tuple[Any, ...]]]]:
+    """The graphs that run inside the block, by their id, with the inputs of their first call."""
+    grabbed: dict[int, tuple[FastGraph, tuple[Any, ...]]] = {}
+    before = FastGraph.observer
+    FastGraph.observer = lambda graph, values: grabbed.setdefault(id(graph), (graph, values))
+    try:
+        yield grabbed
+    finally:
+        FastGraph.observer = before
 
 
 def verified_call(
     fast: Callable[..., Any], original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, bool]:
-    """The fast result and True, or the original's and False with a warning that says by how much it differs."""
-    found, expected = fast(*args, **kwargs), original(*args, **kwargs)
+) -> tuple[Any, bool | None]:
+    """The fast result and True, or the original's and False with a warning that says by how much it differs, or None
+    where the original ran in the fast one's place."""
+    with _observed() as grabbed:
+        found = fast(*args, **kwargs)
+    if not grabbed:
+        return found, None
+    expected = original(*args, **kwargs)
     with torch.no_grad():
         differences = [
             _difference(f"output {n}", a, b, None)

@@ -19,6 +19,7 @@ _has_torch_function = _C._has_torch_function
 _included_keys = _C._dispatch_tls_local_include_set
 _keys_of = _C._dispatch_keys
 _is_grad_enabled = torch.is_grad_enabled
+any_autocast = _C._is_any_autocast_enabled
 _profiler_enabled = _C._autograd._profiler_enabled
 
 
@@ -76,6 +77,12 @@ def is_watched(tensors: Sequence[Tensor | None] = ()) -> bool:
 def is_ordinary(tensor: Tensor) -> bool:
     """Whether this is memory on the CPU and nothing else: not fake, wrapped, negated, sparse ..."""
     return not _keys_of(tensor).raw_repr() & _UNUSUAL
+
+
+def differentiable(tensor: Tensor) -> Tensor:
+    """The tensor; a copy of one that was made under torch.inference_mode, which autograd refuses. To be called outside
+    of that mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def transformed() -> str | None:
