@@ -17,9 +17,11 @@ from fastdiff.models.info import resolve
 from fastdiff.process.noise import CounterNoise
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Point, Schedule
+from fastdiff.runtime.dispatcher import differentiable
 from fastdiff.solvers.rk45 import dormand_prince
 
 
+@torch.inference_mode(False)  # the divergence needs gradients
 def log_likelihood(
     model: Callable[..., Any],
     x: Tensor,
@@ -50,10 +52,12 @@ def log_likelihood(
         f"x must be a float32 or float64 tensor (B, ...), got {getattr(x, 'dtype', x)} {getattr(x, 'shape', '')}",
     )
     expect(isinstance(probes, Integral) and probes >= 1, f"probes must be a whole number >= 1, got {probes!r}")
+    x = differentiable(x)
+    cond = _mapped(differentiable, cond or {})
     counter = CounterNoise.of(seed, len(x))
     # Rademacher vectors: of those with independent elements they have the least variance.
     vectors = [counter.draw(n, x.shape, x.dtype).sign().to(x.device) for n in range(probes)]
-    checked = _Differentiable("log_likelihood", model, schedule, prediction, x, Inputs(counter, cond=cond or {}))
+    checked = _Differentiable("log_likelihood", model, schedule, prediction, x, Inputs(counter, cond=cond))
 
     def slope(state: Tensor, t: float) -> Tensor:
         with torch.enable_grad():
@@ -86,6 +90,14 @@ class _Differentiable(CheckedModel):
         if not out.requires_grad:  # the divergence would silently miss the model's part
             raise SamplingError(f"{self.where(s)}: the {name} has no gradient with respect to x (torch.no_grad in it?)")
         return out
+
+
+def _mapped(function: Callable[[Tensor], Tensor], conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions with what the function makes of each tensor, in mappings too."""
+    return {
+        key: function(v) if isinstance(v, Tensor) else _mapped(function, v) if isinstance(v, Mapping) else v
+        for key, v in conditions.items()
+    }
 
 
 def bits_per_dimension(log_p: Tensor, x: Tensor, *, levels: float = 128.0) -> Tensor:

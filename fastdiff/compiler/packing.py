@@ -17,7 +17,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: tuple[int, int, int] | None = None
-        self._view = self._copy = torch.empty(0)
+        self._view = self._copy = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def __call__(self, weight: Tensor) -> None:
         if weight.is_inference():

@@ -137,7 +137,7 @@ class _Evaluator:
 
     def _times(self, program: Program) -> Tensor:
         """(calls, 1)."""
-        times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64)
+        times = torch.tensor([call.model_time for call in program.calls], dtype=torch.float64, device="cpu")
         return times.to(self.device, self.state_dtype)[:, None]
 
     def load(self, program: Program, inputs: Inputs) -> None:

@@ -101,9 +101,9 @@ class DeviceEngine:
             for k in range(len(kinds)):
                 row = coefficients[k * len(slots) : (k + 1) * len(slots)]
                 flat += [*row, *[0.0] * (width - len(slots))]
-        self._coefficients.copy_(torch.tensor(flat, dtype=torch.float64))
+        self._coefficients.copy_(torch.tensor(flat, dtype=torch.float64, device="cpu"))
         keys = [[_signed(seed), _signed(sample)] for seed, sample in zip(inputs.counter.seeds, inputs.counter.samples)]
-        self._keys.copy_(torch.tensor(keys, dtype=torch.int64))
+        self._keys.copy_(torch.tensor(keys, dtype=torch.int64, device="cpu"))
         self._broken.zero_()
 
     def combine(self, index: int, cond: Tensor | None, uncond: Tensor | None) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import expect
+from fastdiff.runtime.dispatcher import differentiable
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Classifier:
         """From a classifier of noisy data: network(x, t) -> (B, classes) logits; labels (B,), whole numbers."""
 
         def gradient(x: Tensor, t: Tensor) -> Tensor:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                log_p = network(x, t).log_softmax(-1).gather(1, labels.to(x.device)[:, None])
+            with torch.inference_mode(False), torch.enable_grad():
+                x, t = differentiable(x).detach().requires_grad_(), differentiable(t)
+                log_p = network(x, t).log_softmax(-1).gather(1, differentiable(labels).to(x.device)[:, None])
                 return torch.autograd.grad(log_p.sum(), x)[0]
 
         return cls(gradient, scale)

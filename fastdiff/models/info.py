@@ -36,7 +36,8 @@ class ModelInfo:
 
         Raises ValueError that lists the near names.
         """
-        return {"y": torch.tensor([self._number(name) for name in _one_each("classes", classes, batch)])}
+        numbers = [self._number(name) for name in _one_each("classes", classes, batch)]
+        return {"y": torch.tensor(numbers, dtype=torch.int64, device="cpu")}
 
     def _number(self, name: str | None) -> int:
         if name is None:
@@ -59,10 +60,11 @@ class PromptInfo(ModelInfo):
 
         Raises ValueError for unknown words, with the nearest known ones, and for too long a prompt.
         """
-        tokens = torch.tensor([self.tokenizer.tokens(prompt) for prompt in _one_each("prompts", classes, batch)])
-        with torch.inference_mode():
-            context, y = self.text(tokens.to(self.text.positions.device))
-        return {"context": context.clone(), "y": y.clone()}
+        words = [self.tokenizer.tokens(prompt) for prompt in _one_each("prompts", classes, batch)]
+        tokens = torch.tensor(words, dtype=torch.int64, device=self.text.positions.device)
+        with torch.no_grad():
+            context, y = self.text(tokens)
+        return {"context": context, "y": y}
 
 
 def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:

@@ -98,7 +98,7 @@ class Attention(Op[Arguments]):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), None, None
         scores = a.factor * (q @ k.transpose(-2, -1))
         if mask is not None:
-            nothing = torch.full((), -torch.inf, dtype=q.dtype)
+            nothing = torch.full((), -torch.inf, dtype=q.dtype, device=q.device)
             scores = torch.where(mask, scores, nothing) if mask.dtype is torch.bool else scores + mask
         alone = (scores == -torch.inf).all(-1, keepdim=True)
         maps = scores.masked_fill(alone, 0).softmax(-1).masked_fill(alone, 0)
@@ -235,7 +235,7 @@ def _backward_by_torch(
 ) -> tuple[Tensor, ...]:
     if mask is not None:
         if mask.dtype is torch.bool:
-            mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+            mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)
         mask = mask.expand(*q.shape[:3], k.shape[2])
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         gradient, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale

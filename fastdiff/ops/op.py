@@ -8,6 +8,7 @@ gradients. See docs/write-an-op.md.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_type_hints
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastdiff.runtime import choice, dispatcher
-from fastdiff.runtime.dispatcher import is_trivial
+from fastdiff.runtime.dispatcher import any_autocast, is_trivial
 
 # What the kernels call the types that they take.
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -142,7 +143,13 @@ class Op(Generic[A]):
 
     def run(self, a: A, inplace: bool = False) -> Any:
         """The results, by whoever is chosen. inplace: where that is PyTorch, it may overwrite what it makes itself."""
-        self.check(a)
+        try:
+            self.check(a)
+        except TypeError:
+            if not any_autocast():
+                raise
+            a = self._in_one_type(a)
+            self.check(a)
         if is_compiling():
             return self.reference(a, inplace) if self.takes(a) is None else self._operator(*self.recording(a))
         tensors = self._tensors(a)
@@ -151,14 +158,33 @@ class Op(Generic[A]):
                 return self.kernel(a)  # as `takes` would say, at once
             taker = self.takes(a, ordinary=True)
             if taker is None:
-                return self.reference(a, inplace)
+                return self._plainly(a, inplace)
             return self.kernel(a) if taker == "cpu" else self.triton(a)
         if self.takes(a) is None:
-            return self.reference(a, inplace)
+            return self._plainly(a, inplace)
         a = self.recording(a)
         if self._recorded is not None and dispatcher.only_wants_gradient(tensors):
             return self._recorded(*a)
         return self._operator(*a)
+
+    def _plainly(self, a: A, inplace: bool) -> Any:
+        """The reference, in the arguments' own type under autocast too, as the kernels."""
+        if not any_autocast():
+            return self.reference(a, inplace)
+        with torch.autocast(self._first(a).device.type, enabled=False):
+            return self.reference(a, inplace)
+
+    def _in_one_type(self, a: A) -> A:
+        """Under autocast some tensors are halves and others are not: all in the widest of their types, as in torch."""
+
+        def one(value: Any) -> Any:
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(one, value))
+            return value.to(widest) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        found = [t.dtype for t in self._tensors(a) if t is not None and t.is_floating_point()]
+        widest = functools.reduce(torch.promote_types, found)
+        return type(a)(*map(one, a))
 
     def arguments(self, *values: Any, **named: Any) -> A:
         """What a public call makes of its arguments; nothing is checked or computed."""

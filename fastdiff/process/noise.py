@@ -39,7 +39,7 @@ class CounterNoise:
         first_sample: number of the first sample under one seed.
         """
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
         seeds: tuple[int, ...]
         if isinstance(seed, Integral):
             seeds, samples = (int(seed),) * batch, tuple(range(first_sample, first_sample + batch))
@@ -61,7 +61,7 @@ class CounterNoise:
 
     def _fill(self, draw: int, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         count = int(np.prod(shape[1:]))
-        rows = torch.empty(shape[0], -(-count // GROUP) * GROUP)
+        rows = torch.empty(shape[0], -(-count // GROUP) * GROUP, dtype=torch.float32, device="cpu")
         for row, seed, sample in zip(rows, self.seeds, self.samples):
             core.normal(row.data_ptr(), count, seed, sample, draw)
         return rows[:, :count].reshape(*shape).to(dtype).contiguous()

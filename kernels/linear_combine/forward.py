@@ -151,7 +151,7 @@ def make_table(
     draw of a noise; outputs: three addresses each, or 0."""
     entries = [(kind, number + 1 if kind == NOISE.value else number) for kind, number in zip(kinds, numbers)]
     flat = [value for entry in (*entries, *outputs) for value in entry]
-    return torch.tensor(flat, dtype=torch.int64).to(device)
+    return torch.tensor(flat, dtype=torch.int64, device="cpu").to(device)
 
 
 def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -168,7 +168,7 @@ def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Ten
     addresses = [x.data_ptr() for x in inputs], [(y.data_ptr(), 0, 0) for y in outputs]
     launch_step(
         table=make_table([BUFFER.value] * len(inputs), *addresses, device),
-        coefficients=torch.tensor(columns, dtype=torch.float64).to(device, sum_type),
+        coefficients=torch.tensor(columns, dtype=torch.float64, device="cpu").to(device, sum_type),
         keys=torch.empty(0, dtype=torch.int64, device=device),
         broken=torch.empty(1, dtype=torch.int32, device=device),
         cond=first, uncond=first, batch=1, elements=first.numel(), num_inputs=len(inputs), num_outputs=len(outputs),

@@ -69,7 +69,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         self._begin: int | None = None
         self._run: _Run | None = None
         self.num_inference_steps: int | None = None
-        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.int64, device="cpu")
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps

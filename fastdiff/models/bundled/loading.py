@@ -19,6 +19,7 @@ from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLate
 from fastdiff.models.dit import DiTConfig
 from fastdiff.models.info import ModelInfo, PromptInfo
 from fastdiff.models.ldm import LDMConfig
+from fastdiff.models.parts.unfilled import unfilled
 from fastdiff.models.text import TextConfig, Tokenizer
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.process.schedules import SCHEDULES
@@ -57,10 +58,11 @@ def to_pictures(model: BundledModel, samples: Tensor) -> Tensor:
     """Samples of a bundled model as pictures (B, 3, H, W) in about [-1, 1]: decoded, if they are latents."""
     if isinstance(model, UNet):
         return samples
-    with torch.inference_mode():
+    with torch.no_grad():
         return model.decode(samples)
 
 
+@torch.inference_mode(False)  # what is loaded inside it could not be differentiated through later
 def load_files(
     description: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> BundledModel:
@@ -79,13 +81,15 @@ def load_files(
             f"{weights} is not the file that was published: {len(content)} bytes with SHA-256 {digest}, expected "
             f"{about['sha256']}; it was truncated or changed, install the package again"
         )
-    model, state = _build(about), load_safetensors(content)
+    with unfilled():
+        model = _build(about)
+    state = load_safetensors(content)
     # weights published with attention's linear maps as 1 x 1 convolutions
     state = {
         key: value.squeeze((2, 3)) if key.endswith(_LINEAR) and value.ndim == 4 else value
         for key, value in state.items()
     }
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     model.info = _info(about, model)
     model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)

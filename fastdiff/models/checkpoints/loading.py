@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from fastdiff.errors import WeightsError, expect, unknown
 from fastdiff.models.checkpoints.layout import LAYOUTS, REQUIRED, Checkpoint, Derived, Layout, MissingKey
 from fastdiff.models.checkpoints.reading import read
+from fastdiff.models.parts.unfilled import unfilled
 
 
+@torch.inference_mode(False)  # what is loaded inside it could not be differentiated through later
 def load(
     source: str | Path | Mapping[str, Any],
     *,
@@ -98,21 +99,8 @@ def on_meta(layout: str, config: Mapping[str, Any]) -> nn.Module:
 
 def build(layout: Layout, config: Mapping[str, Any]) -> nn.Module:
     """The model of a layout, on the meta device: shapes without values. config: all of the layout's fields."""
-    with torch.device("meta"), _Uninitialised():
+    with unfilled():
         return layout.build(config).to("meta")
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Initialisation of weights does nothing: random numbers on the meta device take 1 s and 150 MB, of imports."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == nn.init.__name__ or func in _RANDOM:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-_RANDOM = (Tensor.normal_, Tensor.uniform_)
 
 
 def complete(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:

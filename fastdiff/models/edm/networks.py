@@ -321,5 +321,7 @@ def _drop_labels(labels: Tensor | None, x: Tensor, label_dim: int, share: float)
         labels.ndim == 2 and labels.shape[1] == label_dim,
         f"class_labels must be (B, {label_dim}), got {tuple(labels.shape)}",
     )
-    kept = torch.rand(len(x), 1, device=x.device) >= share if share else torch.ones((), dtype=torch.bool)
+    kept = (
+        torch.rand(len(x), 1, device=x.device) >= share if share else torch.ones((), dtype=torch.bool, device=x.device)
+    )
     return labels.to(x.dtype) * kept.to(x)
