@@ -14,6 +14,9 @@ from fastdiff.models.bundled import load
 from fastdiff.optimizing import optimize, restore
 from fastdiff.process import edm_table, grids, noise, prediction, schedules
 from fastdiff.profiling import profile
+from fastdiff.program import Program
+from fastdiff.program.tracing import trace
+from fastdiff.running import run
 from fastdiff.runtime import memory
 from fastdiff.runtime.choice import use
 from fastdiff.sampling import sample
@@ -27,6 +30,7 @@ for _module in (caching, edm_table, grids, memory, noise, prediction, schedules)
 __all__ = [
     "CFG",
     "Classifier",
+    "Program",
     "SamplingError",
     "Threshold",
     "WeightsError",
@@ -46,9 +50,11 @@ __all__ = [
     "prediction",
     "profile",
     "restore",
+    "run",
     "sample",
     "schedules",
     "solvers",
+    "trace",
     "use",
     "verify",
 ]

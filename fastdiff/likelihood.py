@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff import arguments
 from fastdiff.engine import Inputs
 from fastdiff.engine.adaptive import CheckedModel
 from fastdiff.errors import SamplingError, expect
 from fastdiff.models.info import resolve
-from fastdiff.process.noise import CounterNoise
+from fastdiff.process.noise import CounterNoise, Seed
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Point, Schedule
 from fastdiff.runtime.dispatcher import differentiable
@@ -30,7 +30,7 @@ def log_likelihood(
     prediction: Prediction | str | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    seed: int | Sequence[int] | None = None,
+    seed: Seed = None,
     probes: int = 1,
     cond: Mapping[str, Any] | None = None,
     max_steps: int = 1000,
@@ -47,13 +47,16 @@ def log_likelihood(
     Raises SamplingError, naming the step, for what the model must not return, and if max_steps are not enough.
     """
     schedule, prediction = resolve(model, schedule, prediction)
+    x = arguments.state("x", x)
     expect(
-        isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64) and x.ndim >= 2 and len(x) > 0,
-        f"x must be a float32 or float64 tensor (B, ...), got {getattr(x, 'dtype', x)} {getattr(x, 'shape', '')}",
+        x.dtype in (torch.float32, torch.float64) and x.ndim >= 2 and len(x) > 0,
+        f"x must be a float32 or float64 tensor (B, ...), got {x.dtype} {tuple(x.shape)}",
     )
-    expect(isinstance(probes, Integral) and probes >= 1, f"probes must be a whole number >= 1, got {probes!r}")
+    probes, max_steps = arguments.whole("probes", probes, 1), arguments.whole("max_steps", max_steps, 1)
+    rtol, atol = arguments.number("rtol", rtol), arguments.number("atol", atol)
+    expect(min(rtol, atol) >= 0 < max(rtol, atol), f"rtol and atol must not be negative, got {rtol!r} and {atol!r}")
     x = differentiable(x)
-    cond = _mapped(differentiable, cond or {})
+    cond = _mapped(differentiable, arguments.conditions("cond", cond, len(x)))
     counter = CounterNoise.of(seed, len(x))
     # Rademacher vectors: of those with independent elements they have the least variance.
     vectors = [counter.draw(n, x.shape, x.dtype).sign().to(x.device) for n in range(probes)]

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.arguments import described, whole
 from fastdiff.errors import expect
 from fastdiff.files import replacing
 
 
 def to_uint8(samples: Tensor) -> NDArray[np.uint8]:
     """(B, 3 or 1, H, W) in [-1, 1] -> (B, H, W, 3) in 0..255, values outside clipped."""
+    if not isinstance(samples, Tensor):
+        raise TypeError(f"pictures must be a tensor (B, 3, H, W) in [-1, 1], got {described(samples)}")
     expect(
         samples.ndim == 4 and samples.shape[1] in (1, 3), f"pictures must be (B, 3, H, W), got {tuple(samples.shape)}"
     )
@@ -23,6 +26,7 @@ def to_uint8(samples: Tensor) -> NDArray[np.uint8]:
 
 def grid(samples: Tensor, columns: int, *, margin: int = 2) -> NDArray[np.uint8]:
     """Pictures row by row with a light margin: (B, 3, H, W) in [-1, 1] -> (rows H', columns W', 3) uint8."""
+    columns, margin = whole("columns", columns, 1), whole("margin", margin, 0)
     pictures = to_uint8(samples)
     rows = -(-len(pictures) // columns)
     height, width = pictures.shape[1] + margin, pictures.shape[2] + margin
@@ -37,6 +41,13 @@ def save_png(path: str | Path, pixels: NDArray[np.uint8], *, zoom: int = 1) -> N
     """Write (H, W, 3) uint8 as PNG, each pixel as zoom x zoom; whole or not at all."""
     from PIL import Image
 
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path must be that of a file, got {described(path)}; save_png takes the path, then the pixels")
+    wrong = f"pixels must be (H, W, 3) uint8, as pictures.grid(samples, columns) gives, got {described(pixels)}"
+    if not isinstance(pixels, np.ndarray):
+        raise TypeError(wrong)
+    expect(pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8 and pixels.size > 0, wrong)
+    zoom = whole("zoom", zoom, 1)
     image = Image.fromarray(pixels)
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
     with replacing(path) as temporary:

@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastdiff import engine
-from fastdiff.engine.loop import Callback
+from fastdiff import arguments, engine
+from fastdiff.engine.bound import Callback
+from fastdiff.engine.per_sample import Mixed
 from fastdiff.errors import expect
-from fastdiff.guidance import CFG, Classifier, Guidance, Threshold
+from fastdiff.guidance import CFG, Classifier, Guidance, Threshold, make_guidance, make_threshold
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
-from fastdiff.process.noise import CounterNoise, Noise, given_noise
+from fastdiff.process.noise import CounterNoise, Noise, Seed
 from fastdiff.process.prediction import Prediction
-from fastdiff.process.schedules import Float64Array, Schedule
+from fastdiff.process.schedules import Float64Array, Schedule, get_schedule
 from fastdiff.program import Program
 from fastdiff.program.tracing import trace
+from fastdiff.running import make_inputs, run_program, shown, warn_unguided
 from fastdiff.solvers import Solver, get_solver
+
+_STEPS = 20
+Scales = float | Sequence[float] | NDArray[Any] | Tensor
 
 
 def sample(
@@ -32,18 +37,19 @@ def sample(
     *,
     schedule: Schedule | str | None = None,
     prediction: Prediction | str | None = None,
-    solver: Solver | str = "dpmpp-2m",
-    steps: int = 20,
+    solver: Solver | Program | str = "dpmpp-2m",
+    steps: int = _STEPS,
     grid: str | Grid | Float64Array | None = None,
-    guidance: Guidance | float | None = None,
+    guidance: Guidance | Scales | None = None,
     threshold: Threshold | float | None = None,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
-    seed: int | Sequence[int] | None = None,
+    seed: Seed = None,
     first_sample: int = 0,
     start: float | None = None,
     noise: Noise = None,
     callback: Callback | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """Draw samples from a diffusion model.
 
@@ -54,71 +60,65 @@ def sample(
         the shape (B, ...) of the samples, for noise in the dtype and on the device of the model's parameters.
     schedule: e.g. fastdiff.schedules.VPDiscrete.scaled_linear(), or a name in fastdiff.schedules.SCHEDULES.
     prediction: what the model's output means: a name in fastdiff.prediction.PREDICTIONS.
-    solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options). steps: >= 1; the number of intervals
+    solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options), or a Program (see fastdiff.trace), which
+        has the grid, the prediction, the guidance and the threshold in it: none of them may be given then, and the
+        schedule is needed for a shape alone. steps: >= 1; the number of intervals
         of the grid, not of model calls (a step of "heun" calls the model twice). Adaptive solvers ("rk45",
         "dpm-solver-23", ...) take the two ends of the grid alone.
     grid: a name in fastdiff.grids.GRIDS, a function (schedule, steps) -> times, or the decreasing times themselves;
         the schedule's or the solver's own if None.
-    guidance: CFG(scale), or the scale, of classifier-free guidance, which needs uncond; or a Classifier.
+    guidance: CFG(scale), or the scale, or one scale a sample, of classifier-free guidance, which needs uncond; or a
+        Classifier.
     threshold: Threshold(limit, percentile), or the limit, that keeps x0 in range.
-    cond, uncond: keyword arguments of the model; tensors of (B, ...) under guidance.
-    seed: one number, and sample k is the same at any batch size; or one a sample; None draws one from torch's
-        generator. first_sample: number of the first sample under one seed, to make a large set in batches.
+    cond, uncond: keyword arguments of the model; tensors are (B, ...), or (1, ...) for all samples. A guided call gives
+        both to the model as one batch of 2B; where they do not fit into one, as prompts of different lengths, in two.
+    seed: one number, and sample k is the same at any batch size; or one a sample, in a sequence, an array or a tensor;
+        None draws one from torch's generator. first_sample: number of the first sample under one seed, to make a large
+        set in batches.
     start: the schedule's time at which x_init is, where that is not the grid's first: what the grid has after it is run
         (see fastdiff.diffuse for partial starts: SDEdit, Boomerang, TDPM).
     noise: the solver's noise from a torch.Generator, a tensor (draws, B, ...) or a function of the draw's number
         instead; the initial state still comes from the seed.
     callback(step, state): after every step; the state is overwritten later, clone it to keep it.
+    progress: show a bar of the model's calls on stderr. On a GPU the loop is then not replayed as one CUDA graph.
 
-    Returns (B, ...) in the dtype and on the device of the initial state. Raises ValueError for arguments that do not
-    fit, SamplingError (naming the step) if the model fails or returns another shape or NaN.
+    Returns (B, ...) in the dtype and on the device of the initial state. Raises TypeError or ValueError for arguments
+    that do not fit, SamplingError (naming the step) if the model fails or returns another shape or NaN. Warns if uncond
+    is given without guidance.
     """
+    if isinstance(solver, Program):
+        _expect_alone(solver, steps, dict(grid=grid, guidance=guidance, threshold=threshold, start=start))
+        x, counter = _initial(model, x_init_or_shape, seed, first_sample, lambda: _prior_std(solver, model, schedule))
+        inputs = make_inputs(x, counter, noise, cond, uncond)
+        return run_program(solver, model, x, inputs, uncond is not None, callback, progress)
     schedule, prediction = resolve(model, schedule, prediction)
-    method = get_solver(solver)
-    if isinstance(guidance, (int, float, Real)):  # NumPy's numbers are Real alone
-        guidance = CFG(float(guidance))
-    if isinstance(threshold, (int, float, Real)):
-        threshold = Threshold(float(threshold))
+    method, guidance, threshold = get_solver(solver), make_guidance(guidance), make_threshold(threshold)
     expect(
         not isinstance(guidance, CFG) or uncond is not None,
         "guidance needs uncond, the model's arguments without the condition",
     )
+    arguments.callback(callback)
     times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
     if start is not None:
         times = _from(start, times, isinstance(x_init_or_shape, Tensor))
-    program = None
-    if not method.adaptive:
-        # Of a classifier the Program has the scale; its gradient may hold a network, which a cache must not keep.
-        kept = replace(guidance, gradient=_given_when_it_runs) if isinstance(guidance, Classifier) else guidance
-        program = traced(method, schedule, tuple(times.tolist()), prediction, kept, threshold, callback is not None)
-
-    if isinstance(x_init_or_shape, Tensor):
-        x = x_init_or_shape
-        expect(
-            x.is_floating_point() and x.ndim >= 1 and len(x) > 0,
-            f"x_init must be a floating-point tensor (B, ...), got {x.dtype} {tuple(x.shape)}",
-        )
-        counter = CounterNoise.of(seed, len(x), first_sample)
-    else:
-        shape = tuple(x_init_or_shape)
-        expect(
-            len(shape) >= 1 and all(isinstance(n, Integral) and n > 0 for n in shape),
-            f"the shape of the samples must be positive whole numbers, got {shape}",
-        )
-        counter = CounterNoise.of(seed, shape[0], first_sample)
-        device, dtype = _device_and_dtype(model)
-        x = (schedule.prior_std(times[0]) * counter.initial(shape, torch.float32)).to(device, dtype)
-    if program is not None and isinstance(noise, (Tensor, list, tuple)):
-        wanted = f"solver {method.name!r} draws {program.num_noises} noises in this run"
-        expect(len(noise) >= program.num_noises, f"{wanted}, and noise holds {len(noise)}")
-    draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
+    x, counter = _initial(model, x_init_or_shape, seed, first_sample, lambda: schedule.prior_std(times[0]))
     gradients = {"classifier": guidance.gradient} if isinstance(guidance, Classifier) else {}
-    inputs = engine.Inputs(counter, draw, cond or {}, uncond or {}, gradients)
-    if program is not None:
-        return engine.run(program, model, x, inputs, callback)
-    return engine.run_adaptive(
-        method, model, x, schedule, times, prediction, inputs, guidance=guidance, threshold=threshold, callback=callback
-    )
+    inputs = make_inputs(x, counter, noise, cond, uncond, gradients)
+    if uncond is not None and not isinstance(guidance, CFG):
+        warn_unguided(3)
+    if isinstance(guidance, CFG) and isinstance(guidance.scale, tuple):
+        model = Mixed(model, guidance, inputs.cond, inputs.uncond, x, prediction.split)
+        guidance, inputs = None, replace(inputs, cond={}, uncond={})
+    if method.adaptive:
+        with shown(model, progress, None) as network:
+            return engine.run_adaptive(
+                method, network, x, schedule, times, prediction, inputs, guidance=guidance, threshold=threshold,
+                callback=callback,
+            )  # fmt: skip
+    # Of a classifier the Program has the scale; its gradient may hold a network, which a cache must not keep.
+    kept = replace(guidance, gradient=_given_when_it_runs) if isinstance(guidance, Classifier) else guidance
+    program = traced(method, schedule, tuple(times.tolist()), prediction, kept, threshold, callback is not None)
+    return run_program(program, model, x, inputs, None, callback, progress)
 
 
 @lru_cache(maxsize=64)
@@ -142,10 +142,47 @@ def _given_when_it_runs(x: Tensor, t: Tensor) -> Tensor:
 def _from(start: float, times: Float64Array, has_state: bool) -> Float64Array:
     """The grid from `start` on."""
     expect(has_state, "start needs x_init, the state at that time, not a shape")
+    start = arguments.number("start", start)
     expect(
         times[-1] < start <= times[0], f"start must lie within the grid ({times[-1]:g}, {times[0]:g}], got {start!r}"
     )
     return np.concatenate([[start], times[times < start]])
+
+
+def _initial(
+    model: Callable[..., Any],
+    given: Tensor | Sequence[int],
+    seed: Seed,
+    first_sample: int,
+    prior_std: Callable[[], float],
+) -> tuple[Tensor, CounterNoise]:
+    """The initial state, and the noise of the run. prior_std(): of the state, where it is not given."""
+    arguments.network(model)
+    if isinstance(given, Tensor):
+        x = arguments.state("x_init", given)
+        return x, CounterNoise.of(seed, len(x), first_sample)
+    shape = arguments.shape(given)
+    counter = CounterNoise.of(seed, shape[0], first_sample)
+    device, dtype = _device_and_dtype(model)
+    return (prior_std() * counter.initial(shape, torch.float32)).to(device, dtype), counter
+
+
+def _expect_alone(program: Program, steps: int, others: Mapping[str, Any]) -> None:
+    """Raise ValueError where something is given that is in the Program already."""
+    for name, value in others.items():
+        expect(value is None, f"{name} is part of a Program, and cannot be given beside one; trace another one")
+    number = 1 + max((call.step for call in program.calls), default=-1)
+    expect(
+        steps in (_STEPS, number), f"the Program has {number} steps, and steps={steps!r} was given; trace another one"
+    )
+
+
+def _prior_std(program: Program, model: Callable[..., Any], schedule: Schedule | str | None) -> float:
+    """Standard deviation of the initial state of a Program, by the schedule."""
+    schedule = schedule if schedule is not None else getattr(getattr(model, "info", None), "schedule", None)
+    expect(schedule is not None, "a shape and a Program need the schedule as well, for the initial state")
+    expect(bool(program.calls), f"the program {program.name!r} calls no model, so that its first time is not known")
+    return get_schedule(schedule).prior_std(program.calls[0].point.t)
 
 
 def _device_and_dtype(model: Callable[..., Any]) -> tuple[torch.device, torch.dtype]:

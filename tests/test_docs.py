@@ -83,7 +83,7 @@ def test_every_public_name_is_on_the_api_page(site):
             assert f"fastdiff.ops.{name}" in shown
         else:
             assert f"fastdiff.ops.{name}" in page(site, "api.html")
-    more = ("program.Program", "program.tracing.trace", "prediction.get_prediction", "pictures.save_png", "engine.run")
+    more = ("program.Call", "prediction.get_prediction", "pictures.save_png", "engine.run")
     for name in more:
         assert f"fastdiff.{name}" in shown
 

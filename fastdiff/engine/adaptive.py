@@ -108,8 +108,14 @@ class CheckedModel(TensorModel):
 
     def _call(self, x: Tensor, s: Point, guided: bool, variance: bool) -> tuple[Tensor, Tensor]:
         self.calls += 1
-        conditions = self.both if guided else self.inputs.cond
-        out = self._checked(self.network, "model", torch.cat([x, x]) if guided else x, s, conditions)
+        if guided and self.both is not None:
+            out = self._checked(self.network, "model", torch.cat([x, x]), s, self.both)
+        else:
+            out = self._checked(self.network, "model", x, s, self.inputs.cond)
+            if guided:
+                with runs.one():  # nothing is kept from one half to the other
+                    uncond = self._checked(self.network, "model", x, s, self.inputs.uncond)
+                out = torch.cat([out, uncond])
         if self.prediction.split:
             out, learned = out.chunk(2, dim=1)
             self._learned = learned[: len(x)]
@@ -117,7 +123,7 @@ class CheckedModel(TensorModel):
             return out, out
         assert self.cfg is not None
         out, uncond = out.chunk(2)
-        return uncond + self.cfg.scale * (out - uncond), out
+        return uncond + self.cfg.single * (out - uncond), out
 
     def _evaluate_classifier(self, x: Tensor, s: Point) -> Tensor:
         return self._checked(self.inputs.gradients["classifier"], "classifier", x, s, {})

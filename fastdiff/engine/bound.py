@@ -17,7 +17,7 @@ from fastdiff.engine.reference import ReferenceEngine
 from fastdiff.errors import SamplingError, expect
 from fastdiff.program import Apply, Call, Combine, Program
 from fastdiff.program.transforms import TRANSFORMS
-from fastdiff.runtime import choice
+from fastdiff.runtime import choice, runs
 
 Callback = Callable[[int, Tensor], None]
 # Of a call: the network and its name, x, t, its further arguments, and the shape of what it must return.
@@ -116,7 +116,7 @@ class _Evaluator:
         guided = any(call.guided for call in program.calls)
         both = join(inputs.cond, inputs.uncond, batch) if guided else {}
         alone = dict(inputs.cond)
-        self.conditions, self.both = alone, both
+        self.conditions, self.both, self.uncond = alone, both, dict(inputs.uncond) if both is None else {}
         width = 2 * batch if guided else batch
         self.times = table = self._times(program).expand(-1, width).contiguous()
         halves = [buffer[:batch] for buffer in read]
@@ -124,8 +124,9 @@ class _Evaluator:
         whole = torch.Size((2 * batch, *buffers[0].shape[1:]))
         self.arguments: dict[int, _Arguments] = {}
         for call, t in zip(program.calls, table.unbind()):
-            x, shape = (read[call.input], whole) if call.guided else (halves[call.input], halves[0].shape)
-            t = t[:batch] if guided and not call.guided else t
+            in_one = call.guided and both is not None
+            x, shape = (read[call.input], whole) if in_one else (halves[call.input], halves[0].shape)
+            t = t if in_one else t[:batch]
             if call.network != "model":
                 name, known = call.network, inputs.gradients
                 expect(name in known, f"the program calls {name!r}, got gradients {sorted(known)}")
@@ -133,7 +134,7 @@ class _Evaluator:
                 continue
             if program.split_output:
                 shape = torch.Size((shape[0], 2 * shape[1], *shape[2:]))
-            self.arguments[id(call)] = (model, "model", x, t, both if call.guided else alone, shape)
+            self.arguments[id(call)] = (model, "model", x, t, alone if both is None or not call.guided else both, shape)
 
     def _times(self, program: Program) -> Tensor:
         """(calls, 1)."""
@@ -145,8 +146,9 @@ class _Evaluator:
         self.program = program
         self.times.copy_(self._times(program).expand_as(self.times))
         if self.both:
-            _copy_into(self.both, join(inputs.cond, inputs.uncond, self.batch))
+            _copy_into(self.both, join(inputs.cond, inputs.uncond, self.batch) or {})
         _copy_into(self.conditions, inputs.cond)
+        _copy_into(self.uncond, inputs.uncond)
 
     def release(self) -> None:
         """Let the model go: a captured graph calls it no more."""
@@ -157,7 +159,11 @@ class _Evaluator:
         network, name, x, t, conditions, shape = self.arguments[id(call)]
         if x.dtype is not self.dtype:
             x = x.to(self.dtype)
-        out = call_network(network, name, x, t, conditions, shape, self.output_dtype, lambda: where(self.program, call))
+        at = (shape, self.output_dtype, lambda: where(self.program, call))
+        out = call_network(network, name, x, t, conditions, *at)
+        if call.guided and self.both is None:
+            with runs.one():  # nothing that the network keeps is for the other half
+                out = torch.cat([out, call_network(network, name, x, t, self.uncond, *at)])
         if self.program.split_output and call.network == "model":
             out, variance = out.chunk(2, dim=1)
             if call.variance is not None:

@@ -53,7 +53,7 @@ class TensorModel(StepModel):
         uncond = self.network(x, t, **self.inputs.uncond)
         if self.prediction.split:
             uncond = uncond.chunk(2, dim=1)[0]
-        return uncond + self.cfg.scale * (out - uncond), out
+        return uncond + self.cfg.single * (out - uncond), out
 
     def _variance(self) -> Tensor:
         return self._learned

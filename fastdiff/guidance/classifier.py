@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from fastdiff.errors import expect
+from fastdiff.arguments import described, number
 from fastdiff.runtime.dispatcher import differentiable
 
 
@@ -20,17 +18,16 @@ class Classifier:
     instead (Algorithm 1), "ltsp" and "stsp" give it steps of its own.
 
     gradient(x, t) -> (B, ...): the gradient of log p(y | x_t) with respect to x, for the network's time t (B,).
-    Raises ValueError for a scale that is not finite.
+    Raises ValueError for a scale that is not finite, TypeError for what is no function or no number.
     """
 
     gradient: Callable[[Tensor, Tensor], Tensor]
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        expect(
-            isinstance(self.scale, Real) and math.isfinite(self.scale),
-            f"classifier scale must be a finite number, got {self.scale!r}",
-        )
+        if not callable(self.gradient):
+            raise TypeError(f"gradient must be a function gradient(x, t), got {described(self.gradient)}")
+        object.__setattr__(self, "scale", number("classifier scale", self.scale))
 
     @classmethod
     def from_logits(cls, network: Callable[[Tensor, Tensor], Tensor], labels: Tensor, scale: float = 1.0) -> Classifier:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastdiff.arguments import number
 from fastdiff.errors import expect
 from fastdiff.program.transforms import per_sample, transform
 
@@ -25,7 +26,10 @@ class Threshold:
     percentile: float | None = None
 
     def __post_init__(self) -> None:
-        expect(0 < self.limit < math.inf, f"threshold limit must be positive and finite, got {self.limit!r}")
+        object.__setattr__(self, "limit", number("threshold limit", self.limit))
+        if self.percentile is not None:
+            object.__setattr__(self, "percentile", number("threshold percentile", self.percentile))
+        expect(self.limit > 0, f"threshold limit must be positive, got {self.limit!r}")
         expect(
             self.percentile is None or 0 < self.percentile <= 1,
             f"threshold percentile must lie in (0, 1], got {self.percentile!r}",

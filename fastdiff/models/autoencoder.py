@@ -214,7 +214,12 @@ class Autoencoder(nn.Module):
         )
         return self.quant_conv(self.encoder(x))
 
+    def _check(self, z: Tensor) -> None:
+        channels = self.config.embed_dim or self.config.z_channels
+        expect(z.ndim == 4 and z.shape[1] == channels, f"z must be (B, {channels}, h, w), got {tuple(z.shape)}")
+
     def _decode(self, z: Tensor) -> Tensor:
+        self._check(z)
         return self.decoder(self.post_quant_conv(z))
 
 
@@ -256,6 +261,7 @@ class AutoencoderVQ(Autoencoder):
         return self._encode(x)
 
     def decode(self, z: Tensor, *, quantize: bool = True) -> Tensor:
+        self._check(z)
         return self._decode(self.quantize(z)[0] if quantize else z)
 
     def decode_indices(self, indices: Tensor) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.arguments import described, network, whole
 from fastdiff.errors import expect, unknown
 from fastdiff.models.text import TextEncoder, Tokenizer
 from fastdiff.process.prediction import Prediction, get_prediction
-from fastdiff.process.schedules import SCHEDULES, Schedule
+from fastdiff.process.schedules import Schedule, get_schedule
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ class PromptInfo(ModelInfo):
 
 
 def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:
+    batch = whole("batch", batch, 1)
+    if given is not None and (isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable)):
+        raise TypeError(f"{what} must be a name, a list of one a sample, or None, got {described(given)}")
     names = [given] * batch if given is None or isinstance(given, str) else list(given)
+    for name in names:
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"{what} must be names or None, got {described(name)}")
     expect(len(names) == batch, f"{what} must be one, or one a sample ({batch}), got {len(names)}")
     return names
 
@@ -80,20 +87,10 @@ def resolve(
 
     Raises ValueError where neither has them, or for an unknown name.
     """
+    network(model)
     info = getattr(model, "info", None)
-    schedule = _schedule(schedule if schedule is not None else getattr(info, "schedule", None))
+    schedule = get_schedule(schedule if schedule is not None else getattr(info, "schedule", None))
     if prediction is None:
         prediction = getattr(info, "prediction", None)
         expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
     return schedule, get_prediction(prediction)  # type: ignore[arg-type]
-
-
-def _schedule(schedule: Schedule | str | None) -> Schedule:
-    expect(schedule is not None, "schedule must be given: this model does not say on which one it was trained")
-    if isinstance(schedule, str):
-        if schedule not in SCHEDULES:
-            raise unknown("schedule", schedule, SCHEDULES)
-        return SCHEDULES[schedule]()
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule must be a fastdiff Schedule or a name, got {type(schedule).__name__}")
-    return schedule

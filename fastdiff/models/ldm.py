@@ -200,8 +200,9 @@ class LatentDiffusion(nn.Module):
         return self.scale_factor * (posterior.mean if noise is None else posterior.sample(noise))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to pictures."""
-        return self.autoencoder.decode(z / self.scale_factor)
+        """Latents to pictures in [-1, 1], to which the decoder's values are limited: it goes a little beyond.
+        `autoencoder.decode(z / scale_factor)` gives them as they are. Raises ValueError for another shape."""
+        return self.autoencoder.decode(z / self.scale_factor).clamp(-1, 1)
 
 
 def size_vector(pooled: Tensor, numbers: Tensor, *, channels: int = 256) -> Tensor:

@@ -6,10 +6,10 @@ Every grid takes a schedule and a number of steps and returns (steps + 1,) float
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
 
+from fastdiff.arguments import described, whole
 from fastdiff.errors import expect, unknown
 from fastdiff.process.schedules import Float64Array, Schedule, VPDiscrete
 
@@ -104,10 +104,13 @@ def make_grid(grid: str | Grid | Float64Array, schedule: Schedule, steps: int) -
         if grid not in GRIDS:
             raise unknown("grid", grid, GRIDS)
         grid = GRIDS[grid]
+    steps = whole("steps", steps, 1)
     if callable(grid):
-        expect(isinstance(steps, Integral) and steps >= 1, f"steps must be a whole number >= 1, got {steps!r}")
-        grid = grid(schedule, int(steps))
-    times = np.asarray(grid, dtype=np.float64)
+        grid = grid(schedule, steps)
+    try:
+        times = np.asarray(grid, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"grid must be a name, a function or decreasing times, got {described(grid)}") from None
     expect(times.ndim == 1 and times.size >= 2, f"grid must hold at least two times, got shape {times.shape}")
     if not (times[1:] < times[:-1]).all():  # not `expect`: printing the times costs more than the rest of this
         raise ValueError(f"the times of a grid must decrease, got {times.tolist()}")

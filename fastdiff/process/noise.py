@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff import arguments
+from fastdiff.arguments import described
 from fastdiff.errors import expect
 from fastdiff.runtime.native import core
 
 GROUP = core.NORMAL_GROUP
 NoiseFunction = Callable[[int], Tensor]
+Seed = int | Sequence[int] | NDArray[Any] | Tensor | None
 Noise = torch.Generator | Tensor | Sequence[Tensor] | NoiseFunction | None
 
 
@@ -33,23 +36,18 @@ class CounterNoise:
     samples: tuple[int, ...]
 
     @classmethod
-    def of(cls, seed: int | Sequence[int] | None, batch: int, first_sample: int = 0) -> CounterNoise:
+    def of(cls, seed: Seed, batch: int, first_sample: int = 0) -> CounterNoise:
         """From what `fastdiff.sample` accepts: a seed for the whole batch (sample k of it is always the same), one
-        seed a sample (each as if it were sample 0 of a batch of that seed), or None for a seed from torch's generator.
+        seed a sample (each as if it were sample 0 of a batch of that seed), or None for a seed from torch's generator;
+        numbers of NumPy, arrays and tensors too.
         first_sample: number of the first sample under one seed.
         """
         if seed is None:
             seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
-        seeds: tuple[int, ...]
-        if isinstance(seed, Integral):
-            seeds, samples = (int(seed),) * batch, tuple(range(first_sample, first_sample + batch))
-        else:
-            expect(isinstance(seed, Sequence), f"seed must be a whole number, one a sample, or None, got {seed!r}")
-            seeds, samples = tuple(seed), (0,) * batch  # type: ignore[arg-type]
-            expect(len(seeds) == batch, f"seed must be one number or one a sample ({batch}), got {len(seeds)}")
-        expect(first_sample >= 0, f"first_sample must be >= 0, got {first_sample!r}")
-        expect(all(isinstance(s, int) and 0 <= s < 2**64 for s in seeds), f"seed must be in [0, 2**64), got {seed!r}")
-        return cls(seeds, samples)
+        found, first = arguments.seeds(seed, batch), arguments.whole("first_sample", first_sample, 0)
+        if isinstance(found, int):
+            return cls((found,) * batch, tuple(range(first, first + batch)))
+        return cls(found, (0,) * batch)
 
     def initial(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """The noise that a run starts from, on the CPU."""
@@ -107,6 +105,9 @@ def given_noise(noise: Noise, shape: Sequence[int], dtype: torch.dtype, device: 
         return None
     if isinstance(noise, torch.Generator):
         return _Drawn(noise, tuple(shape), dtype, device)
+    if not callable(noise) and not isinstance(noise, (Tensor, list, tuple)):
+        what = "noise must be a torch.Generator, a tensor (draws, B, ...), a list of tensors, or a function of the draw"
+        raise TypeError(f"{what}, got {described(noise)}")
 
     def draw(number: int) -> Tensor:
         if callable(noise):

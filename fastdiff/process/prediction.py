@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import log, sqrt
 
+from fastdiff.arguments import described
 from fastdiff.errors import expect, unknown
 from fastdiff.process.schedules import Point, Schedule
 
 Coefficients = tuple[float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """A prediction type. x0(point) and eps(point) return (a, b) with x0 = a x + b out, eps = a x + b out.
 
@@ -33,6 +34,9 @@ class Prediction:
     scale: Callable[[Point], float] = lambda p: 1.0
     noise_time: Callable[[Point], float] | None = None
     split: bool = False
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.name!r})"
 
     def time(self, schedule: Schedule, p: Point) -> float:
         """The time argument of the network."""
@@ -124,6 +128,8 @@ def get_prediction(prediction: str | Prediction) -> Prediction:
     """The prediction type of that name. Raises ValueError that lists the near names."""
     if isinstance(prediction, Prediction):
         return prediction
+    if not isinstance(prediction, str):
+        raise TypeError(f"prediction must be a name or a fastdiff Prediction, got {described(prediction)}")
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
     return PREDICTIONS[prediction]

@@ -10,6 +10,7 @@ number the network receives as its time argument, in the units that it was train
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastdiff.errors import expect
+from fastdiff.arguments import described
+from fastdiff.errors import expect, unknown
 
 Float64Array = NDArray[np.float64]
 
@@ -55,6 +57,10 @@ class Schedule(ABC):
         """What tells this schedule from others: its class and parameters. Equal keys are equal schedules."""
         parameters = sorted((k, v) for k, v in vars(self).items() if k not in ("key", "_hash"))
         return type(self), *((k, v.tobytes() if isinstance(v, np.ndarray) else v) for k, v in parameters)
+
+    def __repr__(self) -> str:
+        names = [name for name in inspect.signature(type(self)).parameters if name in vars(self)]
+        return f"{type(self).__name__}({', '.join(f'{name}={vars(self)[name]!r}' for name in names)})"
 
     @cached_property
     def _hash(self) -> int:
@@ -169,6 +175,10 @@ class VPDiscrete(VariancePreserving):
         self.t_min, self.t_max = 1.0 / self.num_steps, 1.0
         self._knot_t = np.arange(self.num_steps + 1) / self.num_steps
         self._knot_log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+
+    def __repr__(self) -> str:
+        betas = f"{self.num_steps} from {self.betas[0]:g} to {self.betas[-1]:g}"
+        return f"{type(self).__name__}(betas={betas}, name={self.name!r})"
 
     @classmethod
     def linear(cls, num_steps: int = 1000, *, start: float = 1e-4, end: float = 0.02) -> VPDiscrete:
@@ -379,3 +389,15 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "edm": EDM,
     "rectified-flow": RectifiedFlow,
 }
+
+
+def get_schedule(schedule: Schedule | str | None) -> Schedule:
+    """The schedule of that name. Raises ValueError that lists the near names, TypeError for what is no schedule."""
+    expect(schedule is not None, "schedule must be given: this model does not say on which one it was trained")
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        return SCHEDULES[schedule]()
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a fastdiff Schedule or a name, got {described(schedule)}")
+    return schedule

@@ -7,63 +7,22 @@ See docs/program.md for a worked example.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastdiff.guidance import Guidance, Threshold
-from fastdiff.process.prediction import Prediction
-from fastdiff.process.schedules import Float64Array, Point, Schedule
+from fastdiff.arguments import described
+from fastdiff.errors import unknown
+from fastdiff.guidance import Guidance, Threshold, make_guidance, make_threshold
+from fastdiff.process.prediction import Prediction, get_prediction
+from fastdiff.process.schedules import Float64Array, Point, Schedule, get_schedule
+from fastdiff.program.linear_form import LinearForm, refused
 from fastdiff.program.program import Apply, Call, Combine, Instruction, Output, Program, Source
+from fastdiff.program.transforms import TRANSFORMS
 from fastdiff.solvers.interface import StepModel
 from fastdiff.solvers.registry import Solver, get_solver
-
-# ---- linear forms ---------------------------------------------------------------------------------------------------
-
-
-class LinearForm:
-    """A sum of symbols with float64 coefficients: what a step function computes with when it is traced."""
-
-    __slots__ = ("terms",)
-
-    def __init__(self, terms: dict[int, float]) -> None:
-        self.terms = terms  # symbol -> coefficient
-
-    def __add__(self, other: LinearForm | int) -> LinearForm:
-        if not isinstance(other, LinearForm):
-            return self if other == 0 else NotImplemented  # 0 + form, so that sum() works
-        terms = dict(self.terms)
-        for symbol, coefficient in other.terms.items():
-            terms[symbol] = terms.get(symbol, 0.0) + coefficient
-        return LinearForm(terms)
-
-    __radd__ = __add__
-
-    def __mul__(self, factor: float) -> LinearForm:
-        if isinstance(factor, LinearForm):
-            raise TypeError("a solver's step must be linear: the product of two of its quantities is not")
-        return LinearForm({symbol: factor * coefficient for symbol, coefficient in self.terms.items()})
-
-    __rmul__ = __mul__
-
-    def __bool__(self) -> bool:
-        raise TypeError("a solver's step must not look at values: they are not known when it is traced")
-
-    def __eq__(self, other: object) -> bool:
-        raise TypeError("a solver's step must not compare values: they are not known when it is traced")
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __neg__(self) -> LinearForm:
-        return self * -1.0
-
-    def __sub__(self, other: LinearForm) -> LinearForm:
-        return self + -other
-
-    def __truediv__(self, divisor: float) -> LinearForm:
-        return self * (1.0 / divisor)
-
 
 # ---- tracing --------------------------------------------------------------------------------------------------------
 
@@ -109,12 +68,20 @@ class _Tracer(StepModel):
         return form
 
     def apply(self, function: str, *quantities: LinearForm, **parameters: float | str) -> LinearForm:
+        if function not in TRANSFORMS:
+            raise unknown("function of model.apply", function, TRANSFORMS)
+        try:
+            inspect.signature(TRANSFORMS[function]).bind(*quantities, **parameters)
+        except TypeError as error:
+            raise TypeError(f"model.apply({function!r}, ...): {error}") from None
         inputs = tuple(self._symbol(self.close(form)) for form in quantities)
         self.barriers.append(_Barrier(inputs, Apply(function, (), tuple(parameters.items()), self.step)))
         return self._new(_Symbol("output", len(self.barriers)))
 
     def close(self, form: LinearForm) -> LinearForm:
         """A symbol for the form; the form itself if it is one already (but a noise, which has no buffer)."""
+        if not isinstance(form, LinearForm):
+            raise refused(f"the step gives {described(form)} where a state or another quantity is expected")
         if list(form.terms.values()) == [1.0] and self.symbols[self._symbol(form)].kind != "noise":
             return form
         if not all(map(math.isfinite, form.terms.values())):
@@ -151,9 +118,9 @@ class _Tracer(StepModel):
 
 def trace(
     solver: Solver | str,
-    schedule: Schedule,
+    schedule: Schedule | str,
     times: Sequence[float] | Float64Array,
-    prediction: Prediction,
+    prediction: Prediction | str,
     *,
     guidance: Guidance | None = None,
     threshold: Threshold | None = None,
@@ -163,10 +130,14 @@ def trace(
 
     times: decreasing schedule times, from where the initial state is to where the sample is. guidance: mixes the
     conditional and the unconditional output, or adds a classifier's gradient, in the coefficients. threshold: limits
-    x0. keep_states: also hold the state after every step in a buffer, for callbacks. Raises ValueError for a step that
-    divides by zero or does not give finite coefficients, and for a grid that does not suit the solver.
+    x0. schedule, prediction, guidance, threshold: as in `fastdiff.sample`, names and numbers too; guidance with one
+    scale. keep_states: also hold the state after every step in a buffer, for callbacks. `fastdiff.run` runs it.
+
+    Raises TypeError for a step that is not linear, ValueError for one that divides by zero or does not give finite
+    coefficients, and for a grid that does not suit the solver.
     """
-    solver = get_solver(solver)
+    solver, schedule, prediction = get_solver(solver), get_schedule(schedule), get_prediction(prediction)
+    guidance, threshold = make_guidance(guidance), make_threshold(threshold)
     model = _Tracer(schedule, prediction, guidance, threshold)
     noise = {"noise": model.noise} if solver.stochastic else {}
     history: deque = deque(maxlen=solver.history)
@@ -176,7 +147,10 @@ def trace(
     model.steps = len(intervals)
     for model.step, (s, *model.inner, t) in enumerate(intervals):
         try:
-            x = model.close(solver.step(model, x, s, t, history, **solver.options, **noise))
+            made = solver.step(model, x, s, t, history, **solver.options, **noise)
+            if made is None:
+                raise TypeError(f"the step of solver {solver.name!r} returned nothing; it must return the state at t")
+            x = model.close(made)
         except (ZeroDivisionError, OverflowError, ValueError) as error:
             if isinstance(error, ValueError) and not str(error).startswith("math domain"):
                 raise
@@ -297,8 +271,8 @@ def _sources(
             call = tracer.barriers[epoch - 1].instruction
             if what.kind == "output" and isinstance(call, Call) and call.guided:
                 assert tracer.cfg is not None
-                add(("cond", 0), coefficient * tracer.cfg.scale)
-                add(("uncond", 0), coefficient * (1 - tracer.cfg.scale))
+                add(("cond", 0), coefficient * tracer.cfg.single)
+                add(("uncond", 0), coefficient * (1 - tracer.cfg.single))
             else:
                 add(("cond", 0), coefficient)
         else:

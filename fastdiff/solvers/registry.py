@@ -10,6 +10,7 @@ from math import inf
 from numbers import Real
 from typing import Any
 
+from fastdiff.arguments import described
 from fastdiff.errors import expect, unknown
 from fastdiff.process.schedules import Point
 
@@ -43,7 +44,10 @@ class Solver:
 
     def __post_init__(self) -> None:
         eta = self.options.get("eta", 0.0)
-        expect(isinstance(eta, Real) and 0 <= float(eta) < inf, f"eta must be a finite number >= 0, got {eta!r}")
+        expect(
+            isinstance(eta, Real) and not isinstance(eta, bool) and 0 <= float(eta) < inf,
+            f"eta must be a finite number >= 0, got {eta!r}",
+        )
 
     def intervals(self, points: Sequence[Point]) -> list[list[Point]]:
         """The points of every step, from its start to its end, inner points included. Raises ValueError for a grid that
@@ -119,6 +123,8 @@ def get_solver(name: str | Solver, **options: Any) -> Solver:
     """
     if isinstance(name, Solver):
         return name.with_options(**options)
+    if not isinstance(name, str):
+        raise TypeError(f"solver must be a name or a fastdiff Solver, got {described(name)}")
     if name not in SOLVERS:
         raise unknown("solver", name, SOLVERS)
     return SOLVERS[name].with_options(**options)

@@ -44,20 +44,25 @@ def names() -> list[str]:
 def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> BundledModel:
     """A bundled model, in eval mode; `model.info` tells its schedule, prediction, shape and classes.
 
-    A model on latents has `decode(z)` -> pictures and `encode(x)`.
+    A model on latents has `decode(z)` -> pictures in [-1, 1] and `encode(x)`.
 
     name: e.g. "emoji-unet-32". Raises ValueError that lists the near names, and WeightsError that names the file if it
     is missing, truncated, or not the one that was published.
     """
     if name not in names():
+        if not isinstance(name, str) or "/" in name or "\\" in name or Path(name).exists():
+            raise ValueError(
+                f"{name!r} is not the name of a bundled model, which are {', '.join(names())}; "
+                "fastdiff.models.load reads a checkpoint or a folder"
+            )
         raise unknown("model", name, names())
     return load_files(folder() / f"{name}.json", device=device, dtype=dtype)
 
 
 def to_pictures(model: BundledModel, samples: Tensor) -> Tensor:
-    """Samples of a bundled model as pictures (B, 3, H, W) in about [-1, 1]: decoded, if they are latents."""
+    """Samples of a bundled model as pictures (B, 3, H, W) in [-1, 1]: decoded, if they are latents."""
     if isinstance(model, UNet):
-        return samples
+        return samples.clamp(-1, 1)
     with torch.no_grad():
         return model.decode(samples)
 
@@ -146,7 +151,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read the description {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"cannot read the description {path}: {reason}") from error
     missing = {"name", "shape", "schedule", "prediction", "classes", "network", "training", "sha256"} - about.keys()
     if missing:
         raise WeightsError(f"{path} lacks {', '.join(sorted(missing))}")

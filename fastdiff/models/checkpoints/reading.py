@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff.arguments import described
 from fastdiff.errors import WeightsError, unknown
 from fastdiff.models.checkpoints.layout import Checkpoint
 
@@ -31,7 +33,11 @@ def read(source: str | Path | Mapping[str, Any], part: str | None = None) -> Che
     """
     if isinstance(source, Mapping):
         return Checkpoint(_tensors(source, "the state dict"), {}, "the state dict")
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f"source must be a path or a state dict, got {described(source)}")
     path = Path(source)
+    if not path.exists():
+        raise WeightsError(f"cannot read {path}: No such file or folder; fastdiff.load(name) gives a bundled model")
     if path.is_dir():
         return _read_folder(path, part)
     tensors = _read_file(path)
@@ -62,6 +68,9 @@ def _read_folder(folder: Path, part: str | None) -> Checkpoint:
         if part not in models:
             raise unknown("part", part, models)
         return _read_folder(folder / part, None)
+    if not (folder / "config.json").is_file():
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        raise WeightsError(f"{folder} has no config.json, as diffusers saves beside the weights; it holds {held}")
     config = _read_json(folder / "config.json")
     candidates = [folder / f"diffusion_pytorch_model{ending}" for ending in
                   (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")]  # fmt: skip
@@ -142,10 +151,16 @@ def _unpickle(path: Path, *, zipped: bool) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is damaged, or holds more than tensors, and no code from a checkpoint is run; save its state dict "
-            f"with safetensors instead ({str(error).splitlines()[0]})"
+            f"with safetensors instead{_refused(error)}"
         ) from error
     except Exception as error:  # damaged bytes make torch.load raise nearly anything, and all of it means this
         raise WeightsError(f"{path} is damaged: {error}") from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """What torch's reader would have had to call, if it says so; its own advice is to call it."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (it refers to {found[1]})" if found else ""
 
 
 def _tensors(content: Any, name: str) -> dict[str, Tensor]:
@@ -170,7 +185,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WeightsError(f"cannot read {path}: {reason}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} must hold an object, got {type(content).__name__}")
     return content

@@ -1,0 +1,155 @@
+"""Checks of what users give: one a kind of argument. Each names the argument, what was given and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdiff.errors import expect
+
+STATES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def described(value: Any, *, typed: bool = True) -> str:
+    """A value in a message: tensors and arrays by dtype and shape, others as Python writes them, in short, and typed:
+    with their type."""
+    if isinstance(value, Tensor):
+        return f"a tensor {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"a NumPy array {value.dtype} {value.shape}"
+    text = repr(value)
+    text = text if len(text) <= 80 else text[:80] + "..."
+    return f"{text} ({type(value).__name__})" if typed else text
+
+
+def alone(value: Any) -> Any:
+    """The number in a tensor or an array that holds one, else the value."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta:
+        return value.item()
+    return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def number(name: str, value: Any) -> float:
+    """A finite real number, also in a tensor or an array with one value. Raises TypeError for anything else (a bool is
+    none), ValueError if it is not finite."""
+    found = alone(value)
+    if isinstance(found, (bool, np.bool_)) or not isinstance(found, Real):
+        raise TypeError(f"{name} must be a finite number, got {described(value)}")
+    expect(math.isfinite(found), f"{name} must be a finite number, got {found!r}")
+    return float(found)
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least that. Raises ValueError for anything else."""
+    found = alone(value)
+    if isinstance(found, (bool, np.bool_)) or not isinstance(found, Integral) or int(found) < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {described(value, typed=False)}")
+    return int(found)
+
+
+def state(name: str, x: Any) -> Tensor:
+    """A state (B, ...): raises TypeError for what is no tensor, ValueError for another dtype or no samples."""
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"{name} must be a tensor (B, ...), got {described(x)}; torch.from_numpy makes a tensor of it")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor (B, ...), got {described(x)}")
+    good = x.dtype in STATES and x.ndim >= 1 and len(x) > 0
+    expect(good, f"{name} must be a floating-point tensor (B, ...), got {x.dtype} {tuple(x.shape)}")
+    return x
+
+
+def shape(value: Any) -> tuple[int, ...]:
+    """The shape (B, ...) of samples. Raises TypeError for what is neither that nor a state."""
+    if isinstance(value, np.ndarray):
+        raise TypeError(
+            f"x_init must be a tensor (B, ...), got {described(value)}; torch.from_numpy makes a tensor of it"
+        )
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise TypeError(
+            f"x_init_or_shape must be a tensor (B, ...), or the shape of the samples, like (4, 3, 32, 32), got "
+            f"{described(value)}"
+        )
+    good = len(value) >= 1 and all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in value)
+    expect(good, f"the shape of the samples must be positive whole numbers, got {described(tuple(value))}")
+    return tuple(map(int, value))
+
+
+def network(model: Any) -> None:
+    """Raise TypeError for what is no function."""
+    if isinstance(model, str):
+        raise TypeError(
+            f"model must be a function model(x, t, **cond), got the name {model!r}; fastdiff.load(name) gives a "
+            "bundled model, and fastdiff.models.load(path) one from a checkpoint"
+        )
+    if not callable(model):
+        raise TypeError(f"model must be a function model(x, t, **cond), got {described(model)}")
+
+
+def callback(function: Any) -> None:
+    """Raise TypeError for what is no function."""
+    if function is not None and not callable(function):
+        raise TypeError(f"callback must be a function callback(step, state), got {described(function)}")
+
+
+def conditions(name: str, value: Any, batch: int) -> Mapping[str, Any]:
+    """The model's further arguments: a mapping, whose tensors have one row a sample, or one for all of them."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} must hold the model's arguments by their names, like {{'y': y}}, got {described(value)}"
+        )
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must hold the model's arguments by their names, got the name {described(key)}")
+    _check_rows(name, value, batch)
+    return value
+
+
+def _check_rows(name: str, value: Mapping[Any, Any], batch: int) -> None:
+    for key, each in value.items():
+        if isinstance(each, Mapping):
+            _check_rows(f"{name}[{key!r}]", each, batch)
+        elif isinstance(each, Tensor) and each.ndim > 0 and len(each) not in (1, batch):
+            raise ValueError(
+                f"{name}[{key!r}] must be ({batch}, ...), one row a sample, or (1, ...), got {tuple(each.shape)}; an "
+                f"argument without samples goes into the model, as in functools.partial(model, {key}=...)"
+            )
+
+
+def seeds(seed: Any, batch: int) -> int | tuple[int, ...]:
+    """One seed, or one a sample: whole numbers, also of NumPy and in arrays and tensors. Raises ValueError."""
+    if isinstance(seed, torch.Generator):
+        raise ValueError("seed must be a whole number or one a sample; a torch.Generator goes to noise=")
+    given = seed
+    if isinstance(seed, (Tensor, np.ndarray)):
+        seed = seed.tolist()
+    if isinstance(seed, Integral):
+        return _seed(seed, given)
+    what = "seed must be a whole number, one a sample, or None"
+    expect(isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)), f"{what}, got {described(given)}")
+    expect(len(seed) == batch, f"seed must be one number or one a sample ({batch}), got {len(seed)}")
+    return tuple(_seed(each, given) for each in seed)
+
+
+def _seed(seed: Any, given: Any) -> int:
+    if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
+        raise ValueError(f"seed must be whole numbers in [0, 2**64), got {described(given)}")
+    return int(seed)
+
+
+def scales(name: str, value: Any) -> float | tuple[float, ...]:
+    """One number, or several, one a sample. Raises TypeError for anything else, ValueError if one is not finite."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1 and len(value) > 1:
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        found = tuple(number(f"{name}[{k}]", each) for k, each in enumerate(value))
+        expect(len(found) > 0, f"{name} must be a number, or one a sample, got none")
+        return found[0] if len(found) == 1 else found
+    return number(name, value)
