@@ -166,6 +166,39 @@ def test_replays_are_the_same_as_launches(on_cuda, solver, dtype, guided):
     assert not torch.equal(ours, sample(net, (2, 3, 8, 8), solver=solver, prediction="eps", steps=6, **runs[0]))
 
 
+class Reads(Net):
+    """With words (B, S) in place of a shift."""
+
+    def forward(self, x, t, words):
+        return super().forward(x, t, words.softmax(1).square().sum(1) * words.shape[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replays_with_prompts_of_different_lengths(on_cuda, dtype):
+    net = Reads(dtype)
+    for seed in range(4):
+        words = torch.randn(2, 9, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        halves = dict(cond={"words": words}, uncond={"words": words[:, 1:5]})
+        ours, theirs = both(net, (2, 3, 8, 8), seed=seed, guidance=2.5, **halves, **COMMON)
+        assert torch.equal(ours, theirs)
+    assert graphs.explain(net) == ["a CUDA graph"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_the_default_dtype_and_device_change_nothing(on_cuda, dtype, device):
+    net = Net()
+    plain = sample(net, (2, 3, 8, 8), seed=3, solver="ddpm", **COMMON)
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+    try:
+        found = [sample(net, (2, 3, 8, 8), seed=3, solver="ddpm", **COMMON) for _ in range(3)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert all(torch.equal(each, plain) for each in found)
+
+
 def test_counted_reuse_is_captured(on_cuda):
     """Which calls are full is in the graph, from the first of the run on."""
     config = UNetConfig((16, 16), 1, (), embedding_channels=16, groups=4)
