@@ -175,17 +175,18 @@ void bind_conv2d(py::module_& module) {
     run(conv2d_weights, {filters, channels, panels, u}, threads);
   });
   // sizes: batch, height, width (after upsampling), log2 of the upsampling, padding, output channels, height, width.
-  // weights: address, and strides of an output channel, an input channel and a tap, where they are read as they are.
-  module.def("conv2d", [](const std::vector<Image>& x, Numbers<8> sizes, Numbers<4> weights, Way way, Address bias,
-                          Address channel_bias, int64_t channel_bias_row, Image residual, bool silu, float scale,
-                          Address out, int threads) {
+  // weights: as the way reads them, 0 where that is as they are. filters: as they are, address and strides of an output
+  // channel, an input channel and a tap.
+  module.def("conv2d", [](const std::vector<Image>& x, Numbers<8> sizes, Address weights, Numbers<4> filters, Way way,
+                          Address bias, Address channel_bias, int64_t channel_bias_row, Image residual, bool silu,
+                          float scale, Address out, int threads) {
     if (x.empty() || x.size() > kMaxConcatenated) throw std::invalid_argument("too few or too many images");
     Conv2d op = {};
     for (const Image& image : x) op.x[op.num_inputs++] = image, op.channels += image.channels;
     op.batch = sizes[0], op.height = sizes[1], op.width = sizes[2], op.upsample = sizes[3], op.padding = sizes[4];
     op.out_channels = sizes[5], op.out_height = sizes[6], op.out_width = sizes[7];
-    op.weights = address_of(weights[0]), op.way = way;
-    op.weight_out = weights[1], op.weight_in = weights[2], op.weight_tap = weights[3];
+    op.weights = weights, op.way = way, op.filters = address_of(filters[0]);
+    op.filter_out = filters[1], op.filter_in = filters[2], op.filter_tap = filters[3];
     op.bias = bias, op.channel_bias = channel_bias, op.channel_bias_row = channel_bias_row;
     op.residual = residual, op.silu = silu, op.scale = scale, op.out = out;
     run(conv2d, op, threads);

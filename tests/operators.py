@@ -27,6 +27,25 @@ def check_results(op: Any, inputs: Inputs, terms: int = 1, size: float = 0.0, mo
     return ours
 
 
+def assert_no_worse_by_size(
+    ours: Tensor, theirs: Tensor, oracle: Tensor, sizes: Tensor, terms: int = 1, more: float = 0.0
+) -> None:
+    """`assert_no_worse` among the results of each power of ten of `sizes`, so that the error of a large one excuses
+    nothing in a small one; and infinities and NaN where PyTorch has them."""
+    assert torch.equal(ours.isnan(), theirs.isnan())
+    infinite = theirs.isinf()
+    assert torch.equal(ours.isinf(), infinite)
+    assert torch.equal(ours[infinite], theirs[infinite])
+    powers = sizes.double().expand_as(theirs).clamp(min=1e-300).log10().floor()
+    finite = theirs.isfinite() & oracle.isfinite()  # float64 is PyTorch's by another way, which may see the padding
+    for power in powers[finite].unique():
+        at = finite & (powers == power)
+        allowed = floor(oracle[at], theirs.dtype, terms, more=more)
+        assert_no_worse(
+            ours[at], theirs[at], oracle[at], floor=allowed + float(torch.finfo(theirs.dtype).tiny) * 2**-20
+        )
+
+
 def gradients(
     function: Callable[..., Any], inputs: Inputs, cotangents: Sequence[Tensor], without: Sequence[str] = ()
 ) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ constexpr int64_t kAheadOfProduct =
 FASTDIFF_NOINLINE void transform_input(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end,
                                        int64_t room, float* v) {
   const int64_t stride = input_stride(op.channels, room);
-  transform_tiles(op, first, count, begin, end, [&](int point, int64_t tile, int64_t channel, F value) {
+  float* energies = op.energies + begin * energies_of(op);
+  transform_tiles(op, first, count, begin, end, energies, [&](int point, int64_t tile, int64_t channel, F value) {
     const int64_t inside = channel % kChannelBlock;
     value.store(v + point * stride + (channel - inside) * room + tile * kChannelBlock + inside);
   });

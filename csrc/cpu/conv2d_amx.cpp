@@ -3,6 +3,7 @@
 // tiles this takes less time than reading 36 numbers for 9 from memory would.
 #include "fastdiff/amx.h"
 #include "fastdiff/arena.h"
+#include "fastdiff/conv2d_filters.h"
 #include "fastdiff/conv2d_stages.h"
 #include "fastdiff/conv2d_tiles.h"
 #include "fastdiff/kernels.h"
@@ -10,39 +11,12 @@
 namespace fastdiff::amx {
 namespace {
 
-constexpr int64_t kSide = 16, kTerms = 3, kTaps = 9;
+constexpr int64_t kSide = 16, kTerms = 3;
 constexpr int64_t kStep = kTerms * kTileBytes;  // of 32 channels of 16 rows or columns
 
 static_assert(kStageDepth == amx::kDepth && kStagePanel == 2 * kSide, "tiles of AMX");
 
 int64_t steps_of(int64_t channels) { return (channels + kStageDepth - 1) / kStageDepth; }
-
-// The weights of 32 channels from `channel` on for 16 output channels from `column` on, which go to the lanes:
-// [channel][tap].
-void gather_filters(const Conv2d& op, int64_t column, int64_t channel, F* filters) {
-  const int64_t columns = op.out_channels - column,
-                channels = op.channels - channel < kStageDepth ? op.channels - channel : kStageDepth;
-  const float* from = op.weights + column * op.weight_out + channel * op.weight_in;
-  const auto turn = [&](const float* first, int64_t n, F* rows) {  // n numbers of each row
-    for (int64_t i = 0; i < kSide; ++i) {
-      rows[i] = n > 0 && i < columns ? load_up_to(first + i * op.weight_out, n) : F::broadcast(0);
-      if (n > 0 && i < columns) prefetch_line(first + i * op.weight_out + kStageDepth * kTaps);
-    }
-    transpose(rows);
-  };
-  const auto up_to_lanes = [](int64_t n) { return n < kLanes ? n : kLanes; };
-  if (op.weight_tap == 1) {
-    for (int64_t k = 0; k < kStageDepth * kTaps; k += kLanes)
-      turn(from + k, up_to_lanes(channels * kTaps - k), filters + k);
-    return;
-  }
-  F rows[kSide];
-  for (int64_t tap = 0; tap < kTaps; ++tap)
-    for (int64_t c = 0; c < kStageDepth; c += kLanes) {
-      turn(from + tap * op.weight_tap + c, up_to_lanes(channels - c), rows);
-      for (int64_t i = 0; i < kLanes; ++i) filters[(c + i) * kTaps + tap] = rows[i];
-    }
-}
 
 // V of rows [first, first + rows), in terms, as left factors.
 FASTDIFF_NOINLINE void pack_rows(const ConvStage& stage, int64_t point, int64_t first, int64_t rows, uint8_t* to) {
@@ -89,7 +63,7 @@ void conv2d_stage_weights(const ConvStage& stage, int64_t begin, int64_t end) {
   const int64_t steps = steps_of(op.channels), stride = stage_u_stride(op.channels, stage.columns);
   alignas(64) F filters[kStageDepth * kTaps];
   for (int64_t unit = begin; unit < end; ++unit) {
-    gather_filters(op, stage.column + unit / steps * kSide, unit % steps * kStageDepth, filters);
+    gather_filters<kStageDepth>(op, stage.column + unit / steps * kSide, unit % steps * kStageDepth, filters);
     float* to = stage.u + unit * kStageDepth * kSide;
     for (int64_t channel = 0; channel < kStageDepth; ++channel, to += kSide)
       transform_weight(filters + channel * kTaps, [&](int point, F value) {
@@ -101,7 +75,7 @@ void conv2d_stage_weights(const ConvStage& stage, int64_t begin, int64_t end) {
 
 void conv2d_stage_input(const ConvStage& stage, int64_t begin, int64_t end) {
   const int64_t channels = round_up(stage.op->channels, kChannelBlock);
-  transform_tiles(*stage.op, stage.tile + begin, end - begin, 0, channels / kChannelBlock,
+  transform_tiles(*stage.op, stage.tile + begin, end - begin, 0, channels / kChannelBlock, stage.op->energies,
                   [&](int point, int64_t tile, int64_t channel, F value) {
                     tile += begin;
                     float* to = stage.v + point * stage.v_stride + tile / kStagePanel * stage.v_block +

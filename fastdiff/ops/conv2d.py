@@ -13,14 +13,16 @@ from torch import Tensor
 
 from fastdiff.errors import expect, unknown
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
-from fastdiff.ops.conv2d_weights import as_they_are, packed
+from fastdiff.ops.conv2d_weights import packed
 from fastdiff.ops.linear import Arguments as Layer
 from fastdiff.ops.linear import linear
 from fastdiff.ops.op import Op, address, check_tensor, contiguous
+from fastdiff.runtime import choice
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 
 _ACTIVATIONS = ("silu",)
+_OUT_OF_RANGE = "the weight has numbers beyond 2^50, an infinity or NaN, or a row of numbers below 2^-50"
 _FEW_PRODUCTS = 1e8  # of two numbers: with fewer torch's 1x1 convolution is as fast, and its calls are shorter
 
 
@@ -81,8 +83,10 @@ class Conv2d(Op[Arguments]):
         for else they are copied. Differentiable. Raises ValueError where shapes do not fit, TypeError for mixed dtypes.
 
         What the kernel makes of a weight is kept as long as the weight lives. It is made again when the weight's
-        version (`_version`) or address changes; a change through `.data` in place is not seen. An infinity or NaN
-        spreads to all of the 4x4 results that are computed with it.
+        version (`_version`) or address changes; a change through `.data` in place is not seen. 4x4 results are computed
+        together, from 6x6 pixels. Where these differ more than eightfold in size (their root mean square over the
+        channels), or hold an infinity or NaN, the 16 results are computed directly: each is as good as PyTorch's for
+        its size. A weight with an infinity, NaN or numbers beyond 2^50 goes to PyTorch.
         """
         x, skip = _images(x)
         if channel_bias is not None and channel_bias.ndim == 4:
@@ -161,6 +165,10 @@ class Conv2d(Op[Arguments]):
             batch, _, height, width = a.x.shape
             return linear.kernel(_as_linear(a)).view(batch, height, width, a.weight.shape[0]).permute(0, 3, 1, 2)
         x, weight = a.x, a.weight
+        forms = packed(weight)
+        if not forms.in_range:
+            choice.note(self.name, _OUT_OF_RANGE)
+            return self.reference(a).contiguous(memory_format=torch.channels_last)
         shape = batch, out_channels, height, width = a.result_shape
         out = empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         if not out.numel():
@@ -172,18 +180,14 @@ class Conv2d(Op[Arguments]):
             channel_bias = channel_bias.contiguous()
         threads = torch.get_num_threads()
         problem = Problem(batch, weight.shape[1], out_channels, height, width, a.upsample, threads, core.isa())
-        forms = packed(weight)
 
         def run(algorithm: str) -> None:
-            if algorithm == "winograd-amx":
-                _kept, read = as_they_are(weight)
-            else:
-                read = (forms.get(algorithm).data_ptr(), 0, 0, 0)
+            read = 0 if algorithm == "winograd-amx" else forms.get(algorithm).data_ptr()
             core.conv2d(
                 [_image(image) for image in images],
                 (batch, a.upsample * x.shape[2], a.upsample * x.shape[3], a.upsample - 1, a.padding, out_channels,
                  height, width),
-                read, algorithm, address(bias), address(channel_bias),
+                read, forms.filters, algorithm, address(bias), address(channel_bias),
                 0 if channel_bias is None else channel_bias.stride(0), _image(residual), a.activation == "silu",
                 a.scale, out.data_ptr(), threads,
             )  # fmt: skip

@@ -18,6 +18,8 @@ class Packed:
     def __init__(self) -> None:
         self._of: tuple[Any, ...] | None = None
         self._forms: dict[str, Tensor] = {}
+        self._as_it_is: tuple[Tensor, tuple[int, int, int, int]] | None = None
+        self._in_range: bool | None = None
         self.made = 0
 
     def update(self, weight: Tensor) -> None:
@@ -25,6 +27,7 @@ class Packed:
         of = (weight._version, weight.data_ptr(), tuple(weight.shape), weight.stride(), core.isa())
         if of != self._of:
             self._forms.clear()
+            self._as_it_is = self._in_range = None
             self._of, self._weight = of, weight.detach()
 
     def get(self, algorithm: str) -> Tensor:
@@ -36,6 +39,24 @@ class Packed:
             self._forms[algorithm] = found
             self.made += 1
         return found
+
+    @property
+    def filters(self) -> tuple[int, int, int, int]:
+        """The weight itself, as `_as_it_is` says."""
+        if self._as_it_is is None:
+            self._as_it_is = _as_it_is(self._weight)
+        return self._as_it_is[1]
+
+    @property
+    def in_range(self) -> bool:
+        """Whether no transform or product of the weight overflows, or loses bits: of each output channel the largest
+        number is 0 or within 2^-50 and 2^50."""
+        if self._in_range is None:
+            low, high = self._weight.flatten(1).aminmax(dim=1) if self._weight.numel() else self._weight.new_zeros(2, 1)
+            largest = torch.maximum(high, -low)
+            ordinary = (largest >= 2.0**-50) & (largest <= 2.0**50)
+            self._in_range = bool((ordinary | (largest == 0)).all())
+        return self._in_range
 
     def keep_only(self, algorithm: str) -> None:
         """Forget what the other algorithms read."""
@@ -86,7 +107,7 @@ def _transformed(filters: Tensor) -> Tensor:
     return made
 
 
-def as_they_are(weight: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+def _as_it_is(weight: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
     """A weight (K, C, 3, 3) for kernels that read it where it is: the weight, a copy where its strides are unusual, and
     (address, strides of an output channel, an input channel and a tap)."""
     out, into, down, tap = weight.stride()

@@ -47,10 +47,9 @@ struct Conv2d {
   int num_inputs;
   int64_t batch, channels, height, width, upsample, padding;
   int64_t out_channels, out_height, out_width;
-  const float* weights;  // as the way's kernel for weights writes them, or, on the fly, as it reads them, or, in
-                         // stages, as they are
-  int64_t weight_out, weight_in,
-      weight_tap;  // in stages: strides of an output channel, an input channel and one of the nine taps
+  const float* weights;  // as the way's kernel for weights writes them, or, on the fly, as it reads them; not in stages
+  const float* filters;  // as they are
+  int64_t filter_out, filter_in, filter_tap;  // strides of an output channel, an input channel and one of nine taps
   Way way;
   const float *bias, *channel_bias;  // may be null; of each output channel, and also of each sample
   int64_t channel_bias_row;
@@ -60,6 +59,7 @@ struct Conv2d {
   float* out;
   ConvPlan plan;  // not in stages
   float* scratch;
+  float* energies = nullptr;  // see conv2d_wide.h
 };
 
 static inline int64_t tiles_of(int64_t pixels) { return divide_up(pixels, kOutTile); }

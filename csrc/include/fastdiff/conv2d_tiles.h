@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fastdiff/conv2d.h"
+#include "fastdiff/conv2d_wide.h"
 #include "fastdiff/winograd.h"
 
 namespace fastdiff::FASTDIFF_ISA {
@@ -39,19 +40,50 @@ Patch patch_of(const Conv2d& op, const Image& x, const Tile& tile) {
   return patch;
 }
 
+// The energies over channels [from, to) of an image, of the pixels that no tile to the right or below has in its patch
+// too. more: to what is there.
+FASTDIFF_NOINLINE void put_energies(const Conv2d& op, const Tile& tile, const Patch& patch, int64_t from, int64_t to,
+                                    bool more, float* energies) {
+  const int64_t rows = tile.row + kOutTile < op.out_height ? kOutTile : kPatch,
+                columns = tile.column + kOutTile < op.out_width ? kOutTile : kPatch, width = energy_columns(op);
+  float* corner = energies + (tile.sample * energy_rows(op) + tile.row) * width + tile.column;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) {
+      const float* pixel = patch.pixel[i * kPatch + j];
+      float energy = 0;
+      if (pixel) {
+        F squares = F::broadcast(0);
+        int64_t c = from;
+        for (; c + kLanes <= to; c += kLanes) {
+          const F x = F::load(pixel + c);
+          squares = fma(x, x, squares);
+        }
+        if (c < to) {
+          const F x = load_some(pixel + c, to - c);
+          squares = fma(x, x, squares);
+        }
+        energy = sum(squares);
+      }
+      corner[i * width + j] = more ? corner[i * width + j] + energy : energy;
+    }
+}
+
 // Transforms the patches of tiles [first, first + count) and the blocks of channels [begin, end): store(point, tile,
-// channel, vector), the tile counted from first.
+// channel, vector), the tile counted from first. energies: of the slot of these channels.
 template <class Store>
-void transform_tiles(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end,
+void transform_tiles(const Conv2d& op, int64_t first, int64_t count, int64_t begin, int64_t end, float* energies,
                      const Store& store_vector) {
   for (int64_t t = 0; t < count; ++t) {
     const Tile tile = tile_at(op, first + t);
+    bool more = false;
     int64_t before = 0;  // channels of the images before
     for (int n = 0; n < op.num_inputs; before += op.x[n++].channels) {
       const Image& x = op.x[n];
       const int64_t from = begin * kChannelBlock - before, to = end * kChannelBlock - before;
       if (to <= 0 || from >= x.channels) continue;
       const Patch patch = patch_of(op, x, tile);
+      put_energies(op, tile, patch, from > 0 ? from : 0, to < x.channels ? to : x.channels, more, energies);
+      more = true;
       for (int64_t c = from > 0 ? from : 0; c < to && c < x.channels; c += kChannelBlock)
         for (int64_t part = 0; part < kVectors; ++part) {
           const int64_t channel = c + part * kLanes, left = x.channels - channel;

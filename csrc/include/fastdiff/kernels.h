@@ -7,6 +7,7 @@
 
 #include "fastdiff/conv2d.h"
 #include "fastdiff/conv2d_stages.h"
+#include "fastdiff/conv2d_wide.h"
 
 namespace fastdiff {
 
@@ -210,7 +211,8 @@ using Conv2dPanel = int64_t (*)();  // the output channels of a panel
   KERNEL(Conv2dPanel, conv2d_panel)                                      \
   KERNEL(Conv2dWeightsKernel, conv2d_weights)                            \
   KERNEL(Conv2dKernel, conv2d_input)                                     \
-  KERNEL(Conv2dKernel, conv2d_products)
+  KERNEL(Conv2dKernel, conv2d_products)                                  \
+  KERNEL(Conv2dDirectKernel, conv2d_direct)
 // Those that AMX has besides; elsewhere they are null, and a library is as fast.
 #define FASTDIFF_MATRIX_KERNELS(KERNEL)          \
   KERNEL(LinearKernel, linear_pack)              \
