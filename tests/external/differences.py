@@ -29,7 +29,8 @@ def main(plain: str, plugin: str) -> int:
     for name in differing:
         outcome, reason = after.get(name, ("missing", ""))
         print(f"{name}: {before[name][0]} without, {outcome} with: {reason}")
-    print(f"{len(before)} tests, {sum(o == 'passed' for o, _ in before.values())} pass without, {len(differing)} differ")
+    passed = sum(outcome == "passed" for outcome, _ in before.values())
+    print(f"{len(before)} tests, {passed} pass without, {len(differing)} differ")
     return 1 if differing or not before else 0
 
 
