@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from fastdiff.compiler import strides, written
 from fastdiff.compiler.errors import Unsupported
-from fastdiff.compiler.fused import restore_strides
-from fastdiff.compiler.nodes import Node, value
 from fastdiff.compiler.passes import PASSES, normalize
 from fastdiff.compiler.report import Notes, Report, record
 from fastdiff.errors import unknown
@@ -81,6 +80,7 @@ def compile_graph(
     the first two with a warning too, by `told`.
     """
     check_passes(disable)
+    written.mend(captured)
     started = time.perf_counter()
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     report = Report(tuple(_shape(x) for x in inputs if isinstance(x, Tensor) and not _is_parameter(x)))
@@ -128,7 +128,7 @@ def transform(captured: fx.GraphModule, report: Report, disable: Sequence[str] =
             notes.matches, notes.error = 0, f"{type(error).__name__}: {error}"
             warnings.warn(f"fastdiff: the pass {name!r} failed and was undone: {notes.error}", stacklevel=2)
         notes.seconds = time.perf_counter() - started
-    _restore_outputs(module.graph)
+    strides.restore(module.graph)
     module.graph.lint()
     module.recompile()
     return module
@@ -150,25 +150,6 @@ def _copy(module: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
         if old.op == "output":
             next(iter(reversed(copied.nodes))).meta = dict(old.meta)
     return fx.GraphModule(module, copied)
-
-
-def _restore_outputs(graph: fx.Graph) -> None:
-    """Give each result the strides that the original gives it, where those are of one of the usual layouts."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
-
-    def restored(node: Node) -> Node:
-        fake = value(node)
-        if node.op in ("placeholder", "get_attr") or not isinstance(fake, Tensor) or fake.is_sparse:
-            return node
-        wide = fake.ndim == 4 and fake.is_contiguous(memory_format=torch.channels_last)
-        if not wide and not fake.is_contiguous():
-            return node
-        with graph.inserting_before(output):
-            new = graph.call_function(restore_strides, (node, wide and not fake.is_contiguous()))
-        new.meta = dict(node.meta)
-        return new
-
-    output.args = fx.map_arg(output.args, restored)
 
 
 def _is_parameter(tensor: Tensor) -> bool:

@@ -5,6 +5,8 @@ match and produce nothing else. Each is plain PyTorch."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,6 +65,11 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.reshape(shape)
 
 
+def reshape_as(x: Tensor, other: Tensor) -> Tensor:
+    """`x.reshape_as(other)`, likewise."""
+    return x.reshape_as(other)
+
+
 def permute(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """`x.permute(dims)`."""
     return x.permute(dims)
@@ -81,3 +88,19 @@ def cat(tensors: list[Tensor], dim: int) -> Tensor:
 def chunk(x: Tensor, chunks: int, dim: int) -> tuple[Tensor, ...]:
     """`x.chunk(chunks, dim)`."""
     return x.chunk(chunks, dim)
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """`base ** exponent`."""
+    return base**exponent
+
+
+@functools.cache
+def as_written(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function under another name: a call with arguments that the vocabulary has no word for."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = getattr(function, "__name__", "call")
+    return call

@@ -59,8 +59,3 @@ def cat_pooled(tensors: list[Tensor], dim: int) -> Tensor:
     shape = list(first.shape)
     shape[dim] = sum(x.shape[dim] for x in tensors)
     return torch.cat(tensors, dim, out=empty(tuple(shape), dtype=first.dtype, memory_format=layout))
-
-
-def restore_strides(x: Any, channels_last: bool) -> Any:
-    """An output as the original gives it."""
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -53,10 +53,8 @@ def same_dtype(x: Any, *others: Any) -> bool:
 
 
 def calls(node: Any, *functions: Callable[..., Any]) -> bool:
-    """Whether the node calls one of these functions, with all arguments by position, as the vocabulary has them."""
-    if not isinstance(node, fx.Node) or node.op != "call_function" or node.target not in functions:
-        return False
-    return not node.meta.get("as_written", False)
+    """Whether the node calls one of these functions."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in functions
 
 
 def find(graph: fx.Graph, *functions: Callable[..., Any]) -> Iterator[Node]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 from fastdiff.compiler import functions
 from fastdiff.compiler.nodes import Node, dtype, number, rank, same, shape, value
@@ -111,7 +112,8 @@ def _group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = Non
 
 @_spelled(F.layer_norm)
 def _layer_norm(input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Call:
-    return F.layer_norm, input, tuple(normalized_shape), weight, bias, eps
+    sizes = normalized_shape if isinstance(normalized_shape, fx.Node) else tuple(normalized_shape)
+    return F.layer_norm, input, sizes, weight, bias, eps
 
 
 @_spelled(F.scaled_dot_product_attention)
@@ -156,19 +158,37 @@ def _einsum(equation: str, *tensors: Any) -> Call:
     return functions.product, equation, found[0], found[1], 1.0
 
 
-def _sizes(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list, torch.Size)) else sizes
+def _sizes(*sizes: Any) -> Any:
+    """Sizes, given one by one or at once: a tuple of numbers and nodes that are numbers, or the node of a whole shape,
+    which is what another tensor's is where sizes are symbols."""
+    if len(sizes) != 1:
+        return sizes
+    (only,) = sizes
+    if isinstance(only, (tuple, list)):
+        return tuple(only)
+    return only if isinstance(value(only), (tuple, list)) else sizes
 
 
 @_spelled(torch.reshape, methods=("reshape", "view"))
-def _reshape(input: Any, *sizes: Any, shape: Any = None) -> Call:
-    wanted = _sizes(sizes) if shape is None else tuple(shape)
-    return None if any(isinstance(size, torch.dtype) for size in wanted) else (functions.reshape, input, wanted)
+def _reshape(input: Any, *sizes: Any, shape: Any = None, size: Any = None) -> Call:
+    given = shape if shape is not None else size
+    wanted = _sizes(*sizes) if given is None else _sizes(given)
+    if not wanted or any(
+        isinstance(value(each), torch.dtype) for each in (wanted if isinstance(wanted, tuple) else ())
+    ):
+        return None
+    return functions.reshape, input, wanted
+
+
+@_spelled(methods=("view_as", "reshape_as"))
+def _reshape_as(input: Any, other: Any) -> Call:
+    return functions.reshape_as, input, other
 
 
 @_spelled(torch.permute, methods=("permute",))
-def _permute(input: Any, *dims: Any) -> Call:
-    return functions.permute, input, tuple(dim % rank(input) for dim in _sizes(dims))
+def _permute(input: Any, *sizes: Any, dims: Any = None) -> Call:
+    order = _sizes(*sizes) if dims is None else tuple(dims)
+    return functions.permute, input, tuple(dim % rank(input) for dim in order)
 
 
 @_spelled(torch.transpose, torch.swapaxes, methods=("transpose", "swapaxes"))
@@ -225,7 +245,7 @@ def _interpolate(
     if mode != "nearest" or before is None or len(before) != 4:
         return None
     if size is not None:
-        after = tuple(map(value, _pair(size)))
+        after = tuple(map(value, _pair(value(size))))
         doubled = same(after, (2 * before[2], 2 * before[3]))
     else:
         doubled = all(factor == 2 for factor in _pair(scale_factor))

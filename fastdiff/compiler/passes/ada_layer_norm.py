@@ -31,7 +31,7 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
     """Replace what is found."""
     for node in find(graph, F.layer_norm):
         x, normalized, weight, bias, eps = node.args
-        if rank(x) != 3 or len(normalized) != 1 or (weight is None and bias is not None):
+        if rank(x) != 3 or len(value(normalized)) != 1 or (weight is None and bias is not None):
             continue
         if not same_dtype(x, weight, bias):
             notes.missed(node, "weights of another dtype")

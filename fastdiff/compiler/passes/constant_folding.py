@@ -19,7 +19,9 @@ NAME = "constant_folding"
 # Calls whose result depends on nothing but their arguments.
 _MAKERS = {torch.arange, torch.linspace, torch.zeros, torch.ones, torch.full, torch.tensor, torch.eye}
 _PURE = FRESH | {
+    functions.power,
     functions.reshape,
+    functions.reshape_as,
     functions.permute,
     functions.index,
     functions.chunk,

@@ -34,6 +34,8 @@ FRESH = {
     operator.truediv,
 }
 _FRESH: list[Any] = list(FRESH)
+# What passes look for by PyTorch's own names.
+_WORDS = FRESH | {torch.unsqueeze}
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
@@ -49,8 +51,8 @@ def apply(graph: fx.Graph) -> int:
         if call is None:
             if spellings.keeps_values(node):
                 forward(node, node.args[0])
-            elif node.target in spellings.FUNCTIONS and node.target is not operator.getitem:
-                node.meta["as_written"] = True  # passes expect the vocabulary's arguments
+            elif node.op == "call_function" and node.target in _WORDS:
+                node.target = functions.as_written(node.target)  # no pass takes it for one of its own
             continue
         understood += 1
         if call[0] is None:
@@ -118,8 +120,8 @@ def _shorten(graph: fx.Graph) -> None:
             node.args = (inner, dims)
         if dims == tuple(range(len(dims))):
             forward(node, inner)
-    for node in find(graph, functions.reshape):
-        while calls(node.args[0], functions.reshape):
+    for node in find(graph, functions.reshape, functions.reshape_as):
+        while calls(node.args[0], functions.reshape, functions.reshape_as):
             node.args = (node.args[0].args[0], node.args[1])
         if same(shape(node), shape(node.args[0])):
             forward(node, node.args[0])

@@ -26,7 +26,7 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
         if calls(norm, F.layer_norm):
             h, normalized, weight, bias, eps = norm.args
             scale = shift = None
-            if len(normalized) != 1 or (weight is None and bias is not None) or not same_dtype(h, weight, bias):
+            if len(value(normalized)) != 1 or (weight is None and bias is not None) or not same_dtype(h, weight, bias):
                 continue
         else:
             h, scale, shift, weight, bias, eps = norm.args
