@@ -22,15 +22,17 @@ from fastdiff.runtime.memory import release
 
 @dataclass
 class Explanation:
-    """The reports of a model's graphs, and seconds by kind of call where inputs were given. Prints as a table."""
+    """The reports of a model's graphs, what ended on the way, and seconds by kind of call where inputs were given.
+    Prints as a table."""
 
     reports: list[Report]
     seconds: dict[str, tuple[int, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        lines = [f"the model {note}" for note in self.notes]
         if not self.reports:
-            return "nothing was captured yet: call the model once"
-        lines = []
+            return "\n".join([*lines, "nothing was captured yet: call the model once"])
         for number, report in enumerate(self.reports):
             lines += [f"graph {number}: {_title(report)}", *_passes(report)]
             if report.part is not None:
@@ -64,6 +66,8 @@ def explain(fast: nn.Module, inputs: tuple[Any, ...] | None = None, *, html: str
     if inputs is not None:
         explanation.seconds = _timed(fast, inputs)
         explanation.reports = reports_of([*fast.parameters()])
+    if isinstance(call := fast._compiled_call_impl, FastCall):
+        explanation.notes = call.notes
     if html is not None:
         explanation.write_html(html)
     return explanation

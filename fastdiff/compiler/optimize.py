@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fastdiff.compiler.arguments import Place, as_tensor, converted, has_numpy, numbers, replaced, shapes
 from fastdiff.compiler.capture import Told, check_passes, compile_graph
+from fastdiff.compiler.numbers import Numbers
 from fastdiff.compiler.report import recorded
+from fastdiff.compiler.variant import Variant, could_not_capture
 from fastdiff.compiler.verify import verified_call
 from fastdiff.runtime import eager
 
@@ -20,16 +21,29 @@ _CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forwar
 
 
 class FastCall:
-    """What a module runs when it is called: captured for the shapes of the first call, and once more for any others."""
+    """What a module runs when it is called: captured for the shapes of the first call, and once more for any others.
+
+    Numbers among the arguments are constants of a capture. Those that change from call to call, and are only computed
+    with, go into another capture as tensors.
+    """
 
     def __init__(self, module: nn.Module, disable: Sequence[str], verify: bool) -> None:
         self.original = module._call_impl
+        self.name = type(module).__name__
         self._verify = verify  # the next call
         self._failed = False
         self.disable, self._told = tuple(disable), Told(type(module).__name__)
-        self._first: Any = None
-        self._static = self._compiled(dynamic=False)
-        self._dynamic: Callable[..., Any] | None = None
+        self._shapes: dict[Any, Any] = {}  # by their place among the arguments
+        self._last: tuple[Any, bool] = ((), False)
+        self._variants: dict[tuple[bool, bool], Variant] = {}
+        self._numbers = Numbers(self.original)
+        self._refused: set[Any] = set()  # shapes with which nothing could be captured
+        self._called = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What ended on the way, for `explain`."""
+        return [*self._numbers.notes, *(note for each in self._variants.values() for note in each.notes)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._failed or eager.wanted() is not None:
@@ -41,26 +55,62 @@ class FastCall:
         return self._fast(*args, **kwargs)
 
     def _fast(self, *args: Any, **kwargs: Any) -> Any:
-        signature = _signature((args, kwargs))
-        if self._first is None:
-            self._first = signature
-            return self._captured(args, kwargs)
-        if signature == self._first:
-            return self._static(*args, **kwargs)
-        if self._dynamic is None:
-            self._dynamic = self._compiled(dynamic=True)
-        import torch._dynamo.config  # takes a second
+        given = shapes(args, kwargs)
+        if self._refused and given in self._refused:
+            return self.original(*args, **kwargs)
+        if has_numpy(args) or has_numpy(kwargs):
+            convert = self._numbers.conversion(args, kwargs)
+            if convert is None:
+                return self.original(*args, **kwargs)
+            args, kwargs = converted((args, kwargs), convert)
+        changing: tuple[Place, ...] = ()
+        if found := numbers(args, kwargs):
+            changing, asked = self._numbers.changing(found)
+            if asked:
+                return self._numbers.ask(args, kwargs, asked)
+        variant = self._variant(self._is_dynamic(given), bool(changing))
+        try:
+            if changing:
+                return self._with_numbers(variant, changing, args, kwargs)
+            if not self._called:
+                self._called = True
+                return self._captured(variant, args, kwargs)
+            return variant(*args, **kwargs)
+        except Exception as error:
+            if not could_not_capture(error):
+                raise
+            result = self.original(*args, **kwargs)  # raises what the model itself raises, if it does
+            self._give_up(variant, given, error)
+            return result
 
-        with torch._dynamo.config.patch(specialize_float=True):  # a model's constants stay constants
-            return self._dynamic(*args, **kwargs)
+    def _is_dynamic(self, given: Any) -> bool:
+        """Whether there is a tensor at a place that had another shape. Names and numbers do not count."""
+        if given == self._last[0]:
+            return self._last[1]
+        dynamic = any(self._shapes.get(place, shape) != shape for place, shape in given)
+        if not dynamic:
+            self._shapes.update(given)
+        self._last = (given, dynamic)
+        return dynamic
 
-    def _captured(self, args: Any, kwargs: Any) -> Any:
+    def _with_numbers(self, variant: Variant, places: tuple[Place, ...], args: Any, kwargs: Any) -> Any:
+        values = dict((*enumerate(args), *kwargs.items()))
+        tensors = [as_tensor(values[place]) for place in places]
+        args, kwargs = replaced(args, kwargs, dict.fromkeys(places))
+        graphs = variant.graphs
+        with recorded() as made:
+            result = variant(places, tensors, args, kwargs)
+        if variant.graphs != graphs and len(made) != 1:  # a capture in parts: something was decided after all
+            self._numbers.are_constants(places)
+        return result
+
+    def _captured(self, variant: Variant, args: Any, kwargs: Any) -> Any:
         """The first call, with a warning if not all of the model went into one graph."""
         from torch._dynamo.utils import counters
 
         before = counters["graph_break"].copy()
         with recorded() as made:
-            result = self._static(*args, **kwargs)
+            result = variant(*args, **kwargs)
         reasons = [reason for reason, count in counters["graph_break"].items() if count > before[reason]]
         if len(made) == 1 and not reasons:
             return result
@@ -71,16 +121,24 @@ class FastCall:
         warnings.warn(f"fastdiff: the model {what} runs as it was written: {why}", stacklevel=5)
         return result
 
-    def _compiled(self, dynamic: bool) -> Callable[..., Any]:
-        original = self.original
+    def _give_up(self, variant: Variant, given: Any, error: Exception) -> None:
+        """Capture each size by itself if it was symbols that could not be captured, else leave these arguments."""
+        if variant.dynamic:
+            variant.without_symbols()
+            return
+        self._refused.add(given)
+        why = str(error).strip().splitlines()[0]
+        note = f"could not be captured with arguments of these shapes, and runs as it was written: {why}"
+        variant.notes.append(note)
+        warnings.warn(f"fastdiff: {self.name} {note}", stacklevel=5)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return original(*args, **kwargs)
-
-        # Dynamo keeps what it compiled, and counts it, by code object: each model gets its own.
-        own = types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
-        backend = functools.partial(compile_graph, disable=self.disable, told=self._told)
-        return torch.compile(own, backend=backend, dynamic=dynamic)
+    def _variant(self, dynamic: bool, with_numbers: bool) -> Variant:
+        variant = self._variants.get((dynamic, with_numbers))
+        if variant is None:
+            backend = functools.partial(compile_graph, disable=self.disable, told=self._told)
+            variant = Variant(self.original, backend, self.name, dynamic=dynamic, with_numbers=with_numbers)
+            self._variants[dynamic, with_numbers] = variant
+        return variant
 
 
 def optimize_module(module: nn.Module, *, verify: bool = False, disable: Sequence[str] = ()) -> None:
@@ -94,14 +152,3 @@ def restore_module(module: nn.Module) -> None:
     for each in module.modules():
         if isinstance(getattr(each, _CALL, None), FastCall):
             setattr(each, _CALL, None)
-
-
-def _signature(x: Any) -> Any:
-    """Shapes of the tensors, and numbers, in the arguments."""
-    if isinstance(x, Tensor):
-        return x.shape
-    if isinstance(x, dict):
-        return tuple((key, _signature(each)) for key, each in x.items())
-    if isinstance(x, (list, tuple)):
-        return tuple(map(_signature, x))
-    return x if isinstance(x, (int, float)) else None

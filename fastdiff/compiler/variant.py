@@ -1,0 +1,104 @@
+"""One of the ways in which a model is captured: with fixed sizes or symbols, with numbers as constants or tensors."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+STATES = 32  # captures of one variant, such as of a LoRA's scales; PyTorch's own limit is 8
+
+
+class Variant:
+    """A function that Dynamo captures once for each state of the arguments and the model, up to a number of them."""
+
+    def __init__(
+        self, original: Callable[..., Any], backend: Callable[..., Any], name: str, *, dynamic: bool, with_numbers: bool
+    ) -> None:
+        self.dynamic = dynamic
+        self.graphs = 0  # that were captured
+        self.notes: list[str] = []
+        self._name, self._states, self._with_numbers = name, 0, with_numbers
+        self._original, self._backend = original, backend
+        self._compiled = self._compile()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        graphs = self.graphs
+        if self._options:
+            import torch._dynamo.config  # takes a second
+
+            with torch._dynamo.config.patch(self._options):
+                result = self._compiled(*args, **kwargs)
+        else:
+            result = self._compiled(*args, **kwargs)
+        if self.graphs != graphs:
+            self._count()
+        return result
+
+    def without_symbols(self) -> None:
+        """Capture each size by itself from here on."""
+        self.dynamic = False
+        self._compiled = self._compile()
+
+    def _count(self) -> None:
+        self._states += 1
+        if self._states == STATES:
+            note = (
+                f"was captured for {STATES} states of its arguments and adapters, which is the limit: in others it "
+                "runs as it was written"
+            )
+            self.notes.append(note)
+            warnings.warn(f"fastdiff: {self._name} {note}", stacklevel=6)
+
+    def _compile(self) -> Callable[..., Any]:
+        original, backend = self._original, self._backend
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return original(*args, **kwargs)
+
+        def call_with_numbers(places: Any, numbers: Any, args: Any, kwargs: Any) -> Any:
+            given, named = list(args), dict(kwargs)
+            for place, number in zip(places, numbers):
+                if isinstance(place, int):
+                    given[place] = number.item()
+                else:
+                    named[place] = number.item()
+            return original(*given, **named)
+
+        def counted(captured: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+            self.graphs += 1
+            return backend(captured, inputs)  # type: ignore[no-any-return]
+
+        self._options: dict[str, Any] = {}
+        if self.dynamic:  # sizes are symbols, and no other numbers
+            self._options = {"specialize_float": True, "specialize_int": True}
+        if self._with_numbers:
+            self._options["capture_scalar_outputs"] = True
+        limit: dict[str, Any] = {"recompile_limit": STATES}
+        if "recompile_limit" not in inspect.signature(torch.compile).parameters:
+            self._options |= limit if _is_setting("recompile_limit") else {"cache_size_limit": STATES}
+            limit = {}
+        # Dynamo keeps what it compiled, and counts it, by code object: each model gets its own.
+        function = call_with_numbers if self._with_numbers else call
+        code = function.__code__.replace()
+        own = types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
+        return torch.compile(own, backend=counted, dynamic=self.dynamic, **limit)
+
+
+def _is_setting(name: str) -> bool:
+    """Whether Dynamo has a setting of this name."""
+    import torch._dynamo.config
+
+    return hasattr(torch._dynamo.config, name)
+
+
+def could_not_capture(error: Exception) -> bool:
+    """Whether this comes from capturing a model, and not from the model."""
+    dynamo: Any = sys.modules.get("torch._dynamo.exc")
+    return dynamo is not None and isinstance(error, dynamo.TorchDynamoException)
