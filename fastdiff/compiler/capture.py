@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from fastdiff.compiler import strides, written
+from fastdiff.compiler import mutations, strides, written
 from fastdiff.compiler.errors import Unsupported
 from fastdiff.compiler.passes import PASSES, normalize
 from fastdiff.compiler.report import Notes, Report, record
@@ -129,6 +129,7 @@ def transform(captured: fx.GraphModule, report: Report, disable: Sequence[str] =
             warnings.warn(f"fastdiff: the pass {name!r} failed and was undone: {notes.error}", stacklevel=2)
         notes.seconds = time.perf_counter() - started
     strides.restore(module.graph)
+    mutations.own(module.graph)
     module.graph.lint()
     module.recompile()
     return module

@@ -15,7 +15,7 @@ from fastdiff.compiler.functions import power
 from fastdiff.compiler.nodes import Node, value
 
 # The operators that torch.fx writes as statements, by those that give a result of their own.
-_STATEMENTS = {
+STATEMENTS = {
     getattr(operator, "i" + name.strip("_")): getattr(operator, name)
     for name in (
         "add", "and_", "floordiv", "lshift", "matmul", "mod", "mul", "or_", "pow", "rshift", "sub", "truediv", "xor",
@@ -38,8 +38,8 @@ def _mended(node: Node) -> bool:
         return True
     if node.op != "call_function":
         return False
-    if target in _STATEMENTS and not isinstance(value(node.args[0]), Tensor):
-        target = _STATEMENTS[target]
+    if target in STATEMENTS and not isinstance(value(node.args[0]), Tensor):
+        target = STATEMENTS[target]
     if target is operator.pow and not isinstance(node.args[0], fx.Node):
         target = power
     if target is node.target:

@@ -12,11 +12,26 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fastdiff.compiler import functions
 from fastdiff.compiler.fused import attention
-from fastdiff.compiler.nodes import Node, calls, find, insert, number, only_user, rank, replace, same, shape, value
+from fastdiff.compiler.nodes import (
+    Node,
+    calls,
+    dtype,
+    find,
+    insert,
+    number,
+    only_user,
+    rank,
+    replace,
+    same,
+    same_dtype,
+    shape,
+    value,
+)
 from fastdiff.compiler.report import Notes
 
 NAME = "attention"
@@ -34,12 +49,22 @@ def _fused(node: Node, notes: Notes) -> None:
     q, k, v, mask, causal, scale = node.args
     if causal:
         notes.missed(node, "causal attention")
+    elif not _takes(q, k, v, mask):
+        notes.missed(node, f"q is {dtype(q)}, k {dtype(k)}, v {dtype(v)}, the mask {dtype(mask)}")
     elif mask is not None and value(mask).requires_grad:
         notes.missed(node, "the mask wants a gradient")
     elif rank(q) != 4 or not same(shape(q)[:2], shape(k)[:2]) or not same(shape(k)[:3], shape(v)[:3]):
         notes.missed(node, f"q is {shape(q)}, k {shape(k)}, v {shape(v)}")
     else:
         notes.matched(replace(node, attention, q, k, v, mask, scale))
+
+
+def _takes(q: Any, k: Any, v: Any, mask: Any) -> bool:
+    """Whether these have one dtype and are on one device; a mask may be boolean."""
+    tensors = [value(each) for each in (q, k, v, mask) if each is not None]
+    if not all(isinstance(each, Tensor) and each.device == tensors[0].device for each in tensors):
+        return False
+    return same_dtype(q, k, v) and (mask is None or same_dtype(q, mask) or dtype(mask) is torch.bool)
 
 
 @dataclass
@@ -142,6 +167,9 @@ def _spelled_out(softmax: Node, notes: Notes) -> None:
         notes.missed(softmax, "a result of other dimensions")
         return
 
+    if not _takes(q, k, v, mask) or (mask is not None and dtype(mask) is torch.bool):  # a sum with it is no mask
+        notes.missed(softmax, f"the mask is {dtype(mask)}, the queries are {dtype(q)}")
+        return
     arranged = [
         _arrange(end, node, labels, [*batch, row, column])
         for node, labels, row, column in (

@@ -1,5 +1,5 @@
 """The graph in the vocabulary of `functions`, without what does nothing: dropout, casts to the same dtype, division by
-1, permutations that cancel. Mutations become results where nobody else can see them."""
+1, permutations that cancel. Mutations become results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import fx
 
-from fastdiff.compiler import functions, spellings
-from fastdiff.compiler.errors import Unsupported
-from fastdiff.compiler.nodes import Node, calls, dtype, find, forward, number, rank, replace, same, shape, value
+from fastdiff.compiler import functions, mutations, spellings
+from fastdiff.compiler.nodes import calls, dtype, find, forward, number, replace, same, shape
 
 # Operations whose result shares no memory with anything else.
 FRESH = {
@@ -33,21 +32,17 @@ FRESH = {
     operator.mul,
     operator.truediv,
 }
-_FRESH: list[Any] = list(FRESH)
 # What passes look for by PyTorch's own names.
 _WORDS = FRESH | {torch.unsqueeze}
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def apply(graph: fx.Graph) -> int:
     """Rewrite the graph; returns how many calls the vocabulary has words for. Raises Unsupported for a mutation that
     others may see."""
+    mutations.apply(graph)
     understood = 0
     for node in list(graph.nodes):
-        mutated = _mutated(node)
         call = spellings.canonical(node)
-        if mutated is not None:
-            call = _without_mutation(node, mutated, call)
         if call is None:
             if spellings.keeps_values(node):
                 forward(node, node.args[0])
@@ -65,44 +60,6 @@ def apply(graph: fx.Graph) -> int:
     return understood
 
 
-def _mutated(node: Node) -> Any:
-    """What the call writes to, or None."""
-    if node.op == "call_function":
-        if node.target in (operator.setitem, operator.delitem) or "out" in node.kwargs:
-            raise Unsupported(f"{node.name} writes to a tensor")
-        if node.target in _IN_PLACE or node.kwargs.get("inplace") is True:
-            return node.args[0]
-        name = getattr(node.target, "__name__", "")
-        if name.endswith("_") and not name.startswith("_") and rank(node) >= 0:
-            return node.args[0]
-    if node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__"):
-        return node.args[0]
-    return None
-
-
-def _without_mutation(node: Node, mutated: Node, call: Any) -> Any:
-    """The call that gives a result of its own, used from here on; only where no alias of what it wrote to is known."""
-    if not isinstance(value(mutated), Tensor):
-        return call  # numbers
-    order = {each: position for position, each in enumerate(node.graph.nodes)}
-    others = [user for user in mutated.users if user is not node]
-    seen = [user for user in others if order[user] < order[node]]
-    if not all(calls(each, *_FRESH) for each in (mutated, *seen)):
-        raise Unsupported(f"{node.name} changes {mutated.name} in place, of which there may be views")
-    if not same(shape(node), shape(mutated)) or dtype(node) is not dtype(mutated):
-        raise Unsupported(f"{node.name} changes {mutated.name} in place to another shape or dtype")
-    mutated.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and order[user] > order[node])
-    if call is not None:
-        return call
-    if node.op == "call_method" and hasattr(Tensor, str(node.target)[:-1]):
-        node.target = str(node.target)[:-1]
-        return spellings.canonical(node)
-    if node.op == "call_function" and node.kwargs.get("inplace") is True:
-        node.kwargs = {**node.kwargs, "inplace": False}
-        return spellings.canonical(node)
-    raise Unsupported(f"{node.name} changes {mutated.name} in place")
-
-
 def _shorten(graph: fx.Graph) -> None:
     for node in find(graph, operator.truediv, operator.mul):
         a, b = node.args[:2]
@@ -110,7 +67,7 @@ def _shorten(graph: fx.Graph) -> None:
             forward(node, a)
         elif node.target is operator.mul and number(a) and a == 1 and dtype(b) is dtype(node):
             forward(node, b)
-        elif node.target is operator.mul and (gated := _silu(a, b)) is not None:
+        elif node.target is operator.mul and (gated := _silu(a, b)) is not None and dtype(gated) is dtype(node):
             replace(node, F.silu, gated)
     for node in find(graph, functions.permute):
         inner, dims = node.args
