@@ -93,7 +93,7 @@ def test_model_time_is_the_training_step():
     assert VPLinear().model_time(0.3) == 0.3
 
 
-@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [0.1, 1.0], [[0.1]], [-0.1]])
+@pytest.mark.parametrize("betas", [[], [0.0, 0.1], [1.0, 0.1], [[0.1]], [-0.1]])
 def test_bad_betas(betas):
     with pytest.raises(ValueError, match="betas"):
         VPDiscrete(betas)

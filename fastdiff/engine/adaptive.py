@@ -69,6 +69,8 @@ def run_adaptive(
         except OverflowError as error:
             raise SamplingError(f"{checked.where(s)}: {OVERFLOW}") from error
         except ZeroDivisionError as error:
+            if (reason := prediction.silent(s)) is not None:
+                raise ValueError(reason) from error
             raise ValueError(f"solver {solver.name!r} cannot step from t={s.t:g} of {schedule.name}") from error
         if s.t != end:
             raise SamplingError(

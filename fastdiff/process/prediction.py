@@ -42,6 +42,18 @@ class Prediction:
         """The time argument of the network."""
         return schedule.model_time(p.t) if self.noise_time is None else self.noise_time(p)
 
+    def silent(self, p: Point) -> str | None:
+        """Why the output says nothing of x0 at a point where alpha is 0, or None."""
+        try:
+            self.x0(p)
+        except ZeroDivisionError:
+            if p.alpha == 0:
+                return (
+                    f"prediction {self.name!r} says nothing of the data at t={p.t:g}, where alpha is 0 (a zero "
+                    "terminal SNR): the network must predict 'v', 'x0' or 'flow', or the run begin later"
+                )
+        return None
+
     def target(self, p: Point) -> Coefficients:
         """(a, b): at x = alpha x0 + sigma eps the network should return a x0 + b eps."""
         (x0_x, x0_out), (eps_x, eps_out) = self.x0(p), self.eps(p)

@@ -162,19 +162,29 @@ class VPDiscrete(VariancePreserving):
 
     betas: (N,) in (0, 1), the variance added at step n = 0 .. N-1. Continuous time is t = (n + 1) / N, and between the
     steps log alpha is linear in t, from log alpha = 0 at the data (Lu et al. 2022, DPM-Solver, Appendix D.4). The
-    network receives n = N t - 1. Raises ValueError for betas outside (0, 1).
+    network receives n = N t - 1.
+
+    The last beta may be 1: alpha is then 0 at t = 1, a zero terminal SNR, and linear in t in the last interval. Such a
+    network predicts v or x0, since the noise alone says nothing of the data there; the customary grid is "trailing"
+    (Lin et al. 2024, Common Diffusion Noise Schedules, Sections 3.1 to 3.3). Raises ValueError for other betas.
     """
 
     def __init__(self, betas: ArrayLike, *, name: str = "vp-discrete") -> None:
         betas = np.asarray(betas, dtype=np.float64)
         expect(betas.ndim == 1 and betas.size > 0, f"betas must be a vector, got shape {betas.shape}")
-        expect(bool(np.all((betas > 0) & (betas < 1))), "betas must lie strictly between 0 and 1")
+        inside = (betas > 0) & (betas < 1)
+        good = bool(inside[:-1].all()) and 0 < betas[-1] <= 1
+        expect(good, "betas must lie strictly between 0 and 1, but for the last one, which may be 1")
         self.name = name
         self.betas = betas
         self.num_steps = betas.size
         self.t_min, self.t_max = 1.0 / self.num_steps, 1.0
         self._knot_t = np.arange(self.num_steps + 1) / self.num_steps
-        self._knot_log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+        with np.errstate(divide="ignore"):
+            self._knot_log_alpha = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+        self.zero_terminal = bool(betas[-1] == 1)
+        if self.zero_terminal:
+            self.grid = "trailing"
 
     def __repr__(self) -> str:
         betas = f"{self.num_steps} from {self.betas[0]:g} to {self.betas[-1]:g}"
@@ -197,13 +207,40 @@ class VPDiscrete(VariancePreserving):
         alpha_bar = np.cos((u + s) / (1 + s) * math.pi / 2) ** 2
         return cls(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta), name="cosine")
 
+    def with_zero_terminal_snr(self) -> VPDiscrete:
+        """The same with sqrt(alpha_bar) shifted and scaled to end at 0 and begin where it did (Lin et al. 2024,
+        Algorithm 1)."""
+        root = np.exp(self._knot_log_alpha[1:])
+        root = np.concatenate([[1.0], (root - root[-1]) * root[0] / (root[0] - root[-1])])
+        return VPDiscrete(1 - (root[1:] / root[:-1]) ** 2, name=f"{self.name}-zero-snr")
+
     def log_alpha(self, t: ArrayLike) -> Float64Array:
-        return np.asarray(np.interp(np.asarray(t), self._knot_t, self._knot_log_alpha))
+        t = np.asarray(t, dtype=np.float64)
+        if not self.zero_terminal:
+            return np.asarray(np.interp(t, self._knot_t, self._knot_log_alpha))
+        left = self.num_steps * (1.0 - t)  # of the last interval
+        with np.errstate(divide="ignore"):
+            last = self._knot_log_alpha[-2] + np.log(np.clip(left, 0.0, 1.0))
+        before = np.interp(t, self._knot_t[:-1], self._knot_log_alpha[:-1])
+        return np.asarray(np.where(t > self._knot_t[-2], last, before))
 
     def t_of_log_alpha(self, log_alpha: ArrayLike) -> Float64Array:
-        return np.asarray(np.interp(np.asarray(log_alpha), self._knot_log_alpha[::-1], self._knot_t[::-1]))
+        log_alpha = np.asarray(log_alpha, dtype=np.float64)
+        if not self.zero_terminal:
+            return np.asarray(np.interp(log_alpha, self._knot_log_alpha[::-1], self._knot_t[::-1]))
+        below = np.minimum(log_alpha - self._knot_log_alpha[-2], 0.0)
+        before = np.interp(log_alpha, self._knot_log_alpha[-2::-1], self._knot_t[-2::-1])
+        return np.asarray(np.where(below < 0, 1.0 - np.exp(below) / self.num_steps, before))
+
+    def rates(self, t: float) -> tuple[float, float]:
+        if not self.zero_terminal or t <= self._knot_t[-2]:
+            return super().rates(t)
+        p, d_alpha = self.point(t), -self.num_steps * float(np.exp(self._knot_log_alpha[-2]))
+        return d_alpha, -p.alpha * d_alpha / p.sigma
 
     def log_alpha_rate(self, t: float) -> float:
+        if self.zero_terminal and t > self._knot_t[-2]:
+            return -1 / (1 - t) if t < 1 else -math.inf
         index = max(1, int(np.searchsorted(self._knot_t, t)))
         return float(self._knot_log_alpha[index] - self._knot_log_alpha[index - 1]) * self.num_steps
 

@@ -154,8 +154,12 @@ def trace(
         except (ZeroDivisionError, OverflowError, ValueError) as error:
             if isinstance(error, ValueError) and not str(error).startswith("math domain"):
                 raise
+            if (reason := prediction.silent(s)) is not None:
+                raise ValueError(reason) from error
             options = f" with {solver.options}" if solver.options else ""
             step = f"from t={s.t:g} to t={t.t:g} of {schedule.name}"
+            if s.alpha == 0:
+                step += ", where alpha is 0; begin later, or take a solver like 'ddim' or 'dpmpp-2m'"
             raise ValueError(f"solver {solver.name!r}{options} cannot step {step}") from error
         states.append(next(iter(x.terms)))
     return _lower(solver.name, model, states, keep_states)

@@ -11,7 +11,7 @@ from fastdiff.solvers.registry import solver
 def ddim(model, x, s, t, history, *, eta=0.0, noise):
     """eta = 0 is deterministic, eta = 1 the ancestral sampler of DDPM; Eq. 16 gives the noise between."""
     x0, eps = model.x0_eps(x, s)
-    sigma = eta * ancestral_sigma(s, t)
+    sigma = eta * ancestral_sigma(s, t) if eta else 0.0  # upwards, to encode, t.alpha may be 0
     mean = t.alpha * x0 + sqrt(t.sigma**2 - sigma**2) * eps
     return mean + sigma * noise() if sigma > 0 else mean
 
