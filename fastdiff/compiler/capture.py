@@ -84,6 +84,8 @@ def compile_graph(
     started = time.perf_counter()
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     report = Report(tuple(_shape(x) for x in inputs if isinstance(x, Tensor) and not _is_parameter(x)))
+    report.dtypes = tuple(x.dtype for x in tensors if not _is_parameter(x))
+    report.weights = tuple(dict.fromkeys(x.dtype for x in tensors if _is_parameter(x)))
     report.dynamic = any(isinstance(x, torch.SymInt) for x in inputs)
     for tensor in tensors:
         if _is_parameter(tensor):

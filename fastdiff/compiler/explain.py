@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from fastdiff.compiler.optimize import FastCall
 from fastdiff.compiler.report import Report, reports_of
 from fastdiff.files import replacing
 from fastdiff.runtime.memory import release
+
+_UNKNOWN = "arguments that are no tensors, names of arguments, settings of PyTorch, or a change to the model"
 
 
 @dataclass
@@ -34,7 +37,14 @@ class Explanation:
         if not self.reports:
             return "\n".join([*lines, "nothing was captured yet: call the model once"])
         for number, report in enumerate(self.reports):
-            lines += [f"graph {number}: {_title(report)}", *_passes(report)]
+            lines.append(f"graph {number}: {_title(report)}")
+            same = [
+                (k, _other(report, old)) for k, old in enumerate(self.reports[:number]) if old.shapes == report.shapes
+            ]
+            if same:
+                k, what = min(same, key=lambda pair: len(pair[1]))  # the most alike
+                lines.append(f"  beside graph {k}, of the same shapes: {'; '.join(what) or _UNKNOWN}")
+            lines += _passes(report)
             if report.part is not None:
                 lines.append(f"  not the whole model: {report.part}")
         if self.seconds:
@@ -46,12 +56,15 @@ class Explanation:
 
     def write_html(self, path: str | Path) -> Path:
         """Write the same as a page. Returns its path."""
-        from html import escape
+        return write_html(str(self), path)
 
-        page = f"<!doctype html><meta charset=utf-8><title>fastdiff explain</title><pre>{escape(str(self))}</pre>\n"
-        with replacing(path) as temporary:
-            temporary.write_text(page)
-        return Path(path)
+
+def write_html(text: str, path: str | Path) -> Path:
+    """Write an explanation as a page. Returns its path."""
+    page = f"<!doctype html><meta charset=utf-8><title>fastdiff explain</title><pre>{escape(text)}</pre>\n"
+    with replacing(path) as temporary:
+        temporary.write_text(page)
+    return Path(path)
 
 
 def explain(fast: nn.Module, inputs: tuple[Any, ...] | None = None, *, html: str | Path | None = None) -> Explanation:
@@ -83,6 +96,24 @@ def _title(report: Report) -> str:
     sizes = "any sizes" if report.dynamic else "these sizes"
     state = f"runs as it was written: {report.fallback}" if report.fallback else f"{report.calls} calls"
     return f"captured with {shapes}, for {sizes}; {state}; passes took {report.seconds:.2f} s"
+
+
+def _other(report: Report, before: Report) -> list[str]:
+    """What differs from the report of a graph that was captured with the same shapes."""
+    found = []
+    if report.dtypes != before.dtypes:
+        found.append(f"arguments of {_names(report.dtypes)}, not {_names(before.dtypes)}")
+    if report.weights != before.weights:
+        found.append(f"weights of {_names(report.weights)}, not {_names(before.weights)}")
+    if report.parameters.keys() != before.parameters.keys():
+        found.append("other parameters: weights were replaced, or adapters added or removed")
+    if report.dynamic != before.dynamic:
+        found.append("for any sizes" if report.dynamic else "for these sizes")
+    return found
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return " and ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes)) or "nothing"
 
 
 def _passes(report: Report) -> list[str]:

@@ -36,7 +36,8 @@ class Notes:
 @dataclass
 class Report:
     """One captured graph. fallback: why it runs as it was written, if it does. seconds: for capture's part in fastdiff.
-    shapes: of the tensors it was captured with. part: why it is not the whole model, if it is not."""
+    shapes, dtypes: of the tensors it was captured with; weights: dtypes of the parameters. part: why it is not the
+    whole model, if it is not."""
 
     shapes: tuple[tuple[Any, ...], ...]
     passes: list[Notes] = field(default_factory=list)
@@ -44,6 +45,8 @@ class Report:
     part: str | None = None
     seconds: float = 0.0
     dynamic: bool = False
+    dtypes: tuple[Any, ...] = ()
+    weights: tuple[Any, ...] = ()
     # of the parameters, to find the reports of a model; not the parameters, which a model may drop
     parameters: dict[int, weakref.ref[Any]] = field(default_factory=dict)
     calls: int = 0
