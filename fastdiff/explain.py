@@ -12,11 +12,14 @@ from torch import nn
 
 from fastdiff.bench import cases
 from fastdiff.compiler.explain import explain as explain_model
-from fastdiff.compiler.explain import is_fast
+from fastdiff.compiler.explain import is_fast, write_html
 from fastdiff.engine import steps
 from fastdiff.ops import OPS, conv2d_algorithms
+from fastdiff.optimizing import is_pipeline
 from fastdiff.runtime import choice, graphs, triton
 from fastdiff.runtime.native import core
+
+_PLAIN = "it is not optimized: fastdiff.optimize(model) does that"
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,41 @@ def explain(
 
     With a model, instead: of one that went through `fastdiff.optimize`, what its passes matched and what not, and with
     `inputs`, the arguments of one more call, where the time goes, also as a page in the file `html`; and how its
-    sampling loop was run on a GPU: as a captured graph, or as launches and why.
+    sampling loop was run on a GPU: as a captured graph, or as launches and why. With a pipeline of diffusers, the same
+    of each network and scheduler; raises TypeError if there are `inputs`, which are those of one network.
     """
+    if is_pipeline(model):
+        if inputs is not None:
+            raise TypeError("explain() takes inputs for one network, as in explain(pipe.unet, inputs), not a pipeline")
+        found = Explanation([], model=_pipeline(model))
+        if html is not None:
+            write_html(str(found), html)
+        return found
     if model is not None:
         lines = []
-        if isinstance(model, nn.Module) and is_fast(model):
-            lines = str(explain_model(model, inputs, html=html)).splitlines()
+        if isinstance(model, nn.Module):
+            fast = is_fast(model)
+            lines = str(explain_model(model, inputs, html=html)).splitlines() if fast else [_PLAIN]
         return Explanation([], model=[*lines, *graphs.explain(model)])
     choices = [choice for device in ("cpu", "cuda") for op in OPS for choice in _choices(op, device)]
     choices += [_sampling_loop(device) for device in ("cpu", "cuda")]
     notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in choice.notes().items()]
     notes += [f"conv2d of {line}" for line in conv2d_algorithms.explain().splitlines()]
     return Explanation(choices, notes)
+
+
+def _pipeline(pipeline: Any) -> list[str]:
+    """A pipeline's networks and schedulers, by name."""
+    from fastdiff.integrations.diffusers import explain_schedulers, models
+
+    lines = []
+    for name, module in models(pipeline).items():
+        lines += [f"{name}: {type(module).__name__}", *(f"  {line}" for line in _module(module))]
+    return lines + explain_schedulers(pipeline)
+
+
+def _module(module: nn.Module) -> list[str]:
+    return str(explain_model(module)).splitlines() if is_fast(module) else [_PLAIN]
 
 
 def _choices(op: str, device: str) -> list[Choice]:

@@ -54,3 +54,43 @@ def test_what_the_kernels_take_is_not_named():
     with fastdiff.use("reference"):
         fastdiff.ops.conv2d(torch.randn(1, 64, 8, 8), torch.randn(64, 64, 5, 5))
     assert notes_of("conv2d") == []
+
+
+def test_a_plain_module_is_not_optimized():
+    assert str(fastdiff.explain(nn.Linear(2, 2))) == "it is not optimized: fastdiff.optimize(model) does that"
+    model = fastdiff.optimize(nn.Linear(2, 2).eval())
+    assert "nothing was captured yet" in str(fastdiff.explain(model))
+    assert "it is not optimized" in str(fastdiff.explain(fastdiff.restore(model)))
+
+
+def lines_beside(model):
+    return [line.strip() for line in str(fastdiff.explain(model)).splitlines() if "beside graph" in line]
+
+
+def test_graphs_of_one_shape_say_what_differs():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x, scale=1.0, names=True):
+            y = self.layer(x)
+            return y * scale if names else (y,)
+
+    model, x = fastdiff.optimize(Net().eval()), torch.randn(2, 3, 8)
+    with torch.no_grad():
+        model(x)
+        assert lines_beside(model) == []
+        model.double()
+        model(x.double())
+        model.float()
+        model.layer.weight = nn.Parameter(torch.randn(8, 8))  # the bias stays
+        for names in (True, False):
+            model(x, names=names)
+    assert lines_beside(model) == [
+        "beside graph 0, of the same shapes: arguments of float64, not float32; weights of float64, not float32",
+        "beside graph 0, of the same shapes: other parameters: weights were replaced, or adapters added or removed; "
+        "for any sizes",
+        "beside graph 2, of the same shapes: arguments that are no tensors, names of arguments, settings of PyTorch, "
+        "or a change to the model",
+    ]

@@ -1,6 +1,9 @@
-"""Pipelines of diffusers with small random weights: the same pictures after one line; schedulers that pass as its."""
+"""Pipelines of diffusers with small random weights: the same pictures after one line."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -149,6 +152,7 @@ def test_the_same_pictures(make):
     before = pipeline.scheduler
     assert fastdiff.optimize(pipeline) is pipeline
     assert isinstance(pipeline.scheduler, SolverScheduler)
+    assert isinstance(pipeline.scheduler, type(before))
     found = pictures(pipeline, options)
     assert expected.std() > 0.01
     assert abs(found - expected).max() <= 1e-3
@@ -183,64 +187,163 @@ def test_lora_and_attention_processors_after_optimize():
         assert not torch.allclose(found, before, atol=1e-3)
 
 
-def test_a_scheduler_passes_as_diffusers(tmp_path):
-    scheduler = SolverScheduler(**BETAS, solver="dpmpp-2m", timestep_spacing="trailing")
-    scheduler.save_pretrained(tmp_path)
-    again = SolverScheduler.from_pretrained(tmp_path)
-    assert again.config.solver == "dpmpp-2m"
-    assert isinstance(again, diffusers.SchedulerMixin)
-    assert SolverScheduler.from_config(again.config).config.beta_end == 0.012
-    again.set_timesteps(4)
-    assert again.timesteps.tolist() == [999, 749, 499, 249]
-    assert (again.order, len(again)) == (1, 1000)
-    x = torch.randn(1, 4, 8, 8)
-    assert again.scale_model_input(x, 999) is x
-    again.set_begin_index(0)
-    with pytest.raises(ValueError, match="timestep 249 is out of order: the next one is 999"):
-        again.step(x, 249, x)
-    with pytest.raises(ValueError, match="unknown prediction_type"):
-        SolverScheduler(prediction_type="noise")
-    with pytest.raises(ValueError, match="set_timesteps must be called"):
-        SolverScheduler().step(x, 1, x)
+def test_eta_reaches_the_scheduler():
+    """Pipelines offer eta to a scheduler whose step names it."""
+    pipeline, options = stable_diffusion()
+    expected = [pictures(pipeline, {**options, "eta": eta}) for eta in (0.0, 1.0)]
+    fastdiff.optimize(pipeline)
+    for eta, pictured in zip((0.0, 1.0), expected):
+        assert abs(pictures(pipeline, {**options, "eta": eta}) - pictured).max() <= 1e-3
+    assert abs(expected[0] - expected[1]).max() > 0.05
+
+
+def test_ddim_pipeline_with_eta():
+    pipeline, options = ddpm()
+    pipeline = diffusers.DDIMPipeline(pipeline.unet, diffusers.DDIMScheduler())
+    expected = pictures(pipeline, {**options, "eta": 1.0})
+    fastdiff.optimize(pipeline)
+    assert isinstance(pipeline.scheduler, SolverScheduler)
+    assert abs(pictures(pipeline, {**options, "eta": 1.0}) - expected).max() <= 1e-3
+
+
+def test_timesteps_of_ones_own():
+    pipeline, options = stable_diffusion_xl()
+    options["timesteps"] = [999, 845, 587, 310, 113]  # of Align Your Steps
+    expected = pictures(pipeline, options)
+    fastdiff.optimize(pipeline)
+    assert abs(pictures(pipeline, options) - expected).max() <= 1e-3
+
+
+@pytest.mark.parametrize("make", [diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler])
+def test_panorama_copies_the_scheduler_for_each_window(make):
+    pipeline, options = stable_diffusion()
+    scheduler = (
+        diffusers.DDIMScheduler(**BETAS, clip_sample=False) if make is diffusers.DDIMScheduler else make(**BETAS)
+    )
+    wide = diffusers.StableDiffusionPanoramaPipeline(
+        pipeline.vae, None, None, pipeline.unet, scheduler, None, None, requires_safety_checker=False
+    )
+    options |= dict(height=64, width=160)
+    expected = pictures(wide, options)
+    fastdiff.optimize(wide)
+    assert abs(pictures(wide, options) - expected).max() <= 1e-3
 
 
 @pytest.mark.parametrize(
-    ("theirs", "solver"),
+    "scheduler",
     [
-        (diffusers.DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1), "ddim"),
-        (diffusers.DDIMScheduler(**BETAS, clip_sample=False, prediction_type="v_prediction"), "ddim"),
-        (diffusers.DPMSolverMultistepScheduler(**BETAS), "dpmpp-2m"),
-        (diffusers.DPMSolverMultistepScheduler(**BETAS, timestep_spacing="trailing"), "dpmpp-2m"),
-        (diffusers.UniPCMultistepScheduler(**BETAS, final_sigmas_type="zero"), "unipc-2"),
-        (diffusers.DDPMScheduler(), "ddpm"),
+        diffusers.DDIMScheduler(**BETAS),
+        diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="trailing", rescale_betas_zero_snr=True,
+                                prediction_type="v_prediction"),
+        diffusers.DDIMScheduler(**BETAS, clip_sample=False, timestep_spacing="linspace"),
+        diffusers.EulerDiscreteScheduler(**BETAS),
+        diffusers.EulerAncestralDiscreteScheduler(**BETAS),
+        diffusers.DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True, algorithm_type="sde-dpmsolver++"),
+        diffusers.DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1),
+        diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1),
+        diffusers.HeunDiscreteScheduler(**BETAS),
+        diffusers.LMSDiscreteScheduler(**BETAS),
+        diffusers.LCMScheduler(**BETAS),
+        diffusers.DEISMultistepScheduler(**BETAS),
     ],
-)
-@pytest.mark.parametrize("begin", [0, 3])
-def test_the_same_steps(theirs, solver, begin):
-    ours, name = scheduler_for(theirs)
-    assert name == solver
-    for scheduler in (ours, theirs):
-        scheduler.set_timesteps(12)
-    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
-    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    results = []
-    for scheduler in (ours, theirs):
-        if begin and hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(begin)
-        x, generator = start, torch.Generator().manual_seed(1)
-        for t in scheduler.timesteps[begin:]:
-            out = 0.7 * torch.tanh(scheduler.scale_model_input(x, t))
-            options = {"generator": generator} if solver == "ddpm" else {}
-            x = scheduler.step(out, t, x, **options).prev_sample
-        results.append(x)
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
-
-
-def test_what_has_no_counterpart_stays():
+    ids=lambda scheduler: type(scheduler).__name__,
+)  # fmt: skip
+def test_schedulers_in_a_pipeline(scheduler):
     pipeline, options = stable_diffusion()
-    pipeline.scheduler = before = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)  # its default
+    pipeline.scheduler = scheduler
+    expected = pictures(pipeline, options)
+    pipeline.scheduler, reason = scheduler_for(scheduler)
+    assert pipeline.scheduler is not None, reason
+    for _ in range(2):
+        assert abs(pictures(pipeline, options) - expected).max() <= 1e-3
+
+
+def test_a_scheduler_that_cannot_be_measured_stays():
+    pipeline, options = stable_diffusion()
+    pipeline.scheduler = before = diffusers.DDIMScheduler(**BETAS, thresholding=True)
     expected = pictures(pipeline, options)
     fastdiff.optimize(pipeline)
     assert pipeline.scheduler is before
     assert abs(pictures(pipeline, options) - expected).max() <= 1e-3
-    assert scheduler_for(diffusers.DDIMScheduler(clip_sample=True)) == (None, "DDIMScheduler with clip_sample=True")
+    assert "scheduler: left to diffusers: DDIMScheduler with thresholding=True" in str(fastdiff.explain(pipeline))
+
+
+LOAD = """
+import sys, diffusers
+pipe = getattr(diffusers, sys.argv[1]).from_pretrained(sys.argv[2])
+assert "fastdiff" not in sys.modules
+print(type(pipe.scheduler).__module__, type(pipe.scheduler).__name__, type(pipe.unet).__name__)
+"""
+
+
+def test_a_pipeline_is_saved_as_it_was(tmp_path):
+    pipeline, options = ddpm()
+    pipeline.save_pretrained(tmp_path / "before")
+    pictures(fastdiff.optimize(pipeline), options)
+    pipeline.save_pretrained(tmp_path / "after")
+    for name in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"):
+        assert (tmp_path / "after" / name).read_text() == (tmp_path / "before" / name).read_text()
+    command = [sys.executable, "-c", LOAD, "DDPMPipeline", tmp_path / "after"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["diffusers.schedulers.scheduling_ddpm", "DDPMScheduler", "UNet2DModel"]
+
+
+@pytest.mark.parametrize("before", ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])
+def test_the_configuration_gives_the_same_other_schedulers(before):
+    pipeline, _ = stable_diffusion()
+    pipeline.scheduler = getattr(diffusers, before)(**BETAS)
+    others = [diffusers.DDIMScheduler, diffusers.EulerDiscreteScheduler, diffusers.PNDMScheduler]
+    others += [diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler, diffusers.LCMScheduler]
+    config = dict(pipeline.scheduler.config)
+    expected = [dict(other.from_config(pipeline.scheduler.config).config) for other in others]
+    fastdiff.optimize(pipeline)
+    assert dict(pipeline.scheduler.config) == config
+    for other, wanted in zip(others, expected):
+        found = dict(other.from_config(pipeline.scheduler.config).config)
+        for each in (found, wanted):
+            each["_use_default_values"] = sorted(each["_use_default_values"])
+        assert found == wanted
+    again = pipeline.scheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
+    assert isinstance(again, getattr(diffusers, before))
+
+
+def test_restore_keeps_what_the_user_set():
+    pipeline, _ = ddpm()
+    fastdiff.optimize(pipeline)
+    pipeline.scheduler = chosen = diffusers.EulerDiscreteScheduler()
+    fastdiff.restore(pipeline)
+    assert pipeline.scheduler is chosen
+    pipeline.scheduler = before = diffusers.FlowMatchEulerDiscreteScheduler()
+    fastdiff.optimize(pipeline)
+    assert pipeline.scheduler is not before
+    pipeline.scheduler.set_shift(3.0)
+    pipeline.scheduler.register_to_config(num_train_timesteps=500)
+    fastdiff.restore(pipeline)
+    assert pipeline.scheduler is before
+    assert (before.shift, before.config.num_train_timesteps) == (3.0, 500)
+    fastdiff.restore(pipeline)
+    assert pipeline.scheduler is before
+    fastdiff.optimize(fastdiff.optimize(pipeline))
+    fastdiff.restore(pipeline)
+    assert pipeline.scheduler is before
+
+
+def test_a_scheduler_that_two_pipelines_share():
+    first, options = stable_diffusion()
+    expected = pictures(first, options)
+    second = diffusers.StableDiffusionPipeline(**first.components, requires_safety_checker=False)
+    fastdiff.optimize(first)
+    third = diffusers.StableDiffusionPipeline(**first.components, requires_safety_checker=False)
+    for pipeline in (first, second, third, first):
+        assert abs(pictures(pipeline, options) - expected).max() <= 1e-3
+    fastdiff.restore(third)
+    assert not isinstance(third.scheduler, SolverScheduler)
+    assert isinstance(first.scheduler, SolverScheduler)
+
+
+def test_disable_leaves_the_scheduler():
+    pipeline, _ = ddpm()
+    before = pipeline.scheduler
+    fastdiff.optimize(pipeline, disable=["scheduler"])
+    assert pipeline.scheduler is before
+    assert "scheduler: not optimized, though it could be: DDPMScheduler" in str(fastdiff.explain(pipeline))

@@ -1,46 +1,74 @@
-"""`fastdiff.optimize` of a pipeline: its denoiser, its decoder and, where ours takes the same steps, its scheduler."""
+"""`fastdiff.optimize` of a pipeline: its networks, and its schedulers where their steps run in one pass."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
 
 from fastdiff.compiler.capture import check_passes
 from fastdiff.compiler.optimize import optimize_module, restore_module
-from fastdiff.integrations.diffusers.schedulers import SolverScheduler, scheduler_for
+from fastdiff.integrations.diffusers.schedulers import SolverScheduler, explained, original_of, scheduler_for
 
-_DENOISERS = ("unet", "transformer", "prior")
-_AUTOENCODERS = ("vae", "vqvae", "movq")
-_schedulers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of pipelines, before optimize
+_DENOISERS = ("unet", "transformer", "prior")  # of any class, as custom pipelines have them
+_originals: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of schedulers that `optimize` put in
 
 
 def models(pipeline: Any) -> dict[str, nn.Module]:
-    """The modules of a pipeline that are worth it, by name."""
-    found = {name: getattr(pipeline, name, None) for name in _DENOISERS}
-    for name in _AUTOENCODERS:
-        for part in ("encoder", "decoder"):
-            found[f"{name}.{part}"] = getattr(getattr(pipeline, name, None), part, None)
-    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    """The modules of a pipeline that are worth it, each once, by name.
+
+    All of diffusers' networks under any name, and any module by the name of a denoiser. Of an autoencoder its encoder
+    and decoder, as that is what is called; of several ControlNets each; of a pipeline inside this one the same.
+    """
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, value in parts(pipeline):
+        if isinstance(value, nn.Module) and (isinstance(value, ModelMixin) or name.split(".")[-1] in _DENOISERS):
+            for suffix, module in _called(value):
+                found.setdefault(id(module), (name + suffix, module))
+    return dict(found.values())
+
+
+def parts(pipeline: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """What a pipeline and the pipelines inside it hold, by names such as `prior_pipe.prior`."""
+    for name, value in list(vars(pipeline).items()):
+        if isinstance(value, DiffusionPipeline):
+            yield from parts(value, f"{before}{name}.")
+        elif not name.startswith("_"):
+            yield before + name, value
+
+
+def _called(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a pipeline calls, of one that it holds, with what follows its name."""
+    children = dict(module.named_children())
+    (name, nets), *others = children.items() or [("", None)]
+    if not others and isinstance(nets, nn.ModuleList) and all(isinstance(net, ModelMixin) for net in nets):
+        for number, net in enumerate(nets):  # of several ControlNets or adapters
+            yield f".{name}.{number}", net
+        return
+    coders = [name for name in ("encoder", "decoder") if name in children]
+    if coders and (hasattr(module, "encode") or hasattr(module, "decode")):
+        for name in coders:
+            yield f".{name}", children[name]
+    else:
+        yield "", module
 
 
 def optimize_pipeline(pipeline: Any, *, verify: bool = False, disable: Sequence[str] = ()) -> Any:
-    """See `fastdiff.optimize`. Raises TypeError for a pipeline without a denoiser or autoencoder."""
+    """See `fastdiff.optimize`. Raises TypeError for a pipeline without a network."""
     found = models(pipeline)
     if not found:
-        raise TypeError(f"optimize() knows no module of {type(pipeline).__name__}: none of {', '.join(_DENOISERS)}")
+        raise TypeError(f"optimize() finds no network in {type(pipeline).__name__}: no model of diffusers, and nothing "
+                        f"named {', '.join(_DENOISERS)}")  # fmt: skip
     passes = [name for name in disable if name != "scheduler"]
     check_passes(passes)  # before any module is changed
     for module in found.values():
         optimize_module(module, verify=verify, disable=passes)
-    scheduler = getattr(pipeline, "scheduler", None)
-    if scheduler is not None and "scheduler" not in disable and not isinstance(scheduler, SolverScheduler):
-        ours, _ = scheduler_for(scheduler)
-        if ours is not None:
-            _schedulers[pipeline] = scheduler
-            pipeline.scheduler = ours
+    if "scheduler" not in disable:
+        replaced: dict[int, Any] = {}  # pipelines inside this one share its schedulers
+        _exchange(pipeline, lambda scheduler: replaced.setdefault(id(scheduler), _fast(scheduler)))
     return pipeline
 
 
@@ -48,6 +76,38 @@ def restore_pipeline(pipeline: Any) -> Any:
     """See `fastdiff.restore`."""
     for module in models(pipeline).values():
         restore_module(module)
-    if pipeline in _schedulers:
-        pipeline.scheduler = _schedulers.pop(pipeline)
+    _exchange(pipeline, _plain)
     return pipeline
+
+
+def explain_schedulers(pipeline: Any) -> list[str]:
+    """Of each scheduler, whether its steps run in one pass, and why not."""
+    lines: dict[int, str] = {}
+    for name, value in parts(pipeline):
+        if isinstance(value, SchedulerMixin):
+            lines.setdefault(id(value), f"{name}: {explained(value)}")
+    return list(lines.values())
+
+
+def _exchange(pipeline: Any, other: Any) -> None:
+    """Put other(scheduler) in place of each scheduler, if it is another one."""
+    for name, value in list(vars(pipeline).items()):
+        if isinstance(value, DiffusionPipeline):
+            _exchange(value, other)
+        elif isinstance(value, SchedulerMixin) and (found := other(value)) is not value:
+            setattr(pipeline, name, found)
+
+
+def _fast(scheduler: Any) -> Any:
+    ours, _ = scheduler_for(scheduler)
+    if ours is None or ours is scheduler:
+        return scheduler
+    _originals[ours] = scheduler
+    return ours
+
+
+def _plain(scheduler: Any) -> Any:
+    """diffusers' scheduler for one of ours, with what was set since; others stay."""
+    if not isinstance(scheduler, SolverScheduler):
+        return scheduler
+    return original_of(scheduler, _originals.get(scheduler))
