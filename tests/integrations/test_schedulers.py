@@ -15,7 +15,7 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 
 from fastdiff.integrations.diffusers import SolverScheduler, scheduler_for  # noqa: E402
-from fastdiff.integrations.diffusers.state import NAME  # noqa: E402
+from fastdiff.integrations.diffusers.state import NAME, Memory, part_of  # noqa: E402
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
@@ -458,9 +458,40 @@ def test_modes_of_gradients(mode):
         same(states[1][None], states[0][None], 1e-5)
 
 
-def test_gradients_flow_through_a_step():
+def test_timesteps_on_a_gpu_are_known_by_their_place():
+    """Without waiting for the GPU: here of a table on the CPU."""
+    memory, table = Memory(), torch.tensor([999, 666, 333, 0])
+    assert [part_of(table, t, memory) for t in table] == [999, 666, 333, 0]
+    table[1] = 5
+    assert [part_of(table, t, memory) for t in table] == [999, 5, 333, 0]
+    assert part_of(table[1:], table[0], memory) is None
+    assert part_of(table, torch.tensor(999), memory) is None
+    assert part_of(table, table.float()[0], memory) is None
+    assert part_of(None, table[0], memory) is None
+    with torch.inference_mode():
+        floats = torch.tensor([1.5, 0.25])
+        assert [part_of(floats, t, memory) for t in floats] == [1.5, 0.25]
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_transforms_of_torch_func(name):
+    def first(function):
+        return [function(s, lambda x, s=s: s.step(torch.tanh(x), s.timesteps[0], x).prev_sample) for s in both(name)]
+
+    x, y = tensor(1, 2, 3, 4, 4, 4), tensor(2, 2, 3, 4, 4, 4)
+    for found in (
+        first(lambda s, step: torch.vmap(step)(x)),
+        first(lambda s, step: torch.func.jvp(step, (x,), (y,))[1]),
+        first(lambda s, step: torch.func.grad(lambda x: step(x).square().sum())(x)),
+        first(lambda s, step: torch.compile(step, backend="eager")(x)),
+    ):
+        same(found[1][None], found[0][None], 1e-5)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_gradients_flow_through_a_step(clip):
     gradients = []
-    for scheduler in both("DDIMScheduler", {"clip_sample": False}):
+    for scheduler in both("DDIMScheduler", {"clip_sample": clip}):
         x = tensor(0).requires_grad_()
         y = x
         for t in scheduler.timesteps:

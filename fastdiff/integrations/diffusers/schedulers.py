@@ -17,6 +17,7 @@ from fastdiff.integrations.diffusers import state
 from fastdiff.integrations.diffusers.measuring import NotMeasurableError, Request, measure
 from fastdiff.integrations.diffusers.state import Memory
 from fastdiff.integrations.diffusers.step import Step
+from fastdiff.runtime.dispatcher import transformed
 
 _TENSORS = ("model_output", "sample")
 _TRIAL_STEPS = 6, 2  # some take two at most
@@ -42,7 +43,7 @@ class SolverScheduler:
 
     def _measured(self, names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a step returns, or None if the original's should run."""
-        if is_compiling():
+        if is_compiling() or transformed() is not None:
             return None
         given = dict(zip(names, args))
         given.update(kwargs)

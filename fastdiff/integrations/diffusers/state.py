@@ -165,16 +165,23 @@ def number(value: Any, memory: Memory, attributes: dict[str, Any]) -> tuple[Any,
         return (value.dtype.str, value.item()) if isinstance(value, np.generic) else None
     if value.dim() > 0 or value.requires_grad:
         return None
-    if value.is_cpu:
-        return value.dtype, value.item()
-    timesteps = attributes.get("timesteps")
-    if type(timesteps) is Tensor and timesteps.device == value.device:
-        dtype, shape, content = memory.content(timesteps)
-        place, rest = divmod(value.data_ptr() - timesteps.data_ptr(), timesteps.element_size())
-        if dtype is value.dtype and timesteps.is_contiguous() and rest == 0 and 0 <= place < shape[0]:
-            size = timesteps.element_size()
-            return dtype, torch.frombuffer(bytearray(content), dtype=dtype, count=1, offset=place * size).item()
+    if not value.is_cpu:
+        found = part_of(attributes.get("timesteps"), value, memory)
+        if found is not None:
+            return value.dtype, found
     return value.dtype, value.item()
+
+
+def part_of(table: Any, value: Tensor, memory: Memory) -> Any:
+    """The number that is in `value`, if that is an element of the tensor `table`; None for others."""
+    if type(table) is not Tensor or table.device != value.device or table.dtype is not value.dtype:
+        return None
+    size = table.element_size()
+    place, rest = divmod(value.data_ptr() - table.data_ptr(), size)
+    if rest or not 0 <= place < table.numel() or not table.is_contiguous():
+        return None
+    content = memory.content(table)[-1]
+    return torch.frombuffer(bytearray(content), dtype=table.dtype, count=1, offset=place * size).item()
 
 
 def argument(kind: Any, value: Any) -> Any:
