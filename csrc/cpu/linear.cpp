@@ -4,6 +4,7 @@
 #include "fastdiff/amx.h"
 #include "fastdiff/arena.h"
 #include "fastdiff/kernels.h"
+#include "fastdiff/linear_ends.h"
 #include "fastdiff/simd.h"
 #include "fastdiff/tiles.h"
 
@@ -109,24 +110,45 @@ F biased(const Linear& op, F y, int64_t column, int64_t half, int64_t n) {
   return bias ? y + load_up_to(bias + row, n) : y;
 }
 
-// A block of out from its sums, of which a GLU has a second block behind the first.
-void put(const Linear& op, const float* sums, int64_t row_block, int64_t column_block) {
+// A block of out from its sums, of which a GLU has a second block behind the first. Whether any of them is doubtful.
+bool put(const Linear& op, const float* sums, int64_t row_block, int64_t column_block) {
   const int64_t rows = at_most(kBlock, op.batch * op.rows - row_block * kBlock);
+  Doubt doubt[2];  // for two chains of operations
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = row_block * kBlock + r;
     for (int64_t c = 0; c < kBlock && column_block * kBlock + c < op.outputs; c += kLanes) {
       const int64_t column = column_block * kBlock + c, n = at_most(op.outputs - column, kLanes);
-      F y = biased(op, F::load(sums + r * kBlock + c), column, 0, n);
-      if (op.glu)
-        y = y * activate(biased(op, F::load(sums + kSums + r * kBlock + c), column, 1, n), op.activation);
-      else
+      const F sum = F::load(sums + r * kBlock + c);
+      doubt[c / kLanes].see(sum, n);
+      F y = biased(op, sum, column, 0, n);
+      if (op.glu) {
+        const F gating = F::load(sums + kSums + r * kBlock + c);
+        doubt[c / kLanes].see(gating, n);
+        y = y * activate(biased(op, gating, column, 1, n), op.activation);
+      } else {
         y = activate(y, op.activation);
+      }
       if (op.gate.data) y = y * load_up_to(row_of(op.gate, op, row) + column, n);
       if (op.residual.data) y = y + load_up_to(row_of(op.residual, op, row) + column, n);
       float* out = op.out + row * op.outputs + column;
       n == kLanes ? y.store(out) : store_some(out, y, n);
     }
   }
+  return doubt[0].any() || doubt[1].any();
+}
+
+// The doubtful sums of a block once more.
+void mend(const Linear& op, float* sums, int64_t row_block, int64_t column_block) {
+  const int64_t first = row_block * kBlock, column = column_block * kBlock;
+  const int64_t rows = at_most(kBlock, op.batch * op.rows - first), columns = at_most(kBlock, op.outputs - column);
+  for (int64_t half = 0; half < (op.glu ? 2 : 1); ++half)
+    mend_sums(
+        sums + half * kSums, rows, columns, op.inputs, [&](int64_t r) { return row_of(op.x, op, first + r); },
+        [&](int64_t c) {
+          int64_t row = row_of_weight(op, column + c, half);
+          const LinearWeight& weight = weight_of(op, &row);
+          return weight.data + row * weight.row;
+        });
 }
 
 // What is written after the next products, and what is added to it then, is asked for before.
@@ -203,10 +225,12 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
           }
           float* total = totals ? totals + other * total_sums + unit * unit_sums : nullptr;
           if (chunk > 0) add(total, sums, unit_sums);
-          if (last)
-            put(op, sums, row, column);
-          else
+          if (!last) {
             __builtin_memcpy(total, sums, static_cast<size_t>(unit_sums) * sizeof(float));
+          } else if (put(op, sums, row, column)) {
+            mend(op, sums, row, column);
+            put(op, sums, row, column);
+          }
         }
     }
 }

@@ -5,6 +5,7 @@
 // are faster than one of 64.
 //
 // Infinity has no terms: infinity minus itself is NaN, in the result too. Terms below the normal numbers count as 0.
+// linear_ends.h mends sums, conv2d_wide.h tiles.
 //
 // Only for files that are compiled for AMX. A tile is 16 rows of 64 bytes, at an address that is a multiple of 64: of
 // the left factor 16 rows of 32 numbers, of the right factor 16 pairs of rows of 16 columns, the two numbers of a pair
