@@ -1,4 +1,6 @@
-// Which instruction set runs: the best that the machine supports, or the one that FASTDIFF_ISA names.
+// Which instruction set runs: the best that the machine supports, or the one that FASTDIFF_ISA names. FASTDIFF_EXACT=1
+// leaves out those that multiply in bfloat16 terms.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -125,8 +127,16 @@ const Kernels* find(const std::string& name, const std::string& asked_by) {
 }
 
 const Kernels* first_choice() {
-  const char* wanted = std::getenv("FASTDIFF_ISA");
-  return wanted && *wanted ? find(wanted, "FASTDIFF_ISA=") : supported().front();
+  const char *wanted = std::getenv("FASTDIFF_ISA"), *exact = std::getenv("FASTDIFF_EXACT");
+  const auto allowed = [&](const Kernels* table) {
+    return !(exact && std::string(exact) == "1" && table->linear_multiply);
+  };
+  if (!wanted || !*wanted) return *std::find_if(supported().begin(), supported().end(), allowed);
+  const Kernels* table = find(wanted, "FASTDIFF_ISA=");
+  if (!allowed(table))
+    throw std::invalid_argument(std::string("FASTDIFF_ISA=") + wanted + " multiplies in bfloat16 terms, which " +
+                                "FASTDIFF_EXACT=1 rules out");
+  return table;
 }
 
 std::atomic<const Kernels*> chosen{nullptr};

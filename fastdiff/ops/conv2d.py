@@ -5,7 +5,7 @@ pixels, by linear's kernel."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +86,8 @@ class Conv2d(Op[Arguments]):
         version (`_version`) or address changes; a change through `.data` in place is not seen. 4x4 results are computed
         together, from 6x6 pixels. Where these differ more than eightfold in size (their root mean square over the
         channels), or hold an infinity or NaN, the 16 results are computed directly: each is as good as PyTorch's for
-        its size. A weight with an infinity, NaN or numbers beyond 2^50 goes to PyTorch.
+        its size. A weight with an infinity, NaN or numbers beyond 2^50 goes to PyTorch. With FASTDIFF_EXACT=1 all 3x3
+        kernels go there.
         """
         x, skip = _images(x)
         if channel_bias is not None and channel_bias.ndim == 4:
@@ -141,6 +142,8 @@ class Conv2d(Op[Arguments]):
         if a.weight.shape[2:] != (3, 3) or a.stride != 1:
             size = "x".join(map(str, a.weight.shape[2:]))
             return f"the C++ kernel is for 3x3 and stride 1, not {size} and stride {a.stride}"
+        if choice.exact():
+            return "FASTDIFF_EXACT=1 rules out Winograd's algorithm, by which the C++ kernel computes"
         if a.upsample not in (1, 2):
             return f"the C++ kernel makes x once or twice as large, not {a.upsample} times"
         return None
@@ -159,6 +162,14 @@ class Conv2d(Op[Arguments]):
         if (x.shape[1] < 64 and a.skip is None) or weight.shape[0] < 32:
             return "with few channels the transforms cost more than the products that they spare"
         return None
+
+    def named(self, *values: Any) -> Any:
+        """A call of torch.ops.fastdiff.conv2d; an exported graph may run where FASTDIFF_EXACT=1."""
+        a = Arguments(*values)
+        self.check(a)
+        if choice.exact() and self.limits(a):
+            return self.reference(a).contiguous(memory_format=torch.channels_last)
+        return super().named(*values)
 
     def kernel(self, a: Arguments) -> Tensor:
         if is_pointwise(a):

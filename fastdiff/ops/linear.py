@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdiff.errors import expect
 from fastdiff.ops.op import Op, address, check_tensor, contiguous, dense, rows
+from fastdiff.runtime import choice
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 
@@ -80,7 +81,9 @@ class Linear(Op[Arguments]):
         another activation, TypeError for mixed dtypes.
 
         On a CPU with AMX each number is the sum of three bfloat16, and the products of these that matter are added up:
-        the precision is that of float32 (Henry, Tang & Heinecke 2019, https://arxiv.org/abs/1904.06376). Elsewhere
+        the precision is that of float32 (Henry, Tang & Heinecke 2019, https://arxiv.org/abs/1904.06376). Sums that are
+        not finite, or below 2^-80, are made once more without terms. What is left: a number below 2^-110 lacks low bits
+        where the other factor is above 2^30, so that the sum is not small. FASTDIFF_EXACT=1 turns AMX off. Elsewhere
         PyTorch computes.
         """
         first, first_bias, *more = (weight, bias) if isinstance(weight, Tensor) else _one_by_one(weight, bias)
@@ -130,7 +133,8 @@ class Linear(Op[Arguments]):
 
     def limits(self, a: Arguments) -> str | None:
         if not core.has_linear():
-            return f"the C++ kernel needs AMX, and the instruction set in use is {core.isa()}"
+            asked = ", as FASTDIFF_EXACT=1 rules AMX out" if choice.exact() else ""
+            return f"the C++ kernel needs AMX, and the instruction set in use is {core.isa()}{asked}"
         return None
 
     def slower_backward(self, a: Arguments) -> str | None:

@@ -15,6 +15,8 @@ from fastdiff.runtime import triton as triton_kernels
 # "auto" takes the compiled kernels where they support the input and the reference elsewhere; the others insist.
 BACKENDS = ("auto", "reference", "cpu", "triton")
 MAX_NOTES = 100
+# FASTDIFF_EXACT=1: products keep float32's whole range, and each result the accuracy of its own size.
+_exact = os.environ.get("FASTDIFF_EXACT") == "1"
 
 # A plain global and not a context variable: torch.compile guards on the former and cannot trace the latter.
 _chosen = os.environ.get("FASTDIFF_BACKEND") or "auto"
@@ -47,6 +49,11 @@ def current() -> str:
     if _chosen not in BACKENDS:
         raise unknown("backend in FASTDIFF_BACKEND", _chosen, BACKENDS)
     return _chosen
+
+
+def exact() -> bool:
+    """Whether FASTDIFF_EXACT was 1 when fastdiff was imported: no products in bfloat16 terms, no transforms."""
+    return _exact
 
 
 def pick(

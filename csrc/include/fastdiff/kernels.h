@@ -233,7 +233,8 @@ struct Kernels {
 #undef FASTDIFF_MEMBER
 
 // The kernels in use: the best that the machine has, those of the environment variable FASTDIFF_ISA, or the last ones
-// selected. Throws std::invalid_argument if the variable names a set that is not available here.
+// selected. Throws std::invalid_argument if the variable names a set that is not available here, or that
+// FASTDIFF_EXACT=1 rules out.
 const Kernels& kernels();
 
 // Use the kernels of one instruction set from now on. Throws std::invalid_argument if it is not available here.
