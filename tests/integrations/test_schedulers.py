@@ -501,6 +501,44 @@ def test_gradients_flow_through_a_step(clip):
     same(gradients[1][None], gradients[0][None], 1e-4)
 
 
+def test_a_scheduler_in_the_middle_of_a_loop_with_gradients():
+    theirs = diffusers.DPMSolverMultistepScheduler()
+    theirs.set_timesteps(6)
+    x = tensor(0).requires_grad_()
+    for t in theirs.timesteps[:2]:
+        x = theirs.step(torch.tanh(x), t, x).prev_sample
+    ours, reason = scheduler_for(theirs)
+    assert ours is not None, reason
+    y = x
+    for t in theirs.timesteps[2:]:
+        x, y = theirs.step(torch.tanh(x), t, x).prev_sample, ours.step(torch.tanh(y), t, y).prev_sample
+    same(y[None], x[None], 1e-5)
+
+
+def test_a_scheduler_made_in_inference_mode():
+    with torch.inference_mode():
+        theirs, ours = both("UniPCMultistepScheduler")
+        for _ in range(2):
+            same(loop(ours, 5), loop(theirs, 5), 1e-5)
+        assert vars(ours)[NAME].taken == 10
+    with torch.no_grad():
+        same(loop(ours, 5), loop(theirs, 5), 1e-5)
+
+
+def test_two_steps_at_most():
+    ours, reason = scheduler_for(diffusers.SCMScheduler())
+    assert ours is not None, reason
+    states = []
+    for scheduler in (diffusers.SCMScheduler(), ours):
+        scheduler.set_timesteps(2)
+        x, generator = tensor(0), torch.Generator().manual_seed(0)
+        for t in scheduler.timesteps[:-1]:  # as pipelines do
+            x = scheduler.step(torch.tanh(x), t, x, generator=generator).prev_sample
+        states.append(x)
+    same(states[1][None], states[0][None], 1e-5)
+    assert not vars(ours)[NAME].left
+
+
 def test_default_dtype():
     torch.set_default_dtype(torch.float64)
     try:

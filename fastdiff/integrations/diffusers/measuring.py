@@ -24,7 +24,7 @@ _EVENTS = 4  # that a step may have, draws and clips
 _CHECKS = (1.0, 1e-2, 30.0, 1e3)  # sizes of the random numbers, a sample each
 _HALF_CHECKS = (1.0, 0.1, 3.0, 10.0)
 _WIDE = {torch.float32, torch.float64}
-_GENERATOR = torch.Generator()  # nothing is drawn from it
+_GENERATOR = torch.Generator("cpu")  # nothing is drawn from it
 _CLAMPS = (torch.clamp, torch.clip, Tensor.clamp, Tensor.clip)
 _RANDOM = {
     torch.rand, torch.rand_like, torch.randint, torch.randint_like, torch.randperm, torch.normal, torch.bernoulli,

@@ -48,7 +48,7 @@ def _called(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for number, net in enumerate(nets):  # of several ControlNets or adapters
             yield f".{name}.{number}", net
         return
-    coders = [name for name in ("encoder", "decoder") if name in children]
+    coders = [name for name in children if name.startswith(("encoder", "decoder"))]
     if coders and (hasattr(module, "encode") or hasattr(module, "decode")):
         for name in coders:
             yield f".{name}", children[name]

@@ -19,7 +19,6 @@ from fastdiff.integrations.diffusers.state import Memory
 from fastdiff.integrations.diffusers.step import Step
 from fastdiff.runtime.dispatcher import transformed
 
-_TENSORS = ("model_output", "sample")
 _TRIAL_STEPS = 6, 2  # some take two at most
 
 
@@ -129,7 +128,7 @@ def scheduler_for(scheduler: Any) -> tuple[SolverScheduler | None, str]:
         return None, f"{name} is not a scheduler of diffusers"
     reason = _reason(scheduler)
     if reason is None:
-        return _restored(type(scheduler), copy.deepcopy(vars(scheduler))), f"{name}, steps in one pass"
+        return _restored(type(scheduler), _copied(vars(scheduler))), f"{name}, steps in one pass"
     return None, f"{name}{_setting(scheduler)}: {reason}"
 
 
@@ -175,14 +174,23 @@ def _restored(original: type, attributes: dict[str, Any]) -> Any:
     return scheduler
 
 
+def _copied(value: Any) -> Any:
+    """A deep copy; of results that belong to a graph of gradients too, which `copy` refuses."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) is list:
+        return [_copied(each) for each in value]
+    return {name: _copied(each) for name, each in value.items()} if type(value) is dict else copy.deepcopy(value)
+
+
 def _reason(scheduler: Any) -> str | None:
     """Why most steps of a loop cannot be measured, or None."""
     names = inspect.signature(type(scheduler).step).parameters if hasattr(type(scheduler), "step") else ()
     if not {"model_output", "timestep", "sample"} <= {*names}:
         return "its step takes other arguments"
-    trial = _restored(type(scheduler), copy.deepcopy(vars(scheduler)))
+    trial = _restored(type(scheduler), _copied(vars(scheduler)))
     memory = vars(trial)[state.NAME] = Memory()
-    options = {"generator": torch.Generator()} if "generator" in names else {}
+    options = {"generator": torch.Generator("cpu")} if "generator" in names else {}
     x = torch.linspace(-1, 1, 64, dtype=torch.float32, device="cpu").reshape(1, 4, 4, 4)
     try:
         with torch.no_grad():
@@ -193,8 +201,9 @@ def _reason(scheduler: Any) -> str | None:
     except Exception as error:  # any, of any scheduler: it is left as it is
         if not memory.taken:
             return f"a loop ends with {type(error).__name__}: {error}"
-    left = memory.left.most_common(1)
-    return left[0][0] if memory.left.total() >= memory.taken else None
+    if memory.left.total() < memory.taken:
+        return None
+    return memory.left.most_common(1)[0][0] if memory.left else "a loop has no steps"
 
 
 def _set_steps(scheduler: Any) -> None:
