@@ -89,8 +89,7 @@ def test_graphs_of_one_shape_say_what_differs():
             model(x, names=names)
     assert lines_beside(model) == [
         "beside graph 0, of the same shapes: arguments of float64, not float32; weights of float64, not float32",
-        "beside graph 0, of the same shapes: other parameters: weights were replaced, or adapters added or removed; "
-        "for any sizes",
+        "beside graph 0, of the same shapes: other parameters: weights were replaced, or adapters added or removed",
         "beside graph 2, of the same shapes: arguments that are no tensors, names of arguments, settings of PyTorch, "
         "or a change to the model",
     ]
