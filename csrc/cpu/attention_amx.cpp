@@ -4,6 +4,7 @@
 // keys and values are read from afar once for all queries of a unit.
 #include "fastdiff/arena.h"
 #include "fastdiff/attention_amx_division.h"
+#include "fastdiff/attention_amx_ends.h"
 #include "fastdiff/attention_amx_pack.h"
 #include "fastdiff/attention_amx_softmax.h"
 #include "fastdiff/factors_multiply.h"
@@ -137,11 +138,19 @@ struct Many {
   // The results of 32 queries, and what else is asked for: the logarithms of the sums, the attention probabilities.
   FASTDIFF_NOINLINE void finish(const Division::Unit& unit, const uint8_t* head_keys, QueryBlock& block) {
     if (block.summed || !block.pending) add_partial(block, op.value_channels, nullptr);
+    const float* found = block.summed ? block.out : block.partial;
+    Trust trust;
+    for (int64_t i = 0; i < op.value_channels * kBlock; i += kLanes) trust.see(F::load(found + i));
+    for (int c = 0; c < 2; ++c) {
+      trust.see(block.total[c]);
+      if (!masked) trust.see_reference(block.reference[c]);
+    }
+    trust.report(op);
     float total[kBlock], top[kBlock], inverse[kBlock];
     for (int c = 0; c < 2; ++c) block.total[c].store(total + c * kLanes), block.reference[c].store(top + c * kLanes);
     for (int64_t i = 0; i < kBlock; ++i) inverse[i] = total[i] == 0 ? 0.0f : 1.0f / total[i];
     const F factor[2] = {F::load(inverse), F::load(inverse + kLanes)};
-    transpose_out<2>(block.summed ? block.out : block.partial, op.value_channels, block.count, factor,
+    transpose_out<2>(found, op.value_channels, block.count, factor,
                      const_cast<T*>(head_of<T>(op.out, unit.b, unit.h)) + block.query * op.out.row, op.out.row);
     const int64_t row = (unit.b * op.heads + unit.h) * op.queries + block.query;
     if (op.lse)
@@ -249,7 +258,7 @@ constexpr Implementation kImplementations[] = {
 
 const Implementation& implementation(const Attention& op) {
   const Implementation* first = kImplementations;
-  while (!first->takes(op)) ++first;
+  while (!first->takes(op) || (op.in_vectors && first->run != avx512::attention)) ++first;
   return *first;
 }
 

@@ -3,6 +3,7 @@
 // factors.h), and only the keys are transposed, once for all queries of a head.
 #include "fastdiff/arena.h"
 #include "fastdiff/attention_amx_division.h"
+#include "fastdiff/attention_amx_ends.h"
 #include "fastdiff/factors_multiply.h"
 #include "fastdiff/row_reductions.h"
 #include "fastdiff/scores.h"
@@ -36,6 +37,7 @@ struct Few {
   float factor;            // of a score, in units of log 2, but for its sign
   uint8_t *packed, *left;  // tiles: of the heads of a group; of the queries of a block, then of their weights
   float *scores, *sums, *top, *totals, *inverse, *transposed;
+  mutable Trust trust;
 
   explicit Few(const Attention& a)
       : op(a),
@@ -124,6 +126,7 @@ struct Few {
       }
       for (int64_t r = 0; r < kSide; ++r) rows[r] = F::load(totals + r * kLanes);
       const F total = across(rows, [](F a, F b) { return a + b; });
+      trust.see(total);
       (F::broadcast(1) / total).store(inverse + start);
       if (op.maps) write_maps(block, start);
       if (!op.lse) continue;
@@ -162,6 +165,7 @@ struct Few {
     for (int64_t row = 0; row < block.unit.count; ++row, out += op.out.row) {
       const F factor = F::broadcast(inverse[row]), a = F::load(sums + row * kBlock),
               b = F::load(sums + row * kBlock + kSide);
+      trust.see(a + b);
       if (n >= kBlock) {
         store(out, a * factor);
         store(out + kSide, b * factor);
@@ -224,6 +228,7 @@ struct Few {
       weigh_any(here);
       multiply_values(here);
     }
+    trust.report(op);
   }
 };
 

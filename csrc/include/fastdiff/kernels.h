@@ -134,6 +134,8 @@ struct Attention {
   void* maps;
   int64_t batch, heads, queries, keys, channels, value_channels;
   float scale;
+  bool in_vectors = false;   // no products in terms
+  bool* doubtful = nullptr;  // receives true where products in terms cannot be trusted
 };
 // Units are blocks of queries of a head of a batch, in an order, and as many, as the kernel chooses.
 using AttentionUnits = int64_t (*)(const Attention& op);
