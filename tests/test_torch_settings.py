@@ -195,6 +195,11 @@ def test_bundled_models(setting, name):
         cond = model.info.condition(model.info.classes[0], 1)
         return fastdiff.sample(model, (1, *model.info.shape), steps=1, cond=cond, seed=2)
 
+    if setting is SETTINGS["three threads"]:  # torch's own sums are divided among them
+        expected = run()
+        with setting():
+            torch.testing.assert_close(run(), expected, rtol=1e-3, atol=1e-3)
+        return
     assert_same(run, setting)
 
 

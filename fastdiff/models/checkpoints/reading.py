@@ -70,7 +70,9 @@ def _read_folder(folder: Path, part: str | None) -> Checkpoint:
         return _read_folder(folder / part, None)
     if not (folder / "config.json").is_file():
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-        raise WeightsError(f"{folder} has no config.json, as diffusers saves beside the weights; it holds {held}")
+        raise WeightsError(
+            f"cannot read {folder / 'config.json'}, which diffusers saves beside weights: the folder holds {held}"
+        )
     config = _read_json(folder / "config.json")
     candidates = [folder / f"diffusion_pytorch_model{ending}" for ending in
                   (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")]  # fmt: skip
