@@ -361,6 +361,39 @@ def test_copies_in_the_middle_of_a_loop(name):
         same(q[None], p[None], 1e-5)
 
 
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "PNDMScheduler", *MULTISTEP])
+def test_steps_by_diffusers_between_ours(name):
+    """Both work on the same attributes. Samples with exchanged strides are left to diffusers."""
+    theirs, ours = both(name, steps=9)
+    x, y = tensor(0) * theirs.init_noise_sigma, tensor(0) * ours.init_noise_sigma
+    for k, t in enumerate(theirs.timesteps):
+        p, q = theirs.scale_model_input(x, t), ours.scale_model_input(y, t)
+        x = theirs.step(torch.tanh(p), t, x).prev_sample
+        if k % 4 == 2:
+            y = y.transpose(2, 3).contiguous().transpose(2, 3)
+        y = ours.step(torch.tanh(q), t, y).prev_sample.contiguous()
+        same(y[None], x[None], 1e-5)
+    memory = vars(ours)[NAME]
+    assert memory.left.total() >= 2
+    assert memory.taken >= 2
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_loops_one_after_the_other_of_other_lengths_and_sizes(name):
+    make = getattr(diffusers, name)
+    ours, _ = scheduler_for(make())
+    for steps, shape in ((5, (1, 4, 8, 8)), (7, (3, 4, 2, 6)), (5, (2, 3, 16)), (5, (1, 4, 8, 8)), (7, (1, 9))):
+        states = []
+        for scheduler in (make(), ours):
+            scheduler.set_timesteps(steps)
+            x = tensor(0, *shape)
+            for t in scheduler.timesteps:
+                x = scheduler.step(torch.tanh(x), t, x).prev_sample
+            states.append(x)
+        same(states[1][None], states[0][None], 1e-5)
+    assert not vars(ours)[NAME].left
+
+
 def test_the_original_is_left_alone():
     theirs, ours = both("DPMSolverMultistepScheduler")
     for t in ours.timesteps:
