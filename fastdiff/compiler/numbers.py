@@ -16,26 +16,27 @@ _UNKNOWN: Any = object()
 class Numbers:
     """What is known of the numbers among a function's arguments.
 
-    A number is a constant until it changes. Then the function is called once with it watched, and from there on it is a
-    tensor if the function only computed with it.
+    A number is a constant until it changes while all shapes stay; one that changes with them is a size. Then the
+    function is called once with it watched, and from there on it is a tensor if the function only computed with it.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._first: dict[Any, int | float] = {}  # by place and type
+        self._first: dict[Any, int | float] = {}  # by shapes, place and type
         self._computed: dict[Any, bool] = {}
         self._conversions: dict[Any, Any] = {}
         self.notes: list[str] = []
 
-    def changing(self, found: list[tuple[Place, int | float]]) -> tuple[tuple[Place, ...], list[Place]]:
-        """The places of those that are tensors, and of those about which nothing is known yet but that they change."""
+    def changing(self, found: list[tuple[Place, int | float]], given: Any) -> tuple[tuple[Place, ...], list[Place]]:
+        """Of numbers that came with the shapes `given`: the places of those that are tensors, and of those of
+        which it is only known that they change."""
         tensors, asked = [], []
         for place, number in found:
             key = place, type(number)
             computed = self._computed.get(key)
             if computed:
                 tensors.append(place)
-            elif computed is None and not _same(self._first.setdefault(key, number), number):
+            elif computed is None and not _same(self._first.setdefault((given, *key), number), number):
                 asked.append(place)
         return tuple(tensors), asked
 

@@ -65,7 +65,7 @@ class FastCall:
             args, kwargs = converted((args, kwargs), convert)
         changing: tuple[Place, ...] = ()
         if found := numbers(args, kwargs):
-            changing, asked = self._numbers.changing(found)
+            changing, asked = self._numbers.changing(found, given)
             if asked:
                 return self._numbers.ask(args, kwargs, asked)
         variant = self._variant(self._is_dynamic(given), bool(changing))

@@ -239,3 +239,15 @@ def test_errors_of_the_model_stay_its_own():
     assert str(found.value) == str(expected.value)
     agree(model, x, torch.randn(8, 3))
     assert reports_of(list(model.parameters()))[-1].calls == 1
+
+
+def test_sizes_given_as_numbers():
+    """As video networks take the height and width of their tokens: constants, with no call of the original."""
+
+    def tokens(model, x, size):
+        return model.blocks[1](x.flatten(2).unflatten(2, (size, -1))) / size
+
+    model = fastdiff.optimize(Net(tokens).eval())
+    for size in (8, 12, 16, 8, 12, 16):
+        agree(model, torch.randn(2, 8, size, size), size)
+    assert [report.calls for report in reports_of(list(model.parameters()))] == [2, 2, 2]
