@@ -14,9 +14,17 @@ from fastdiff.integrations.diffusers import scheduler_for
 class _Swapped(type):
     """The type of a scheduler's class whose objects are replaced when they are made."""
 
+    busy = False
+
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         made = super().__call__(*args, **kwargs)
-        replacement, _ = scheduler_for(made)
+        if _Swapped.busy:  # scheduler_for makes others to compare with
+            return made
+        _Swapped.busy = True
+        try:
+            replacement, _ = scheduler_for(made)
+        finally:
+            _Swapped.busy = False
         return made if replacement is None else replacement
 
 

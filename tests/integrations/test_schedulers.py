@@ -417,6 +417,13 @@ def test_what_is_not_linear_is_left_and_named(scheduler, reason):
     assert reason in why
 
 
+def test_settings_that_are_arrays():
+    betas = np.array([0.1, 0.3])
+    ours, why = scheduler_for(diffusers.DDIMScheduler(num_train_timesteps=2, trained_betas=betas, thresholding=True))
+    assert ours is None
+    assert "thresholding=True" in why
+
+
 def test_a_scheduler_of_ones_own_is_left():
     class Own(diffusers.DDIMScheduler):
         def step(self, *args, **kwargs):

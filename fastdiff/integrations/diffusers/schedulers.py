@@ -220,11 +220,17 @@ def _setting(scheduler: Any) -> str:
     """The setting that differs from its default and without which the steps could be measured, for messages."""
     config = scheduler.config
     for name, parameter in inspect.signature(type(scheduler).__init__).parameters.items():
-        if name in config and parameter.default is not parameter.empty and config[name] != parameter.default:
+        chosen, default = config.get(name), parameter.default
+        if name in config and default is not parameter.empty and not _same(chosen, default):
             try:
-                plain = type(scheduler).from_config({**config, name: parameter.default})
+                plain = type(scheduler).from_config({**config, name: default})
             except Exception:  # settings that do not go together
                 continue
             if _reason(plain) is None:
-                return f" with {name}={config[name]!r}"
+                return f" with {name}={chosen!r}"
     return ""
+
+
+def _same(setting: Any, default: Any) -> bool:
+    """Whether a setting, which may be an array, is the default."""
+    return type(setting) is type(default) and bool(setting == default)
