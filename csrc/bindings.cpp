@@ -1,10 +1,12 @@
 // The only file that sees Python, with casters.h: it reads arguments, releases Python's lock and calls. Tensors arrive
 // as addresses, shapes and strides; `fastdiff` checks them. Called by position: names cost 0.7 us a call.
+#include <optional>
 #include <tuple>
 #include <type_traits>
 
 #include "casters.h"
 #include "fastdiff/arena.h"
+#include "fastdiff/contents.h"
 #include "fastdiff/drivers.h"
 #include "fastdiff/parallel.h"
 #include "fastdiff/plan.h"
@@ -220,6 +222,22 @@ void bind_memory(py::module_& module) {
   module.def("poison_arenas", poison_arenas);
 }
 
+// Addresses, bytes, and sizes and strides in numbers of `item` bytes.
+void bind_contents(py::module_& module) {
+  py::class_<Contents>(module, "Contents")
+      .def(py::init([](Address data, int64_t bytes, const std::vector<int64_t>& sizes,
+                       const std::vector<int64_t>& strides, int64_t item, int threads) {
+        const py::gil_scoped_release released;
+        return new Contents(data, bytes, sizes, strides, item, threads);
+      }))
+      .def("same_sample", [](const Contents& contents, Address data) { return contents.same_sample(data); })
+      .def("same", [](Contents& contents, Address data, double share, int threads) {
+        std::optional<py::gil_scoped_release> released;
+        if (contents.is_long(share)) released.emplace();
+        return contents.same(data, share, threads);
+      });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -242,4 +260,5 @@ PYBIND11_MODULE(_core, module) {
   bind_linear(module);
   bind_conv2d(module);
   bind_memory(module);
+  bind_contents(module);
 }

@@ -82,12 +82,12 @@ class Conv2d(Op[Arguments]):
         Returns (N, K, H', W'), from the kernel in channels-last strides; x and residual are best channels-last as well,
         for else they are copied. Differentiable. Raises ValueError where shapes do not fit, TypeError for mixed dtypes.
 
-        What the kernel makes of a weight is kept as long as the weight lives. It is made again when the weight's
-        version (`_version`) or address changes; a change through `.data` in place is not seen. 4x4 results are computed
-        together, from 6x6 pixels. Where these differ more than eightfold in size (their root mean square over the
-        channels), or hold an infinity or NaN, the 16 results are computed directly: each is as good as PyTorch's for
-        its size. A weight with an infinity, NaN or numbers beyond 2^50 goes to PyTorch. With FASTDIFF_EXACT=1 all 3x3
-        kernels go there.
+        What the kernel makes of a weight is kept as long as the weight lives, and made again when the weight changes.
+        A change through `.data` is seen if it changes a whole row or column of the weight; `fastdiff.refresh` is for
+        others. 4x4 results are computed together, from 6x6 pixels. Where these differ more than eightfold in size
+        (their root mean square over the channels), or hold an infinity or NaN, the 16 results are computed directly:
+        each is as good as PyTorch's for its size. A weight with an infinity, NaN or numbers beyond 2^50 goes to
+        PyTorch. With FASTDIFF_EXACT=1 all 3x3 kernels go there.
         """
         x, skip = _images(x)
         if channel_bias is not None and channel_bias.ndim == 4:
@@ -177,7 +177,7 @@ class Conv2d(Op[Arguments]):
             return linear.kernel(_as_linear(a)).view(batch, height, width, a.weight.shape[0]).permute(0, 3, 1, 2)
         x, weight = a.x, a.weight
         forms = packed(weight)
-        if not forms.in_range:
+        if not forms.in_range(weight):
             choice.note(self.name, _OUT_OF_RANGE)
             return self.reference(a).contiguous(memory_format=torch.channels_last)
         shape = batch, out_channels, height, width = a.result_shape
@@ -193,12 +193,12 @@ class Conv2d(Op[Arguments]):
         problem = Problem(batch, weight.shape[1], out_channels, height, width, a.upsample, threads, core.isa())
 
         def run(algorithm: str) -> None:
-            read = 0 if algorithm == "winograd-amx" else forms.get(algorithm).data_ptr()
+            read = 0 if algorithm == "winograd-amx" else forms.get(weight, algorithm).data_ptr()
             core.conv2d(
                 [_image(image) for image in images],
                 (batch, a.upsample * x.shape[2], a.upsample * x.shape[3], a.upsample - 1, a.padding, out_channels,
                  height, width),
-                read, forms.filters, algorithm, address(bias), address(channel_bias),
+                read, forms.filters(weight), algorithm, address(bias), address(channel_bias),
                 0 if channel_bias is None else channel_bias.stride(0), _image(residual), a.activation == "silu",
                 a.scale, out.data_ptr(), threads,
             )  # fmt: skip

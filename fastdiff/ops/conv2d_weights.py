@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from fastdiff.runtime import contents
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 
+_NAME = "conv2d"
+
 
 class Packed:
-    """The forms of one weight (K, C, 3, 3), made when they are first asked for."""
+    """The forms of one weight (K, C, 3, 3), made when they are first asked for, and for one instruction set."""
 
     def __init__(self) -> None:
-        self._of: tuple[Any, ...] | None = None
+        self.isa = core.isa()
         self._forms: dict[str, Tensor] = {}
-        self._as_it_is: tuple[Tensor, tuple[int, int, int, int]] | None = None
+        self._copy: tuple[Tensor, tuple[int, int, int, int]] | None = None
         self._in_range: bool | None = None
-        self.made = 0
 
-    def update(self, weight: Tensor) -> None:
-        """Forget all forms if the weight has changed since, or the instruction set."""
-        of = (weight._version, weight.data_ptr(), tuple(weight.shape), weight.stride(), core.isa())
-        if of != self._of:
-            self._forms.clear()
-            self._as_it_is = self._in_range = None
-            self._of, self._weight = of, weight.detach()
-
-    def get(self, algorithm: str) -> Tensor:
+    def get(self, weight: Tensor, algorithm: str) -> Tensor:
         """What an algorithm reads."""
         found = self._forms.get(algorithm)
         if found is None:
-            filters = _filters(self._weight)
+            filters = _filters(weight)
             found = filters if algorithm == "winograd-on-the-fly" else _transformed(filters)
             self._forms[algorithm] = found
-            self.made += 1
         return found
 
-    @property
-    def filters(self) -> tuple[int, int, int, int]:
+    def filters(self, weight: Tensor) -> tuple[int, int, int, int]:
         """The weight itself, as `_as_it_is` says."""
-        if self._as_it_is is None:
-            self._as_it_is = _as_it_is(self._weight)
-        return self._as_it_is[1]
+        if self._copy is not None:
+            return self._copy[1]
+        found, read = _as_it_is(weight.detach())
+        if found.data_ptr() != weight.data_ptr():
+            self._copy = found, read
+        return read
 
-    @property
-    def in_range(self) -> bool:
+    def in_range(self, weight: Tensor) -> bool:
         """Whether no transform or product of the weight overflows, or loses bits: of each output channel the largest
         number is 0 or within 2^-50 and 2^50."""
         if self._in_range is None:
-            low, high = self._weight.flatten(1).aminmax(dim=1) if self._weight.numel() else self._weight.new_zeros(2, 1)
+            low, high = weight.detach().flatten(1).aminmax(dim=1) if weight.numel() else weight.new_zeros(2, 1)
             largest = torch.maximum(high, -low)
             ordinary = (largest >= 2.0**-50) & (largest <= 2.0**50)
             self._in_range = bool((ordinary | (largest == 0)).all())
@@ -67,20 +58,20 @@ class Packed:
         return {name: form.nbytes for name, form in self._forms.items()}
 
 
-_all = WeakTensorKeyDictionary()
+def form(weight: Tensor, algorithm: str) -> Tensor:
+    """What an algorithm reads of this weight as it is now."""
+    return packed(weight).get(weight, algorithm)
 
 
 def packed(weight: Tensor) -> Packed:
-    """What is kept of this weight, up to date."""
-    if weight.is_inference():  # whose changes cannot be seen
-        found = Packed()
-        found._of, found._weight = (), weight
-        return found
-    kept = _all.get(weight)
-    if kept is None:
-        kept = _all[weight] = Packed()
-    kept.update(weight)
-    return kept
+    """What is kept of this weight, as it is now."""
+    if not contents.watchable(weight):
+        return Packed()
+    kept = contents.of(weight).derived
+    found = kept.get(_NAME)
+    if found is None or found.isa != core.isa():
+        found = kept[_NAME] = Packed()
+    return found
 
 
 def _filters(weight: Tensor) -> Tensor:

@@ -85,6 +85,11 @@ def differentiable(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
+def is_memory(tensor: Tensor) -> bool:
+    """The same on the CPU or a GPU."""
+    return not _keys_of(tensor).raw_repr() & _UNUSUAL_ON_GPU
+
+
 def transformed() -> str | None:
     """Why no operator can be called: a transform is in force that goes through plain PyTorch only; or None."""
     if forward_ad._current_level >= 0:

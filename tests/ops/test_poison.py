@@ -46,5 +46,5 @@ def test_gradients(op, monkeypatch):
 def test_packed_weights(monkeypatch):
     monkeypatch.setattr(sys.modules["fastdiff.ops.conv2d_weights"], "core", Idle("conv2d_weights"))
     inputs = of("conv2d", "smallest")[0].make()
-    form = sys.modules["fastdiff.ops.conv2d_weights"].packed(inputs["weight"]).get("winograd")
+    form = sys.modules["fastdiff.ops.conv2d_weights"].form(inputs["weight"], "winograd")
     assert form.isnan().all()
