@@ -11,7 +11,7 @@ from fastdiff.guidance import CFG, Classifier, Threshold
 from fastdiff.likelihood import log_likelihood
 from fastdiff.models import caching
 from fastdiff.models.bundled import load
-from fastdiff.optimizing import optimize, restore
+from fastdiff.optimizing import optimize, refresh, restore
 from fastdiff.process import edm_table, grids, noise, prediction, schedules
 from fastdiff.profiling import profile
 from fastdiff.program import Program
@@ -49,6 +49,7 @@ __all__ = [
     "optimize",
     "prediction",
     "profile",
+    "refresh",
     "restore",
     "run",
     "sample",

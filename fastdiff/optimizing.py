@@ -1,4 +1,4 @@
-"""`fastdiff.optimize` and `fastdiff.restore`: of a module, or of a pipeline of diffusers."""
+"""`fastdiff.optimize`, `refresh` and `restore`: of a module, or of a pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fastdiff.compiler.optimize import optimize_module, restore_module
+from fastdiff.compiler.optimize import optimize_module, refresh_module, restore_module
 
 
 def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = ()) -> Any:
@@ -16,10 +16,14 @@ def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = ()) 
 
     module: a torch.nn.Module, or a pipeline of diffusers: all its networks but those of transformers, and its
     schedulers where a step can run in one pass (disable=["scheduler"] leaves them; `explain(pipe)` says which). A
-    module's parameters, state_dict,
-    hooks and signature stay; changes of its weights are seen at the next call. verify: compare the first call with the
-    original, and go back to it with a warning if they differ. disable: names of passes to leave out. Where a gradient
-    is wanted the original runs. `restore` undoes it.
+    module's parameters, state_dict, hooks and signature stay. verify: compare the first call with the original, and go
+    back to it with a warning if they differ. disable: names of passes to leave out. Where a gradient is wanted the
+    original runs. `restore` undoes it.
+
+    Changes of the module are seen at the next call: of weights and buffers, in place or replaced, of its parts, hooks
+    and adapters. Through `.data` in place, of which PyTorch knows nothing: at the next call if whole rows or columns of
+    a weight change or if its parts together have at most 512 KiB, and after a pause (0.2 s for each 100 MB of
+    weights); fewer numbers within 64 calls. `refresh` makes sure, and `verify` finds it.
 
     Raises TypeError for anything else, ValueError for the name of a pass that does not exist.
     """
@@ -42,6 +46,24 @@ def restore(module: Any) -> Any:
     if not isinstance(module, nn.Module):
         raise TypeError(f"restore() takes what optimize() took, got {type(module).__name__}")
     restore_module(module)
+    return module
+
+
+def refresh(module: Any) -> Any:
+    """Drop what was made of a model's weights, after a change that cannot be seen; returns the same object.
+
+    module: a torch.nn.Module, optimized or not, or a pipeline of diffusers. Weights in other layouts, results that are
+    kept for a prompt and CUDA graphs are made again when they are needed; captured graphs stay. Needed after writing
+    few numbers through `weight.data` or another view that PyTorch does not count (NumPy, DLPack): see `optimize`.
+
+    Raises TypeError for anything else.
+    """
+    parts = module.components.values() if is_pipeline(module) else [module]
+    modules = [part for part in parts if isinstance(part, nn.Module)]
+    if not modules:
+        raise TypeError(f"refresh() takes a torch.nn.Module or a pipeline of diffusers, got {type(module).__name__}")
+    for each in modules:
+        refresh_module(each)
     return module
 
 

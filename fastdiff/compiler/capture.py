@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from fastdiff.compiler import mutations, strides, written
+from fastdiff.compiler import effects, mutations, ownership, strides, written
 from fastdiff.compiler.errors import Unsupported
-from fastdiff.compiler.passes import PASSES, normalize
+from fastdiff.compiler.passes import PASSES, invariants, normalize
 from fastdiff.compiler.report import Notes, Report, record
+from fastdiff.compiler.stored import Stored
 from fastdiff.errors import unknown
 from fastdiff.runtime.dispatcher import any_autocast
 
@@ -28,13 +29,26 @@ class FastGraph:
 
     def __init__(self, original: fx.GraphModule, module: fx.GraphModule, report: Report) -> None:
         self.original, self.module, self.report = original, module, report
+        self.stored = Stored(module)
         self._run = module.forward
 
     def __call__(self, *inputs: Any) -> Any:
         self.report.calls += 1
         if FastGraph.observer is not None:
             FastGraph.observer(self, inputs)
-        return self._run(*inputs)
+        if not self.stored:
+            return self._run(*inputs)
+        self.stored(inputs)
+        try:
+            return self._run(*inputs)
+        finally:
+            self.stored.done()
+
+    def refresh(self) -> None:
+        """Keep nothing of the calls until now."""
+        for part in self.module.modules():
+            if isinstance(part, invariants.Kept):
+                part.forget()
 
 
 class AsWritten:
@@ -123,13 +137,14 @@ def transform(captured: fx.GraphModule, report: Report, disable: Sequence[str] =
         started = time.perf_counter()
         try:
             apply(module.graph, notes)
-            module.graph.eliminate_dead_code()
+            module.graph.eliminate_dead_code(effects.must_run)
             module.graph.lint()
         except Exception as error:
             module = before
             notes.matches, notes.error = 0, f"{type(error).__name__}: {error}"
             warnings.warn(f"fastdiff: the pass {name!r} failed and was undone: {notes.error}", stacklevel=2)
         notes.seconds = time.perf_counter() - started
+    ownership.own_results(module.graph)
     strides.restore(module.graph)
     mutations.own(module.graph)
     module.graph.lint()

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import ops
-from fastdiff.compiler.packing import Watch
 from fastdiff.ops.conv2d import Arguments
 from fastdiff.runtime.native import core
 
@@ -22,12 +21,10 @@ class Conv2d(nn.Module):
         self.stride, self.padding, self.upsample, self.activation = stride, padding, upsample, activation
         self.channels_last = False  # the layout of feature maps, set by the pass "layout"
         self.algorithm: tuple[str, str] | None = None  # with this instruction set, set by the pass "weight_budget"
-        self._watch = Watch()
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, channel_bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
-        self._watch(weight)
         x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
         channel_bias = None if channel_bias is None else channel_bias.flatten(1)
         algorithm = self.algorithm[1] if self.algorithm is not None and self.algorithm[0] == core.isa() else None

@@ -59,3 +59,7 @@ def cat_pooled(tensors: list[Tensor], dim: int) -> Tensor:
     shape = list(first.shape)
     shape[dim] = sum(x.shape[dim] for x in tensors)
     return torch.cat(tensors, dim, out=empty(tuple(shape), dtype=first.dtype, memory_format=layout))
+
+
+# Those whose results share no memory with anything else.
+FRESH: tuple[Any, ...] = (attention, linear, geglu, cat_pooled, *(op.positional for op in ops.OPS.values()))

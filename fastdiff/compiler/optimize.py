@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from torch import nn
 
 from fastdiff.compiler.arguments import Place, as_tensor, converted, has_numpy, numbers, replaced, shapes
 from fastdiff.compiler.capture import Told, check_passes, compile_graph
+from fastdiff.compiler.hooks import Hooks
 from fastdiff.compiler.numbers import Numbers
-from fastdiff.compiler.report import recorded
+from fastdiff.compiler.report import discard, recorded, reports_of
 from fastdiff.compiler.variant import Variant, could_not_capture
 from fastdiff.compiler.verify import verified_call
-from fastdiff.runtime import eager
+from fastdiff.runtime import contents, eager, graphs
+from fastdiff.runtime.memory import release
 
 _CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forward and hooks, if it is set
+_STATES = 4  # sets of hooks whose captures are kept
+
+
+class Captures:
+    """What was captured of a module with one set of hooks."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[Any, Any] = {}  # by their place among the arguments
+        self.last: tuple[Any, bool] = ((), False)
+        self.variants: dict[tuple[bool, bool], Variant] = {}
+        self.refused: set[Any] = set()  # shapes with which nothing could be captured
+        self.called = False
 
 
 class FastCall:
@@ -28,22 +44,27 @@ class FastCall:
     """
 
     def __init__(self, module: nn.Module, disable: Sequence[str], verify: bool) -> None:
-        self.original = module._call_impl
+        self._module = weakref.ref(module)  # which holds this
         self.name = type(module).__name__
         self._verify = verify  # the next call
         self._failed = False
-        self.disable, self._told = tuple(disable), Told(type(module).__name__)
-        self._shapes: dict[Any, Any] = {}  # by their place among the arguments
-        self._last: tuple[Any, bool] = ((), False)
-        self._variants: dict[tuple[bool, bool], Variant] = {}
-        self._numbers = Numbers(self.original)
-        self._refused: set[Any] = set()  # shapes with which nothing could be captured
-        self._called = False
+        self.disable, self._told = tuple(disable), Told(self.name)
+        self._hooks = Hooks(module)
+        self._captures, self._others = Captures(), OrderedDict[Hashable, Captures]()  # others: by the hooks' state
+        self._numbers = Numbers(functools.partial(_run, self._module))
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The module's forward with its hooks."""
+        module = self._module()
+        assert module is not None  # it is being called
+        return module._call_impl
 
     @property
     def notes(self) -> list[str]:
         """What ended on the way, for `explain`."""
-        return [*self._numbers.notes, *(note for each in self._variants.values() for note in each.notes)]
+        of_captures = (note for each in self._captures.variants.values() for note in each.notes)
+        return [*self._numbers.notes, *of_captures]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._failed or eager.wanted() is not None:
@@ -55,8 +76,11 @@ class FastCall:
         return self._fast(*args, **kwargs)
 
     def _fast(self, *args: Any, **kwargs: Any) -> Any:
+        before = self._hooks.state
+        if self._hooks.changed():
+            self._with_other_hooks(before)
         given = shapes(args, kwargs)
-        if self._refused and given in self._refused:
+        if self._captures.refused and given in self._captures.refused:
             return self.original(*args, **kwargs)
         if has_numpy(args) or has_numpy(kwargs):
             convert = self._numbers.conversion(args, kwargs)
@@ -72,8 +96,8 @@ class FastCall:
         try:
             if changing:
                 return self._with_numbers(variant, changing, args, kwargs)
-            if not self._called:
-                self._called = True
+            if not self._captures.called:
+                self._captures.called = True
                 return self._captured(variant, args, kwargs)
             return variant(*args, **kwargs)
         except Exception as error:
@@ -85,12 +109,12 @@ class FastCall:
 
     def _is_dynamic(self, given: Any) -> bool:
         """Whether there is a tensor at a place that had another shape. Names and numbers do not count."""
-        if given == self._last[0]:
-            return self._last[1]
-        dynamic = any(self._shapes.get(place, shape) != shape for place, shape in given)
+        if given == self._captures.last[0]:
+            return self._captures.last[1]
+        dynamic = any(self._captures.shapes.get(place, shape) != shape for place, shape in given)
         if not dynamic:
-            self._shapes.update(given)
-        self._last = (given, dynamic)
+            self._captures.shapes.update(given)
+        self._captures.last = (given, dynamic)
         return dynamic
 
     def _with_numbers(self, variant: Variant, places: tuple[Place, ...], args: Any, kwargs: Any) -> Any:
@@ -126,19 +150,33 @@ class FastCall:
         if variant.dynamic:
             variant.without_symbols()
             return
-        self._refused.add(given)
+        self._captures.refused.add(given)
         why = str(error).strip().splitlines()[0]
         note = f"could not be captured with arguments of these shapes, and runs as it was written: {why}"
         variant.notes.append(note)
         warnings.warn(f"fastdiff: {self.name} {note}", stacklevel=5)
 
+    def _with_other_hooks(self, before: Hashable) -> None:
+        """Go on with what was captured with these hooks, or nothing; what was captured with those before is kept."""
+        self._others[before] = self._captures
+        while len(self._others) > _STATES:
+            self._others.popitem(last=False)
+        self._captures = self._others.pop(self._hooks.state, None) or Captures()
+
     def _variant(self, dynamic: bool, with_numbers: bool) -> Variant:
-        variant = self._variants.get((dynamic, with_numbers))
+        variant = self._captures.variants.get((dynamic, with_numbers))
         if variant is None:
             backend = functools.partial(compile_graph, disable=self.disable, told=self._told)
-            variant = Variant(self.original, backend, self.name, dynamic=dynamic, with_numbers=with_numbers)
-            self._variants[dynamic, with_numbers] = variant
+            variant = Variant(self._module, backend, self.name, dynamic=dynamic, with_numbers=with_numbers)
+            self._captures.variants[dynamic, with_numbers] = variant
         return variant
+
+
+def _run(module: weakref.ref[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """Call the original."""
+    found = module()
+    assert found is not None  # it is being called
+    return found._call_impl(*args, **kwargs)
 
 
 def optimize_module(module: nn.Module, *, verify: bool = False, disable: Sequence[str] = ()) -> None:
@@ -152,3 +190,19 @@ def restore_module(module: nn.Module) -> None:
     for each in module.modules():
         if isinstance(getattr(each, _CALL, None), FastCall):
             setattr(each, _CALL, None)
+            for tensor in (*each.parameters(), *each.buffers()):
+                contents.forget(tensor)
+            discard([*each.parameters()])
+    release()
+
+
+def refresh_module(module: nn.Module) -> None:
+    """`fastdiff.refresh` of a module and its parts."""
+    tensors = [*module.parameters(), *module.buffers()]
+    for tensor in tensors:
+        contents.forget(tensor)
+    for report in reports_of(tensors):
+        if report.graph is not None:
+            report.graph.refresh()
+    for each in module.modules():
+        graphs.forget(each)

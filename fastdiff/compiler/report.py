@@ -50,7 +50,16 @@ class Report:
     # of the parameters, to find the reports of a model; not the parameters, which a model may drop
     parameters: dict[int, weakref.ref[Any]] = field(default_factory=dict)
     calls: int = 0
-    graph: Any = None  # a FastGraph, if the passes made one
+    _graph: weakref.ref[Any] | None = None
+
+    @property
+    def graph(self) -> Any:
+        """The FastGraph, if the passes made one and it is still there."""
+        return None if self._graph is None else self._graph()
+
+    @graph.setter
+    def graph(self, graph: Any) -> None:
+        self._graph = weakref.ref(graph)
 
     def parameter(self, tensor: Any) -> None:
         """Note that the graph uses a parameter."""
@@ -88,3 +97,8 @@ def record(report: Report) -> None:
 def reports_of(parameters: list[Any]) -> list[Report]:
     """The reports of the graphs that use one of these parameters, oldest first."""
     return [report for report in _reports if report.uses(parameters)]
+
+
+def discard(parameters: list[Any]) -> None:
+    """Forget the reports of the graphs that use one of these parameters."""
+    _reports[:] = [report for report in _reports if not report.uses(parameters)]

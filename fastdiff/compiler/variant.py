@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import sys
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+
+from fastdiff.compiler.forgetting import forget
 
 STATES = 32  # captures of one variant, such as of a LoRA's scales; PyTorch's own limit is 8
 
@@ -19,24 +23,37 @@ class Variant:
     """A function that Dynamo captures once for each state of the arguments and the model, up to a number of them."""
 
     def __init__(
-        self, original: Callable[..., Any], backend: Callable[..., Any], name: str, *, dynamic: bool, with_numbers: bool
+        self,
+        module: weakref.ref[nn.Module],
+        backend: Callable[..., Any],
+        name: str,
+        *,
+        dynamic: bool,
+        with_numbers: bool,
     ) -> None:
         self.dynamic = dynamic
-        self.graphs = 0  # that were captured
         self.notes: list[str] = []
+        self._made = Counter()
         self._name, self._states, self._with_numbers = name, 0, with_numbers
-        self._original, self._backend = original, backend
+        self._module, self._backend = module, backend
         self._compiled = self._compile()
 
+    @property
+    def graphs(self) -> int:
+        """That were captured."""
+        return self._made.count
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        graphs = self.graphs
+        module = self._module()
+        assert module is not None  # it is being called
+        graphs, original = self.graphs, module._call_impl
         if self._options:
             import torch._dynamo.config  # takes a second
 
             with torch._dynamo.config.patch(self._options):
-                result = self._compiled(*args, **kwargs)
+                result = self._compiled(original, *args, **kwargs)
         else:
-            result = self._compiled(*args, **kwargs)
+            result = self._compiled(original, *args, **kwargs)
         if self.graphs != graphs:
             self._count()
         return result
@@ -57,22 +74,10 @@ class Variant:
             warnings.warn(f"fastdiff: {self._name} {note}", stacklevel=6)
 
     def _compile(self) -> Callable[..., Any]:
-        original, backend = self._original, self._backend
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return original(*args, **kwargs)
-
-        def call_with_numbers(places: Any, numbers: Any, args: Any, kwargs: Any) -> Any:
-            given, named = list(args), dict(kwargs)
-            for place, number in zip(places, numbers):
-                if isinstance(place, int):
-                    given[place] = number.item()
-                else:
-                    named[place] = number.item()
-            return original(*given, **named)
+        backend, made = self._backend, self._made  # not self, which would keep itself
 
         def counted(captured: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-            self.graphs += 1
+            made.count += 1
             return backend(captured, inputs)  # type: ignore[no-any-return]
 
         self._options: dict[str, Any] = {}
@@ -84,11 +89,35 @@ class Variant:
         if "recompile_limit" not in inspect.signature(torch.compile).parameters:
             self._options |= limit if _is_setting("recompile_limit") else {"cache_size_limit": STATES}
             limit = {}
-        # Dynamo keeps what it compiled, and counts it, by code object: each model gets its own.
-        function = call_with_numbers if self._with_numbers else call
-        code = function.__code__.replace()
-        own = types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
+        # Dynamo keeps what it compiled, and counts it, by code object, and puts it into the function's globals for
+        # good: each model gets its own of both.
+        function = _call_with_numbers if self._with_numbers else _call
+        own = types.FunctionType(
+            function.__code__.replace(), {"__builtins__": builtins, "__name__": __name__}, function.__name__
+        )
+        weakref.finalize(self, forget, own).atexit = False
         return torch.compile(own, backend=counted, dynamic=self.dynamic, **limit)
+
+
+class Counter:
+    """A number that several hold."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def _call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **kwargs)
+
+
+def _call_with_numbers(original: Callable[..., Any], places: Any, numbers: Any, args: Any, kwargs: Any) -> Any:
+    given, named = list(args), dict(kwargs)
+    for place, number in zip(places, numbers):
+        if isinstance(place, int):
+            given[place] = number.item()
+        else:
+            named[place] = number.item()
+    return original(*given, **named)
 
 
 def _is_setting(name: str) -> bool:

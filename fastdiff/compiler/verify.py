@@ -18,7 +18,7 @@ from fastdiff.compiler.capture import FastGraph
 from fastdiff.compiler.nodes import Node
 from fastdiff.compiler.report import recorded, reports_of
 from fastdiff.errors import expect
-from fastdiff.runtime import eager
+from fastdiff.runtime import contents, eager
 
 # Of the output's RMS, in float32; other dtypes may differ as many units in their last place.
 _BOUND = 1e-4 / torch.finfo(torch.float32).eps
@@ -45,7 +45,8 @@ class Verification:
 
     outputs: each of the model's results. nodes: how many were compared with the original's; first: the first one beyond
     its bound, if there is one. against: what the outputs were compared with, "float64" or the model's dtype. unproven:
-    why nothing was verified: the original ran in the fast model's place; None if the fast one ran.
+    why nothing was verified: the original ran in the fast model's place; None if the fast one ran. stale: weights that
+    were changed unseen: what is kept of them is old (`fastdiff.refresh`).
     """
 
     outputs: list[Difference]
@@ -54,12 +55,13 @@ class Verification:
     against: str = ""
     unproven: str | None = None
     notes: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether the fast model ran, and all outputs are within their bounds. A node beyond its own is reported, and
-        may be made up for."""
-        return self.unproven is None and all(output.within for output in self.outputs)
+        """Whether the fast model ran, all outputs are within their bounds and no weight is stale. A node beyond its own
+        bound is reported, and may be made up for."""
+        return self.unproven is None and all(output.within for output in self.outputs) and not self.stale
 
     def __bool__(self) -> bool:
         return self.ok
@@ -73,6 +75,8 @@ class Verification:
             lines.append(f"  {found.name}: max {found.maximum:.1e} {sign} {found.bound:.1e}, RMS {found.rms:.1e}")
         if self.first is not None:
             lines.append(f"  first beyond its bound: {self.first.name}, max {self.first.maximum:.1e}")
+        if self.stale:
+            lines.append(f"  changed unseen, call fastdiff.refresh: {', '.join(self.stale)}")
         return "\n".join([*lines, *("  " + note for note in self.notes)])
 
 
@@ -85,6 +89,8 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
     1e-4 in float32 (as many roundings in other dtypes).
 
     Both run without gradients. Where the original runs in the fast one's place, the result says so and is not `ok`.
+    Weights that were changed through `.data`, so that the fast model still works with the old ones, are named.
+
     Raises ValueError if `fast` is not a model that went through `fastdiff.optimize` or torch.compile.
     """
     args, kwargs = _arguments(inputs)
@@ -106,6 +112,7 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
             and not any(r.fallback for r in reports)
             and _fits(sum(p.numel() for p in model.parameters()))
         )
+        result.stale = _stale(fast, [w for graph, values in grabbed.values() for w in graph.stored.weights(values)])
         for graph, values in grabbed.values():
             _compare_nodes(graph, values, result)
         exact = None
@@ -159,6 +166,13 @@ def verified_call(
     what = ", ".join(f"{each.name} differs by {each.maximum:.1e} of its RMS" for each in wrong)
     warnings.warn(f"fastdiff: {what}; the original runs from here on", stacklevel=3)
     return expected, False
+
+
+def _stale(module: nn.Module, weights: list[Tensor]) -> list[str]:
+    """Names of the weights that are not what something was made of."""
+    changed = {id(weight): weight for weight in weights if contents.changed(weight)}
+    names = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    return [names.get(key, f"a weight of {tuple(weight.shape)}") for key, weight in changed.items()]
 
 
 def _compare_nodes(graph: FastGraph, inputs: tuple[Any, ...], result: Verification) -> None:

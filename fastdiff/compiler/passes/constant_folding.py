@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastdiff.compiler import functions
+from fastdiff.compiler import effects, functions
 from fastdiff.compiler.nodes import Node, value
 from fastdiff.compiler.passes.normalize import FRESH
 from fastdiff.compiler.report import Notes
@@ -48,6 +48,7 @@ _PURE_METHODS = {
     "squeeze",
 }
 _LARGEST = 64 << 20  # bytes of a constant that is worth keeping
+_PREFIX = "fastdiff_constant_"
 
 
 def apply(graph: fx.Graph, notes: Notes) -> None:
@@ -56,7 +57,14 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
     _share(graph, notes)
 
 
+def is_constant(node: Node) -> bool:
+    """Whether the node stands for a constant that this pass made."""
+    return node.op == "get_attr" and str(node.target).startswith(_PREFIX)
+
+
 def _is_pure(node: Node) -> bool:
+    if effects.must_run(node):
+        return False
     if node.op == "call_method":
         return node.target in _PURE_METHODS
     return node.op == "call_function" and (node.target in _PURE or node.target in _MAKERS)
@@ -77,7 +85,7 @@ def _fold(graph: fx.Graph, notes: Notes) -> None:
     assert owner is not None
     for number, (node, constant) in enumerate(known.items()):
         if isinstance(constant, Tensor) and any(user not in known for user in node.users):
-            name = f"constant_{number}"
+            name = f"{_PREFIX}{number}"
             owner.register_buffer(name, constant, persistent=False)
             with graph.inserting_before(node):
                 new = graph.get_attr(name)

@@ -8,21 +8,21 @@ three dimensions, such as (B, S, C) of a text encoder. Images have four, times n
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fastdiff.compiler import functions
+from fastdiff.compiler import effects, functions
 from fastdiff.compiler.convolution import Conv2d
 from fastdiff.compiler.fused import linear
 from fastdiff.compiler.nodes import Node, calls, value
-from fastdiff.compiler.packing import Watch
 from fastdiff.compiler.report import Notes
-from fastdiff.runtime import graphs
+from fastdiff.runtime import contents, graphs
 
 NAME = "invariants"
+KEPT = "kept"  # the module's name in the graph
 
 _LARGEST = 8 << 20  # bytes of an input that is worth comparing
 _MISSES = 3  # calls in a row whose inputs differ, after which nobody compares any more
@@ -70,10 +70,10 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
     inner.output(tuple(places[node] for node in outputs))
     given = [node for node in given if node.op == "placeholder"]
     module = Kept(fx.GraphModule(owner, inner), len(used))
-    owner.add_submodule("kept", module)
+    owner.add_submodule(KEPT, module)
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
-        kept = graph.call_module("kept", (*used, *given))
+        kept = graph.call_module(KEPT, (*used, *given))
     kept.meta["pass"] = NAME
     anchor = kept
     for number, node in enumerate(outputs):
@@ -90,40 +90,58 @@ def is_weight(node: Node) -> bool:
     return "_parameters_" in name or "_buffers_" in name or isinstance(value(node), nn.Parameter)
 
 
+class _Memory(NamedTuple):
+    """What Kept knows of one set of inputs. weights: the numbers of their contents; results: None before they are
+    kept."""
+
+    inputs: tuple[Tensor, ...]
+    weights: tuple[int, ...] = ()
+    results: tuple[Tensor, ...] | None = None
+
+
 class Kept(nn.Module):
-    """Results of a graph, kept while its first `count` inputs have the same values and the others are unchanged."""
+    """Results of a graph, kept while its first `count` inputs have the same values and the others are unchanged.
+
+    Threads may call it at the same time: what it knows is replaced as a whole.
+    """
 
     def __init__(self, module: fx.GraphModule, count: int) -> None:
         super().__init__()
         self.module, self.count = module, count
-        self._inputs: list[Tensor] | None = None
-        self._weights: list[tuple[int, int]] | None = None
-        self._watches: list[Watch] = []
-        self._results: Any = None
+        self._memory: _Memory | None = None
         self._misses = 0
         self.hits = 0
 
     def forward(self, *inputs: Tensor) -> Any:
         given, weights = inputs[: self.count], inputs[self.count :]
-        if self._misses >= _MISSES or any(weight.is_inference() for weight in weights):
+        if self._misses >= _MISSES or not all(map(contents.watchable, weights)):
             return self.module(*inputs)
         if graphs.capturing():  # where nothing can be compared, and a replay has other values
             return self.module(*inputs)
-        if not self._watches:
-            self._watches = [Watch() for _ in weights]
-        for watch, weight in zip(self._watches, weights, strict=True):
-            watch(weight)
-        versions = [(id(weight), weight._version) for weight in weights]
-        if self._inputs is not None and all(map(_equal, given, self._inputs)):
-            if versions == self._weights and self._results is not None:
-                self.hits += 1
-                return self._results
-            self._results, self._weights = self.module(*inputs), versions
-            return self._results
-        self._misses = self._misses + 1 if self._inputs is not None else 0
-        self._inputs = [tensor.clone() for tensor in given]
-        self._results = None  # kept from the second call with the same values on: a single call keeps nothing
-        return self.module(*inputs)
+        known = self._memory
+        if known is None or not all(map(_equal, given, known.inputs)):
+            self._misses = 0 if known is None else self._misses + 1
+            # Kept from the second call with the same values on: a single call keeps nothing.
+            self._memory = _Memory(tuple(tensor.clone() for tensor in given))
+            return self.module(*inputs)
+        self._misses = 0
+        numbers = tuple(contents.of(weight).number for weight in weights)
+        if known.results is not None and numbers == known.weights:
+            self.hits += 1
+            return known.results
+        results = tuple(_apart(result, given) for result in self.module(*inputs))
+        self._memory = _Memory(known.inputs, numbers, results)
+        return results
+
+    def forget(self) -> None:
+        """Keep nothing of the calls until now."""
+        self._memory, self._misses = None, 0
+
+
+def _apart(result: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+    """The result in memory of its own: what the caller writes to an input must not change it."""
+    storages = {each.untyped_storage()._cdata for each in inputs}
+    return result.clone() if result.untyped_storage()._cdata in storages else result
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -146,6 +164,5 @@ def _is_layer(owner: nn.Module, node: Node) -> bool:
 
 
 def _is_pure(node: Node) -> bool:
-    """Whether the node may be kept: it is no tuple, and nothing random."""
-    name = str(getattr(node.target, "__name__", node.target))
-    return isinstance(value(node), Tensor) and "rand" not in name and "dropout" not in name
+    """Whether the node may be kept: it is a tensor, and the same inputs give the same."""
+    return isinstance(value(node), Tensor) and not effects.must_run(node)

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fastdiff.compiler import functions
+from fastdiff.compiler import effects, functions
 from fastdiff.compiler.fused import columns, geglu, linear, worth_joining
 from fastdiff.compiler.nodes import (
     Node,
@@ -36,9 +36,9 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
     """Replace what is found."""
     for node in find(graph, operator.mul):
         _geglu(node, notes)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(effects.must_run)
     _join(graph, notes)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(effects.must_run)
     for node in find(graph, F.linear):
         x, weight, bias = node.args
         if not same_dtype(x, weight, bias) or rank(weight) != 2:

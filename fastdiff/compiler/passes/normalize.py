@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
-from fastdiff.compiler import functions, mutations, spellings
+from fastdiff.compiler import effects, functions, mutations, spellings
+from fastdiff.compiler.errors import Unsupported
 from fastdiff.compiler.nodes import calls, dtype, find, forward, number, replace, same, shape
 
 # Operations whose result shares no memory with anything else.
-FRESH = {
+FRESH: set[Any] = {
     torch.conv2d,
     F.linear,
     F.silu,
@@ -41,7 +44,10 @@ def apply(graph: fx.Graph) -> int:
     others may see."""
     mutations.apply(graph)
     understood = 0
+    effects.note(graph)
     for node in list(graph.nodes):
+        if effects.written(node):
+            raise Unsupported(f"{node.name} writes to {', '.join(each.name for each in effects.written(node))}")
         call = spellings.canonical(node)
         if call is None:
             if spellings.keeps_values(node):
@@ -54,9 +60,9 @@ def apply(graph: fx.Graph) -> int:
             forward(node, call[1])
         else:
             node.op, node.target, node.args, node.kwargs = "call_function", call[0], tuple(call[1:]), {}
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(effects.must_run)
     _shorten(graph)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(effects.must_run)
     return understood
 
 
