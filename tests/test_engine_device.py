@@ -306,6 +306,54 @@ def test_a_graph_is_not_replayed_after_a_change_of(on_cuda, change):
     assert graphs.explain(net) == ["a CUDA graph"] * 2
 
 
+def add_data(weight):
+    weight.data += 0.5
+
+
+def set_data(weight):
+    weight.data = torch.zeros_like(weight)
+    weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+
+
+def one_channel(weight):
+    weight.data[1] = 0
+
+
+def scaled(net):
+    return {name: 1.5 * tensor for name, tensor in net.state_dict().items()}
+
+
+WEIGHTS = {
+    "in place": lambda net: net.conv.weight.mul_(1.5),
+    "data in place": lambda net: net.conv.weight.data.mul_(1.5),
+    "data +=": lambda net: add_data(net.conv.weight),
+    "data =": lambda net: set_data(net.conv.weight),
+    "one channel": lambda net: one_channel(net.conv.weight),
+    "numpy": lambda net: net.conv.weight.detach().numpy().__setitem__(0, 0.25),
+    "half and float": lambda net: net.half().float(),
+    "load_state_dict": lambda net: net.load_state_dict(scaled(net)),
+    "load_state_dict(assign=True)": lambda net: net.load_state_dict(scaled(net), assign=True),
+    "another parameter": lambda net: setattr(net.conv, "weight", nn.Parameter(2 * net.conv.weight)),
+    "another part": lambda net: setattr(net, "conv", nn.Conv2d(3, 3, 3, padding=1)),
+    "a parametrization": lambda net: nn.utils.parametrize.register_parametrization(net.conv, "weight", nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+@pytest.mark.parametrize("way", WEIGHTS)
+def test_a_graph_has_the_weights_of_the_model(on_cuda, way, optimized):
+    net = Net()
+    if optimized:
+        fastdiff.optimize(net)
+    with torch.no_grad():
+        before = [sample(net, (2, 3, 8, 8), seed=0, **COMMON) for _ in range(3)]
+        WEIGHTS[way](net)
+        for _ in range(3):
+            ours, theirs = both(net, (2, 3, 8, 8), seed=0, **COMMON)
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+            assert not torch.equal(ours, before[0])
+
+
 def test_a_hook_of_all_modules_is_seen(on_cuda):
     net = Net()
     before = [sample(net, (2, 3, 8, 8), seed=0, **COMMON) for _ in range(3)]
