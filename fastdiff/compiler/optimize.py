@@ -161,7 +161,8 @@ class FastCall:
         self._others[before] = self._captures
         while len(self._others) > _STATES:
             self._others.popitem(last=False)
-        self._captures = self._others.pop(self._hooks.state, None) or Captures()
+        known = self._hooks.state in self._others
+        self._captures = self._others.pop(self._hooks.state) if known else Captures()
 
     def _variant(self, dynamic: bool, with_numbers: bool) -> Variant:
         variant = self._captures.variants.get((dynamic, with_numbers))

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
-from contextlib import suppress
 from typing import Any
 
 import torch
