@@ -124,17 +124,17 @@ def step(model, kind):
 
 
 def row(model, kind):
-    tensor(model, kind).data[3] *= 9
+    tensor(model, kind).data[1] *= 9
 
 
 def column(model, kind):
-    tensor(model, kind).data[..., 0].mul_(3) if tensor(model, kind).ndim < 2 else tensor(model, kind).data[:, 5].mul_(
-        -9
-    )
+    numbers = tensor(model, kind).data
+    numbers[..., 0 if numbers.ndim < 2 else 5].mul_(3) if numbers.ndim < 3 else numbers[:, 5].mul_(9)
 
 
 def one_number(model, kind):
-    tensor(model, kind).data.view(-1)[10] += 60
+    numbers = tensor(model, kind).data.view(-1)
+    numbers[min(74, len(numbers) - 1)] += 60
 
 
 def by_numpy(model, kind):
@@ -187,7 +187,7 @@ WAYS = {
     "load_state_dict": load,
     "load_state_dict(assign=True)": lambda model, kind: load(model, kind, assign=True),
     "exchanged": exchange,
-    "set_": lambda model, kind: tensor(model, kind).data.set_(changed(model, kind)),
+    "set_": lambda model, kind: tensor(model, kind).set_(changed(model, kind)),
     "optimizer": step,
     "replaced": replaced,
     "parametrization": parametrization,
@@ -222,7 +222,7 @@ def test_a_change_is_seen_at_the_next_call(way, grow):
             error, unit = float((found - right).abs().max()), float(right.abs().max())
             difference = float((before - right).abs().max())
             assert error < 5e-6 * unit, (kind, error / unit)
-            assert difference > (1e-5 if way == "half and float" else 1e-2) * unit, (kind, difference / unit)
+            assert difference > (1e-5 if way == "half and float" else 5e-5) * unit, (kind, difference / unit)
             torch.testing.assert_close(fast(*given), found)
 
 
