@@ -1,10 +1,11 @@
-"""Samples to PNG files."""
+"""Samples to PNG files, and pictures to tensors."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,3 +53,25 @@ def save_png(path: str | Path, pixels: NDArray[np.uint8], *, zoom: int = 1) -> N
     image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def load_square(path: str | Path, size: int) -> Tensor:
+    """(3, size, size) in [-1, 1]: the middle square of a picture in any format of Pillow's.
+
+    Raises ValueError that names the file if it is no picture, OSError if it cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.convert("RGB").crop((left, top, left + side, top + side))
+            pixels = np.array(square.resize((size, size), Image.Resampling.LANCZOS))
+    except (UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
+        raise ValueError(f"cannot read the picture {path}: {error}") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise ValueError(f"cannot read the picture {path}: {error}") from error  # of Pillow: truncated
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1

@@ -126,7 +126,7 @@ def test_a_benchmark_runs():
 
 
 def test_the_checks_of_the_gpu_benchmark_in_the_interpreter():
-    pytest.importorskip("triton", reason="Triton is not installed (it has no wheel for this platform)")
+    pytest.importorskip("triton", reason="Triton is not installed")
     from triton_process import interpret
 
     interpret("bench_gpu", "checks")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed (it has no wheel for this platform)", allow_module_level=True)
+    pytest.skip("Triton is not installed", allow_module_level=True)
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "roofline.py"
 

@@ -1,8 +1,10 @@
-"""`fastdiff demo`: the same pictures by the baseline and by fastdiff, side by side, with times and the error."""
+"""`fastdiff demo`: the same pictures by plain PyTorch and by fastdiff; what the solver gives, what the kernels give."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,44 +22,52 @@ from fastdiff.files import replacing, writable_folder
 from fastdiff.models.bundled import BundledModel, to_pictures
 from fastdiff.process.noise import CounterNoise
 
-CURVE_STEPS = (5, 8, 12, 20, 50)  # and those of the two paths
+CURVE_STEPS = (5, 10, 20)  # and those of the two paths
 CURVE_SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM-Solver++(2M)"}
-CURVE_PICTURES = 3
+CURVE_PICTURES = 9  # of which distances are measured: one of each class
 CONVERGED_STEPS = 100
-PICTURES = {"baseline": "baseline.png", "fastdiff": "fastdiff.png"}  # title of a run -> file
+PICTURES = {"baseline": "baseline.png", "both": "fastdiff.png"}  # title of a run -> file
 TOLERANCE = 1e-5  # RMS of the difference over that of the pictures, at equal steps
 
 
 @dataclass(frozen=True)
 class Run:
-    """One path's pictures and its time in seconds. samples: (B, C, H, W)."""
+    """One path's pictures and its time in seconds. fast: through `fastdiff.optimize` and the C++ engine, else plain
+    PyTorch. samples: (B, C, H, W)."""
 
     title: str
     solver: str
     steps: int
-    backend: str
+    fast: bool
     samples: Tensor
     seconds: float
+
+    def facts(self, baseline: Run) -> dict[str, Any]:
+        """As JSON holds it."""
+        speed_up = round(baseline.seconds / self.seconds, 2)
+        return {"solver": self.solver, "steps": self.steps, "seconds": round(self.seconds, 3), "speed_up": speed_up}
 
 
 class Demo:
     """What all runs of the demo share: model, classes, guidance and seed."""
 
-    def __init__(self, model: BundledModel, per_class: int, guidance: float, seed: int) -> None:
-        info = model.info
-        self.model, self.seed, self.guidance = model, seed, fastdiff.CFG(guidance)
+    def __init__(self, name: str, per_class: int, guidance: float, seed: int) -> None:
+        self.model: BundledModel = fastdiff.load(name)
+        self.fast: Any = fastdiff.optimize(fastdiff.load(name))
+        info = self.model.info
+        self.seed, self.guidance = seed, fastdiff.CFG(guidance)
         self.classes: list[str | None] = [*info.classes] or [None]
         self.labels = [name for name in self.classes for _ in range(per_class)]
 
-    def sample(self, solver: str, steps: int, backend: str, count: int | None = None, callback: Any = None) -> Tensor:
+    def sample(self, solver: str, steps: int, fast: bool, count: int | None = None, callback: Any = None) -> Tensor:
         """All pictures, or `count` of them, spread over the classes."""
         info, total = self.model.info, len(self.labels)
         chosen = range(total) if count is None else range(0, total, -(-total // count))
         labels = [self.labels[i] for i in chosen]
         noise = CounterNoise.of(self.seed, total).initial((total, *info.shape), torch.float32)[list(chosen)]
-        with fastdiff.use(backend):
+        with fastdiff.use("auto" if fast else "reference"):
             return fastdiff.sample(
-                self.model,
+                self.fast if fast else self.model,
                 noise,
                 solver=solver,
                 steps=steps,
@@ -66,7 +76,51 @@ class Demo:
                 cond=info.condition(labels, len(labels)),
                 uncond=info.condition(None, len(labels)),
                 callback=callback,
+                schedule=info.schedule,
+                prediction=info.prediction,
             )
+
+    def pictures(self, samples: Tensor) -> Tensor:
+        """Decoded, if they are latents."""
+        return to_pictures(self.model, samples)
+
+
+class Distances:
+    """RMS distances from the converged solution of the same noise, pixels in [-1, 1]; each is measured once."""
+
+    def __init__(self, demo: Demo, callback: Any) -> None:
+        self.demo, self.callback = demo, callback
+        self.known: dict[str, dict[int, float]] = {solver: {} for solver in CURVE_SOLVERS}
+        self.converged = self._pictures("dpmpp-2m", CONVERGED_STEPS)
+
+    def _pictures(self, solver: str, steps: int) -> Tensor:
+        return self.demo.pictures(self.demo.sample(solver, steps, True, CURVE_PICTURES, self.callback))
+
+    def of(self, solver: str, steps: int) -> float:
+        """Of so many steps."""
+        found = self.known[solver]
+        if steps not in found:
+            found[steps] = float((self._pictures(solver, steps) - self.converged).square().mean().sqrt())
+        return found[steps]
+
+    def curves(self, steps: set[int]) -> dict[str, dict[int, float]]:
+        """Of both solvers at these numbers of steps."""
+        return {solver: {n: self.of(solver, n) for n in sorted(steps)} for solver in CURVE_SOLVERS}
+
+
+def equal_steps(distance: Callable[[int], float], target: float, most: int) -> int:
+    """About the least number of steps, `most` at most, that comes as close as `target`.
+
+    It is guessed from the distances of 10 and 20 steps, which fall as a power of the steps, then raised until it does.
+    """
+    slope = math.log(distance(20) / distance(10)) / math.log(2)
+    if slope >= 0:
+        return most
+    guess = math.ceil(20 * (target / distance(20)) ** (1 / slope) - 1e-9)
+    steps = min(most, max(1, guess))
+    while steps < most and distance(steps) > target:
+        steps = min(most, steps + max(1, steps // 10))
+    return steps
 
 
 def run(
@@ -74,58 +128,61 @@ def run(
     model_name: str,
     per_class: int,
     baseline_steps: int,
-    steps: int,
+    steps: int | None,
     guidance: float,
     seed: int,
     as_json: bool,
 ) -> None:
     """See `fastdiff demo --help`."""
     folder = writable_folder(out)
-    demo = Demo(fastdiff.load(model_name), per_class, guidance, seed)
-    plan = (
-        ("baseline", "ddim", baseline_steps, "reference"),
-        ("fastdiff", "dpmpp-2m", steps, "cpu"),
-        ("fastdiff, equal steps", "ddim", baseline_steps, "cpu"),
-    )
-    curve_steps = sorted({*CURVE_STEPS, baseline_steps, steps})
+    demo = Demo(model_name, per_class, guidance, seed)
     with progress() as bar:
-        demo.sample("dpmpp-2m", 2, "cpu")  # the first calls are slower: libraries load and choose their kernels
+        total = CONVERGED_STEPS + baseline_steps + sum(CURVE_STEPS) * len(CURVE_SOLVERS)  # about: the search adds some
+        task = bar.add("distances from the converged solution", total=total)
+        distances = Distances(demo, lambda *_: bar.advance(task))
+        chosen = steps or equal_steps(
+            lambda n: distances.of("dpmpp-2m", n), distances.of("ddim", baseline_steps), baseline_steps
+        )
+        curves = distances.curves({*CURVE_STEPS, baseline_steps, chosen})
+        bar.update(task, completed=total)
+        plan = (
+            ("baseline", "ddim", baseline_steps, False),
+            ("solver alone", "dpmpp-2m", chosen, False),
+            ("kernels alone", "ddim", baseline_steps, True),
+            ("both", "dpmpp-2m", chosen, True),
+        )
+        for fast in (False, True):  # the first calls are slower: libraries load, the model is captured
+            demo.sample("dpmpp-2m", 2, fast)
         runs = []
-        for title, solver, count, backend in plan:
+        for title, solver, count, fast in plan:
             task = bar.add(f"{title}: {solver}, {count} steps", total=count)
             started = time.perf_counter()
-            samples = demo.sample(solver, count, backend, callback=lambda *_, task=task: bar.advance(task))
-            runs.append(Run(title, solver, count, backend, samples, time.perf_counter() - started))
+            samples = demo.sample(solver, count, fast, callback=lambda *_, task=task: bar.advance(task))
+            runs.append(Run(title, solver, count, fast, samples, time.perf_counter() - started))
             if title in PICTURES:  # written at once: whatever comes later, they are there
-                pictures.save_png(
-                    folder / PICTURES[title], pictures.grid(to_pictures(demo.model, samples), per_class), zoom=3
-                )
-        task = bar.add(
-            "error against the converged solution", total=len(CURVE_SOLVERS) * sum(curve_steps) + CONVERGED_STEPS
-        )
-        curves = convergence(demo, curve_steps, lambda *_: bar.advance(task))
+                pictures.save_png(folder / PICTURES[title], pictures.grid(demo.pictures(samples), per_class), zoom=3)
 
-    baseline, fast, equal = runs
-    apart, size = equal.samples - baseline.samples, baseline.samples.square().mean().sqrt()
+    baseline, by_solver, by_kernels, both = runs
+    apart, size = by_kernels.samples - baseline.samples, baseline.samples.square().mean().sqrt()
     difference = apart.square().mean().sqrt() / size
     summary = {
         "model": model_name,
         "pictures": len(demo.labels),
         "guidance": guidance,
         "seed": seed,
-        "baseline": {"solver": baseline.solver, "steps": baseline.steps, "seconds": round(baseline.seconds, 3)},
-        "fastdiff": {"solver": fast.solver, "steps": fast.steps, "seconds": round(fast.seconds, 3)},
-        "equal_steps": {"solver": equal.solver, "steps": equal.steps, "seconds": round(equal.seconds, 3)},
-        "speed_up": round(baseline.seconds / fast.seconds, 2),
-        "speed_up_at_equal_steps": round(baseline.seconds / equal.seconds, 2),
+        "baseline": baseline.facts(baseline),
+        "solver": by_solver.facts(baseline),
+        "kernels": by_kernels.facts(baseline),
+        "fastdiff": both.facts(baseline),
+        "speed_up": round(baseline.seconds / both.seconds, 2),
         "difference_at_equal_steps": float(difference),
         "largest_difference_at_equal_steps": float(apart.abs().max() / size),
         "tolerance": TOLERANCE,
         "agree": bool(difference <= TOLERANCE),
         "errors": curves,
         "error_of_baseline": curves["ddim"][baseline_steps],
-        "error_of_fastdiff": curves["dpmpp-2m"][steps],
-        "error_pictures": CURVE_PICTURES,
+        "error_of_fastdiff": curves["dpmpp-2m"][chosen],
+        "error_pictures": len(distances.converged),
         "converged_steps": CONVERGED_STEPS,
         "report": str((folder / "index.html").resolve()),
     }
@@ -139,20 +196,6 @@ def run(
             f"at equal steps the two paths differ by {difference:.2e} of the RMS, more than {TOLERANCE:g}; "
             f"see {summary['report']}"
         )
-
-
-def convergence(demo: Demo, step_counts: list[int], callback: Any) -> dict[str, dict[int, float]]:
-    """For each solver, steps -> RMS distance from the converged solution of the same noise, pixels in [-1, 1]."""
-    converged = demo.sample("dpmpp-2m", CONVERGED_STEPS, "cpu", CURVE_PICTURES, callback)
-    return {
-        solver: {
-            steps: float(
-                (demo.sample(solver, steps, "cpu", CURVE_PICTURES, callback) - converged).square().mean().sqrt()
-            )
-            for steps in step_counts
-        }
-        for solver in CURVE_SOLVERS
-    }
 
 
 def write(folder: Path, runs: list[Run], demo: Demo, summary: dict[str, Any]) -> None:
@@ -188,20 +231,20 @@ def plot(errors: dict[str, dict[int, float]], path: Path) -> None:
 
 def _print(runs: list[Run], summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['pictures']} pictures from {summary['model']}, guidance {summary['guidance']:g}")
-    for heading in ("path", "solver", "steps", "engine", "seconds", "speed-up"):
-        table.add_column(heading, justify="left" if heading in ("path", "solver", "engine") else "right")
+    for heading in ("path", "solver", "steps", "network", "seconds", "speed-up"):
+        table.add_column(heading, justify="left" if heading in ("path", "solver", "network") else "right")
     for item in runs:
         speed_up = f"{runs[0].seconds / item.seconds:.2f}x"
-        engine = "PyTorch" if item.backend == "reference" else "C++"
-        table.add_row(item.title, item.solver, str(item.steps), engine, f"{item.seconds:.2f}", speed_up)
+        network = "fastdiff.optimize" if item.fast else "PyTorch"
+        table.add_row(item.title, item.solver, str(item.steps), network, f"{item.seconds:.2f}", speed_up)
     console.print(table)
     console.print(
-        f"at equal steps the two paths differ by {summary['difference_at_equal_steps']:.1e} of the RMS "
-        f"(tolerance {summary['tolerance']:g}), in the largest pixel by "
-        f"{summary['largest_difference_at_equal_steps']:.1e}"
+        f"distance from the converged solution (RMS, pixels in [-1, 1], {summary['error_pictures']} pictures): "
+        f"baseline {summary['error_of_baseline']:.3f}, fastdiff {summary['error_of_fastdiff']:.3f}"
     )
     console.print(
-        f"distance from the converged solution (RMS, pixels in [-1, 1]): baseline {summary['error_of_baseline']:.3f}, "
-        f"fastdiff {summary['error_of_fastdiff']:.3f}"
+        f"at equal steps the network's two forms differ by {summary['difference_at_equal_steps']:.1e} of the RMS "
+        f"(tolerance {summary['tolerance']:g}), in the largest pixel by "
+        f"{summary['largest_difference_at_equal_steps']:.1e}"
     )
     console.print(f"report: [bold]{summary['report']}[/bold]")

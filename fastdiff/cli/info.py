@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.table import Table
 
 import fastdiff
 from fastdiff.cli.console import print_json
+from fastdiff.explain import Choice
 from fastdiff.models import bundled
 from fastdiff.runtime import choice, cuda, triton
 from fastdiff.runtime.native import core
@@ -23,16 +27,39 @@ def run(as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    from rich.console import Console
-
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            value = "\n".join(f"{name}: {what}" for name, what in value.items())
-        elif isinstance(value, list):
-            value = ", ".join(value) or "none"
-        table.add_row(key.replace("_", " "), str(value))
-    Console(highlight=False).print(table)
+    short = {key: value for key, value in facts.items() if key != "kernels"}
+    for key, value in {**short, **kernels_in_short()}.items():
+        table.add_row(key.replace("_", " "), (", ".join(value) or "none") if isinstance(value, list) else str(value))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("\nIn full, with the reason for each operator and dtype: fastdiff info --json")
+
+
+def kernels_in_short() -> dict[str, str]:
+    """What runs on the CPU and on a GPU, a line for an operator, and every reason once."""
+    found: dict[str, list[Choice]] = {"CPU kernels": [], "GPU kernels": []}
+    for each in fastdiff.explain().choices:
+        found["CPU kernels" if each.device == "cpu" else "GPU kernels"].append(each)
+    if not torch.cuda.is_available():
+        found.pop("GPU kernels")
+    lines = {name: "\n".join(_in_short(choices)) for name, choices in found.items()}
+    return lines if torch.cuda.is_available() else {**lines, "GPU kernels": "none: torch sees no GPU"}
+
+
+def _in_short(choices: Sequence[Choice]) -> list[str]:
+    runs: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
+    for each in choices:
+        kernel = each.runs not in ("PyTorch", "nothing", "an error")
+        if kernel:
+            runs.setdefault(each.op, []).append(each.runs + (f" in {', '.join(each.dtypes)}" if each.dtypes else ""))
+        for reason in [] if kernel else each.why_not.values():
+            if not re.search(r", not torch\.\w+$", reason):  # of a dtype: the line with the others says it
+                reasons.setdefault(f"{each.runs}: {reason}", []).append(each.op)
+    lines = [f"{op}: {'; '.join(what)}" for op, what in runs.items()]
+    lines += [f"{', '.join(dict.fromkeys(ops))}: {reason}" for reason, ops in reasons.items()]
+    return [*lines, "all else: PyTorch"] if runs else lines
 
 
 def collect() -> dict[str, Any]:

@@ -44,12 +44,14 @@ def demo(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
     per_class: Annotated[int, typer.Option(help="Pictures of each class.", min=1)] = 4,
     baseline_steps: Annotated[int, typer.Option(help="DDIM steps of the baseline.", min=1)] = 50,
-    steps: Annotated[int, typer.Option(help="DPM-Solver++(2M) steps of the fast path.", min=1)] = 18,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of DPM-Solver++(2M); as few as come as close as DDIM if not given.", min=1)
+    ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the pictures; the same on both paths.", min=0)] = 0,
     json: Json = False,
 ) -> None:
-    """Sample the same pictures with plain PyTorch and with fastdiff, and show them side by side."""
+    """Sample the same pictures with plain PyTorch and with fastdiff; show what the solver and the kernels give."""
     from fastdiff.cli import demo as command
 
     command.run(out, model, per_class, baseline_steps, steps, guidance, seed, json)
@@ -60,7 +62,15 @@ def sample(
     model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
     class_: Annotated[str | None, typer.Option("--class", help="A class of the model, or `none`.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Words of emoji names, for a model that takes prompts.")] = None,
-    count: Annotated[int, typer.Option(help="How many pictures.", min=1)] = 16,
+    prompts: Annotated[str | None, typer.Option(help="A file of prompts, or of classes, one a line.")] = None,
+    image: Annotated[str | None, typer.Option(help="A picture to start from in place of noise.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much noise --image gets: 1 is noise alone; 0.6 if not given.")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(help="How many pictures, of each line of --prompts; 16 if not given, or 1 a line.", min=1),
+    ] = None,
     solver: Annotated[str, typer.Option(help="A solver, e.g. dpmpp-2m, ddim, heun, ddpm.")] = "dpmpp-2m",
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 15,
     grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own grid if not given.")] = None,
@@ -74,7 +84,24 @@ def sample(
     """Sample pictures from a bundled model into one PNG file."""
     from fastdiff.cli import sample as command
 
-    command.run(model, class_, prompt, count, solver, steps, grid, guidance, seed, batch, out, zoom, json)
+    command.run(
+        model,
+        class_,
+        prompt,
+        count,
+        solver,
+        steps,
+        grid,
+        guidance,
+        seed,
+        batch,
+        out,
+        zoom,
+        json,
+        prompts,
+        image,
+        strength,
+    )
 
 
 @app.command()
@@ -165,7 +192,10 @@ def kernels(
     jobs: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.", min=0)] = 0,
     json: Json = False,
 ) -> None:
-    """Compile the Triton kernels for GPUs that need not be there: registers, stack, shared memory, bytes moved."""
+    """Compile the Triton kernels for GPUs that need not be there: registers, stack, shared memory, bytes moved.
+
+    Needs Triton, which has wheels for Linux: python -m pip install triton.
+    """
     from fastdiff.cli import kernels as command
 
     command.run(target or (), op or (), everything, out, json, jobs)
@@ -201,6 +231,9 @@ def train(
     ] = False,
 ) -> None:
     """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it.
+
+    Needs the extra `train`, the font Noto Color Emoji (apt install fonts-noto-color-emoji), and hours: the bundled
+    weights took 2.1 (emoji-unet-32), 3.7 (emoji-ldm-64) and 3.9 (emoji-dit-64) on two cores.
 
     For a model on latents, the run of its autoencoder is the folder emoji-autoencoder-64 beside --out: one that is
     there is used, or finished first, so that several models are on the same latents.

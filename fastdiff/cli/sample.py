@@ -12,8 +12,9 @@ from fastdiff import pictures
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.errors import expect
 from fastdiff.files import writable_folder
-from fastdiff.models.bundled import to_pictures
+from fastdiff.models.bundled import BundledModel, to_pictures
 from fastdiff.models.info import ModelInfo, PromptInfo
+from fastdiff.models.unet import UNet
 from fastdiff.process.grids import make_grid
 from fastdiff.solvers import get_solver
 
@@ -22,7 +23,7 @@ def run(
     model_name: str,
     class_name: str | None,
     prompt: str | None,
-    count: int,
+    count: int | None,
     solver_name: str,
     steps: int,
     grid: str | None,
@@ -32,6 +33,9 @@ def run(
     out: str,
     zoom: int,
     as_json: bool,
+    prompts: str | None = None,
+    image: str | None = None,
+    strength: float | None = None,
 ) -> None:
     """See `fastdiff sample --help`. After Ctrl-C the file holds the batches that were finished."""
     path = Path(out)
@@ -40,10 +44,26 @@ def run(
     solver = get_solver(solver_name)
     cfg = fastdiff.CFG(guidance)
     model = fastdiff.load(model_name)
-    make_grid(grid or solver.grid, model.info.schedule, steps)  # refuse bad steps before the progress bar
+    # Refuses bad steps before the progress bar.
+    times = make_grid(grid or model.info.schedule.grid or solver.grid, model.info.schedule, steps)
     prompted = isinstance(model.info, PromptInfo)
     name = _condition(model.info, class_name, prompt)
-    cond = model.info.condition(name, count)
+    expect(prompts is None or name is None, "give --prompts or one of --prompt and --class, not both")
+    names = [name] if prompts is None else _lines(prompts, model.info)
+    each = count or (16 if prompts is None else 1)
+    names = [name for name in names for _ in range(each)]
+    total = len(names)
+    cond = model.info.condition(names, total)
+    expect(strength is None or image is not None, "--strength needs --image")
+    start, left = None, steps
+    if image is not None:
+        strength = 0.6 if strength is None else strength
+        expect(0 < strength <= 1, f"--strength must be in (0, 1], got {strength:g}")
+        start = float(times[-1] + strength * (times[0] - times[-1]))
+        left = int((times < start).sum())
+        starts = fastdiff.diffuse(
+            _latents(model, image).expand(total, -1, -1, -1), model.info.schedule, start, seed=seed
+        )
     writable_folder(path.parent)
 
     finished: list[torch.Tensor] = []
@@ -51,18 +71,19 @@ def run(
     try:
         with progress() as bar:
             task = bar.add(
-                f"{solver.name}, {steps} steps", total=None if solver.adaptive else steps * -(-count // batch)
+                f"{solver.name}, {steps} steps", total=None if solver.adaptive else left * -(-total // batch)
             )
-            for first in range(0, count, batch):
-                size = min(batch, count - first)
+            for first in range(0, total, batch):
+                size = min(batch, total - first)
                 finished.append(
                     fastdiff.sample(
                         model,
-                        (size, *model.info.shape),
+                        (size, *model.info.shape) if start is None else starts[first : first + size],
+                        start=start,
                         solver=solver,
                         steps=steps,
                         grid=grid,
-                        guidance=cfg if name is not None else None,
+                        guidance=cfg if names[0] is not None else None,
                         cond={key: value[first : first + size] for key, value in cond.items()},
                         uncond=model.info.condition(None, size),
                         seed=seed,
@@ -73,7 +94,7 @@ def run(
     finally:
         if finished:
             samples = torch.cat([to_pictures(model, part) for part in finished])
-            columns = min(len(samples), max(4, round(len(samples) ** 0.5)))
+            columns = each if prompts and each > 1 else min(len(samples), max(4, round(len(samples) ** 0.5)))
             pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
             console.print(f"{len(samples)} picture{'s' * (len(samples) != 1)} in [bold]{path}[/bold]")
     if as_json:
@@ -83,7 +104,9 @@ def run(
                 "model": model_name,
                 "class": None if prompted else name,
                 "prompt": name if prompted else None,
-                "count": count,
+                **({} if prompts is None else {"prompts": list(dict.fromkeys(names))}),
+                **({} if start is None else {"image": image, "strength": strength}),
+                "count": total,
                 "solver": solver.name,
                 "steps": steps,
                 "guidance": guidance,
@@ -101,3 +124,31 @@ def _condition(info: ModelInfo, class_name: str | None, prompt: str | None) -> s
         return prompt
     expect(prompt is None, f"{info.name} takes no prompts, give --class: {', '.join(info.classes)}")
     return None if class_name == "none" else class_name
+
+
+def _lines(path: str, info: ModelInfo) -> list[str | None]:
+    """The prompts, or classes, of a file, one a line. Raises ValueError that names the line for one that is unknown."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from error
+    found: list[str | None] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                info.condition(line.strip(), 1)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            found.append(line.strip())
+    expect(len(found) > 0, f"{path} holds no prompts; it needs one a line")
+    return found
+
+
+def _latents(model: BundledModel, path: str) -> torch.Tensor:
+    """(1, C, H, W): a picture as the model samples it."""
+    size = to_pictures(model, torch.zeros(1, *model.info.shape)).shape[-1]
+    picture = pictures.load_square(path, size)[None]
+    if isinstance(model, UNet):
+        return picture
+    with torch.inference_mode():
+        return model.encode(picture).clone()

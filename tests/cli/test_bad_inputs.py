@@ -25,6 +25,16 @@ BAD = [
     (["sample", "--guidance", "inf"], "guidance scale must be a finite number"),
     (["sample", "--out", "folder.png"], "--out names a folder"),
     (["sample", "--out", "text.txt/x.png"], "cannot write to the folder text.txt"),
+    (["sample", "--image", "nowhere.png"], "nowhere.png: no such file"),
+    (["sample", "--image", "text.txt"], "cannot read the picture text.txt"),
+    (["sample", "--image", "folder.png"], "folder.png: is a directory"),
+    (["sample", "--strength", "0.5"], "--strength needs --image"),
+    (["sample", "--image", "text.txt", "--strength", "0"], "--strength must be in (0, 1], got 0"),
+    (["sample", "--image", "text.txt", "--strength", "nan"], "--strength must be in (0, 1], got nan"),
+    (["sample", "--prompts", "nowhere.txt"], "nowhere.txt: no such file"),
+    (["sample", "--prompts", "text.txt"], "text.txt, line 1: unknown class 'text'"),
+    (["sample", "--prompts", "text.txt", "--class", "food"], "give --prompts or one of --prompt and --class"),
+    (["sample", "--prompts", "empty.txt"], "empty.txt holds no prompts"),
     (["demo", "--guidance", "nan"], "guidance scale must be a finite number"),
     (["demo", "--per-class", "x"], "invalid value for '--per-class'"),
     (["demo", "--out", "text.txt"], "cannot write to the folder text.txt"),
@@ -90,6 +100,7 @@ def missing(): return Subject("x", torch.nn.Identity(), shapes=(3, 8, 8))
 )
 def test_one_line(arguments, message, tmp_path, capfd):
     (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("def make(:")

@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from browser import NEEDS_BROWSER, browse
 from PIL import Image
 
 import fastdiff
 from fastdiff import pictures
+from fastdiff.cli import demo
 from fastdiff.cli.main import main
 from fastdiff.models import bundled
 
@@ -81,6 +85,21 @@ def test_info_says_why_there_are_no_gpu_kernels():
     assert "cuda: nothing (triton: " in kernels["attention"]
 
 
+def test_info_for_people_is_short():
+    """Every reason once, and no line without a fact."""
+    for environment in ({}, {"FASTDIFF_BACKEND": "reference"}, {"FASTDIFF_ISA": "baseline"}):
+        result = fastdiff_command("info", env=os.environ | {"COLUMNS": "80"} | environment)
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout.splitlines()
+        assert len(lines) <= 30
+        assert max(map(len, lines)) <= 80
+        text = " ".join(result.stdout.split())
+        for reason in ("torch sees no GPU", "needs AMX", "was chosen", "is not installed", "insufficient", "build"):
+            assert text.count(reason) <= 1, reason
+        for op in fastdiff.ops.OPS:
+            assert op in text
+
+
 def test_solvers():
     rows = json.loads(fastdiff_command("solvers", "--json").stdout)["solvers"]
     assert {row["name"] for row in rows} == set(fastdiff.solvers.SOLVERS)
@@ -88,6 +107,11 @@ def test_solvers():
     assert (heun["order"], heun["calls_a_step"], heun["stochastic"]) == (2, 2, False)
     text = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "300"}).stdout
     assert all(row["name"] in text and row["source"] in text for row in rows)
+    usual = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "80"}).stdout
+    assert all(row["name"] in usual and row["source"].split(" ")[0] in usual for row in rows)
+    assert max(map(len, usual.splitlines())) <= 80
+    assert len(usual.splitlines()) < 1.3 * len(rows) + 8  # nearly all on one line
+    assert "Which to take: dpmpp-2m or unipc-3" in usual
     narrow = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "60"}).stdout
     assert all(row["name"] in narrow for row in rows)
 
@@ -122,6 +146,44 @@ def test_sample(tmp_path):
     sheet = pictures.grid(expected, 4)
     # Batches of two and of five round differently inside the network, by less than one grey level.
     assert np.abs(pixels(out).astype(int) - sheet).max() <= 1
+
+
+def test_sample_from_a_picture(tmp_path):
+    """SDEdit: as `fastdiff.diffuse` and `start=` do it, the closer the smaller the strength."""
+    model = fastdiff.load("emoji-unet-32")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (50, 40, 3), dtype=np.uint8)).save("picture.png")
+    x0 = pictures.load_square("picture.png", 32)[None]
+    assert x0.shape == (1, 3, 32, 32)
+    distances = []
+    for strength in (0.1, 0.5, 1.0):
+        arguments = ["--image", "picture.png", "--strength", strength, "--class", "food", "--count", 2, "--steps", 10]
+        result = fastdiff_command("sample", *arguments, "--seed", 3, "--zoom", 1, "--batch", 1, "--json")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["strength"] == strength
+        start = strength * model.info.schedule.t_max
+        noisy = fastdiff.diffuse(x0.expand(2, -1, -1, -1), model.info.schedule, start, seed=3)
+        expected = fastdiff.sample(
+            model, noisy, start=start, steps=10, solver="dpmpp-2m", guidance=2.0, cond=model.info.condition("food", 2),
+            uncond=model.info.condition(None, 2), seed=3,
+        )  # fmt: skip
+        assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 2)).max() <= 2
+        distances.append(float((expected - x0).square().mean()))
+    assert distances == sorted(distances)
+
+
+def test_sample_a_list_of_conditions(tmp_path):
+    Path("classes.txt").write_text("food\n\n  animals \n")
+    result = fastdiff_command("sample", "--prompts", "classes.txt", "--count", 3, "--steps", 3, "--zoom", 1, "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["prompts"], facts["count"]) == (["food", "animals"], 6)
+    model = fastdiff.load("emoji-unet-32")
+    conditions = dict(
+        cond=model.info.condition(["food"] * 3 + ["animals"] * 3, 6), uncond=model.info.condition(None, 6)
+    )
+    expected = fastdiff.sample(model, (6, 3, 32, 32), steps=3, seed=0, guidance=2.0, **conditions)
+    assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 3)).max() <= 1  # a row for each line
 
 
 def needs(*names):
@@ -224,22 +286,81 @@ class Images(HTMLParser):
             self.sources.append(dict(attributes)["src"])
 
 
-def test_demo(tmp_path):
+def test_demo(tmp_path, monkeypatch, capsys):
+    """Three bars: the solver alone, the kernels alone, both; and pictures of their own size."""
     folder = tmp_path / "demo"
-    result = fastdiff_command("demo", "--out", folder, "--per-class", 1, "--baseline-steps", 4, "--steps", 2, "--json")
-    assert result.returncode == 0, result.stderr
-    facts = json.loads(result.stdout)
+    monkeypatch.setattr(demo, "CONVERGED_STEPS", 8)
+    monkeypatch.setattr(demo, "CURVE_PICTURES", 3)
+    with pytest.raises(SystemExit) as left:
+        main(["demo", "--out", str(folder), "--per-class", "1", "--baseline-steps", "4", "--steps", "2", "--json"])
+    assert not left.value.code
+    found = capsys.readouterr()
+    facts = json.loads(found.out)
     assert facts["difference_at_equal_steps"] <= 1e-5
     assert facts["pictures"] == 9
-    assert facts["baseline"]["solver"] == "ddim"
-    assert facts["speed_up"] == pytest.approx(facts["baseline"]["seconds"] / facts["fastdiff"]["seconds"], rel=0.02)
+    paths = {"baseline": ("ddim", 4), "solver": ("dpmpp-2m", 2), "kernels": ("ddim", 4), "fastdiff": ("dpmpp-2m", 2)}
+    for name, (solver, steps) in paths.items():
+        path = facts[name]
+        assert (path["solver"], path["steps"]) == (solver, steps)
+        assert path["speed_up"] == pytest.approx(facts["baseline"]["seconds"] / path["seconds"], rel=0.02, abs=0.01)
+    assert facts["speed_up"] == facts["fastdiff"]["speed_up"]
     page = Path(facts["report"]).read_text(encoding="utf-8")
     images = Images()
     images.feed(page)
     assert sorted(images.sources) == ["baseline.png", "error.png", "fastdiff.png"]
     for source in images.sources:
         assert pixels(folder / source).std() > 1  # there, readable, and not blank
+    assert pixels(folder / "baseline.png").shape[1] == 3 * (32 + 4)
+    assert "width: 100%" not in page.split(".pixels")[1].split("}")[0]  # one picture a row is not blown up
     assert f"{facts['difference_at_equal_steps']:.1e}" in page
+    assert page.count('class="bar"') + page.count('class="bar both"') == 3
+    assert [title in page for title in ("Solver alone", "Kernels alone", "Both")] == [True] * 3
+    assert max(int(found) for found in re.findall(r"^(\d+)%", found.err, re.M)) == 100
+
+
+def test_the_demo_takes_as_many_steps_as_come_as_close():
+    def falls(order, scale=1.0):
+        seen = []
+
+        def distance(steps):
+            seen.append(steps)
+            return scale / steps**order
+
+        return distance, seen
+
+    for order, target, expected in (
+        (2, 1 / 15**2, 15),
+        (2, 1 / 23**2, 23),
+        (1, 1 / 31, 31),
+        (2, 1e-9, 50),
+        (1, 5.0, 1),
+    ):
+        distance, seen = falls(order)
+        assert demo.equal_steps(distance, target, 50) == expected
+        assert len(set(seen)) <= 3  # a measurement takes seconds
+    assert demo.equal_steps(lambda steps: 1.0, 0.5, 40) == 40
+    uneven = {10: 0.4, 20: 0.1}  # closer than it seemed at first
+    found = demo.equal_steps(lambda steps: uneven.get(steps, 3.0 / steps), 0.12, 50)
+    assert uneven.get(found, 3.0 / found) <= 0.12
+
+
+@NEEDS_BROWSER
+def test_the_page_of_the_demo_in_a_browser(tmp_path):
+    run = demo.Run("baseline", "ddim", 4, False, torch.zeros(2, 3, 32, 32), 1.0)
+    runs = [run, *(replace(run, title=title, seconds=0.5) for title in ("solver alone", "kernels alone", "both"))]
+    facts = {name: each.facts(run) for name, each in zip(("baseline", "solver", "kernels", "fastdiff"), runs)}
+    curves = {"ddim": {4: 0.2, 8: 0.1}, "dpmpp-2m": {4: 0.1, 8: 0.02}}
+    summary = {
+        **facts, "model": "m", "pictures": 2, "guidance": 2.0, "seed": 0, "speed_up": 2.0, "tolerance": 1e-5,
+        "difference_at_equal_steps": 1e-7, "largest_difference_at_equal_steps": 1e-6, "agree": True, "errors": curves,
+        "error_of_baseline": 0.2, "error_of_fastdiff": 0.1, "error_pictures": 2, "converged_steps": 8,
+    }  # fmt: skip
+    for name in ("baseline.png", "fastdiff.png"):
+        pictures.save_png(tmp_path / name, pictures.grid(torch.rand(2, 3, 32, 32), 1), zoom=3)
+    demo.write(tmp_path, runs, SimpleNamespace(classes=[None]), summary)
+    document, log = browse(tmp_path / "index.html")
+    assert "CONSOLE" not in log
+    assert "2.00\u00d7, 0.5 s" in document
 
 
 def test_the_other_fastdiff_is_recognised(tmp_path):
