@@ -71,6 +71,32 @@ def test_the_pictures_of_the_bundled_models_are_there(site):
     assert all((site / path).is_file() for path in shown)
 
 
+def test_the_site_holds_the_figures_the_changes_and_how_to_contribute(site):
+    home = page(site, "index.html")
+    speed = re.search(r"start:speed\] -->\n(.*?)<!--", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    for row in speed.splitlines()[2:]:
+        assert all(f"<td>{cell.strip()}</td>" in home for cell in row.strip("|").split("|"))
+    assert "--8&lt;--" not in home
+    assert 'href="changes.html"' in home
+    assert "Unreleased" in page(site, "changes.html")
+    assert "Set-up" in page(site, "contributing.html")
+
+
+def test_search_works_from_a_folder(site):
+    """Pages that were opened from a disk may not fetch the index: the offline plugin has it as a script."""
+    assert (site / "search" / "search_index.js").is_file()
+    assert (
+        "https://"
+        not in re.sub(r'<a [^>]*href="https://[^>]*>', "", page(site, "quick-start.html")).split("<script")[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["index", "benchmarks", "models", "write-an-op", "kernels/group-norm", "optimize"])
+def test_tables_have_headers(site, name):
+    heads = re.findall(r"<thead>(.*?)</thead>", page(site, f"{name}.html"), re.S)
+    assert all(cell.strip() for head in heads for cell in re.findall(r"<th[^>]*>(.*?)</th>", head, re.S))
+
+
 def test_every_public_name_is_on_the_api_page(site):
     shown = set(re.findall(r'id="([\w.]+)"', page(site, "api.html")))
     for name in fastdiff.__all__:

@@ -134,10 +134,27 @@ def models() -> str:
     return "\n\n".join(parts)
 
 
+def changes() -> str:
+    """CHANGELOG.md of the repository."""
+    return _outside("CHANGELOG.md")
+
+
+def contributing() -> str:
+    """CONTRIBUTING.md of the repository."""
+    return _outside("CONTRIBUTING.md")
+
+
+def _outside(name: str) -> str:
+    """A file of the repository's folder, with its links as they are from docs/."""
+    text = (NOTES.parents[1] / name).read_text(encoding="utf-8").replace("](docs/", "](")
+    return text.replace("](CHANGELOG.md)", "](changes.md)").replace("](CONTRIBUTING.md)", "](contributing.md)")
+
+
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 TABLES = {
-    table.__name__: table for table in (solvers, solver_options, grids, schedules, passes, ops, explain, models)
+    table.__name__: table
+    for table in (solvers, solver_options, grids, schedules, passes, ops, explain, models, changes, contributing)
 }  # fmt: skip
