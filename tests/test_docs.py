@@ -74,7 +74,7 @@ def test_the_pictures_of_the_bundled_models_are_there(site):
 def test_the_site_holds_the_figures_the_changes_and_how_to_contribute(site):
     home = page(site, "index.html")
     speed = re.search(r"start:speed\] -->\n(.*?)<!--", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
-    for row in speed.splitlines()[2:]:
+    for row in speed.strip().splitlines()[2:]:
         assert all(f"<td>{cell.strip()}</td>" in home for cell in row.strip("|").split("|"))
     assert "--8&lt;--" not in home
     assert 'href="changes.html"' in home

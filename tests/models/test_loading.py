@@ -70,7 +70,7 @@ def test_what_a_file_is_and_not_what_it_is_called(file, tmp_path, state):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("wrapped", ["ema", "state_dict", "model", "none"])
+@pytest.mark.parametrize("wrapped", ["ema", "ema_model", "model_ema", "ema_state_dict", "state_dict", "model", "none"])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 def test_torch_save(tmp_path, state, zipped, wrapped, prefix):
     """As training scripts save: the average over training beside other weights, arguments, counters."""
@@ -79,6 +79,14 @@ def test_torch_save(tmp_path, state, zipped, wrapped, prefix):
         other = {key: torch.zeros_like(value) for key, value in content.items()}
         content = {"model": other, "step": 3, "args": argparse.Namespace(lr=0.1), wrapped: content}
     torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    check(fastdiff.models.load(tmp_path / "model.pt", config=HEADS), state)
+
+
+def test_the_average_of_torch(tmp_path, state):
+    """AveragedModel counts beside the weights."""
+    averaged = {"n_averaged": torch.tensor(7), **{f"module.{key}": value for key, value in state.items()}}
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"model": other, "ema_model": averaged}, tmp_path / "model.pt")
     check(fastdiff.models.load(tmp_path / "model.pt", config=HEADS), state)
 
 
@@ -95,13 +103,16 @@ def outputs(model):
         return model(torch.linspace(-1, 1, 2048).reshape(2, 4, 16, 16), torch.tensor([3.0, 777.0]), y)
 
 
-@pytest.mark.parametrize("form", ["one", "shards", "fp16", "pickle", "pickle-shards", "pipeline", "state dict"])
+@pytest.mark.parametrize("form", [
+    "one", "shards", "fp16", "shards-fp16", "pickle", "pickle-shards", "pickle-fp16", "pickle-shards-fp16", "pipeline",
+    "state dict",
+])  # fmt: skip
 def test_diffusers_folders(tmp_path, form):
     theirs = diffusers_model().eval()
     whole = tmp_path / "transformer"
     sizes = {"max_shard_size": "200KB"} if "shards" in form else {}
     theirs.save_pretrained(whole, safe_serialization="pickle" not in form,
-                           variant="fp16" if form == "fp16" else None, **sizes)  # fmt: skip
+                           variant="fp16" if "fp16" in form else None, **sizes)  # fmt: skip
     assert len([*whole.glob("*.safetensors"), *whole.glob("*.bin")]) > 1 or "shards" not in form
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "scheduler").mkdir()

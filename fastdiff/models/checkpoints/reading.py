@@ -19,9 +19,10 @@ from fastdiff.errors import WeightsError, unknown
 from fastdiff.models.checkpoints.layout import Checkpoint
 
 # Where training scripts put the weights in what they save, the average over training first (DiT's and others' choice).
-_WRAPPERS = ("ema", "state_dict", "model")
+_WRAPPERS = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict", "model")
 # What data-parallel training and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
+_COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside "module.NAME"
 _PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -78,15 +79,16 @@ def _read_folder(folder: Path, part: str | None) -> Checkpoint:
                   (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")]  # fmt: skip
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        others = sorted({*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")})
-        indices = [other for other in others if other.name.endswith(".json")]
+        # A variant of diffusers is in the name: model.fp16.safetensors, model.safetensors.index.fp16.json.
+        indices = sorted(folder.glob("*.index*.json"))
+        others = [*(sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))), *indices]
         if len(indices or others) != 1:
             found = ", ".join(other.name for other in others) or "no safetensors"
             raise WeightsError(
                 f"{folder} must hold {candidates[0].name}, or one other file of weights, but has {found}"
             )
         path = (indices or others)[0]
-    tensors = _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
+    tensors = _read_shards(path) if path.suffix == ".json" else _read_file(path)
     return Checkpoint(tensors, config, str(folder), mapped=getattr(tensors, "again", None))
 
 
@@ -177,6 +179,8 @@ def _tensors(content: Any, name: str) -> dict[str, Tensor]:
     others = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others:
         raise WeightsError(f"{name} must hold tensors by name, but these are something else: {', '.join(others[:20])}")
+    if _COUNTER in content and all(key == _COUNTER or key.startswith("module.") for key in content):
+        content = {key: value for key, value in content.items() if key != _COUNTER}
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in content):
             content = {key[len(prefix) :]: value for key, value in content.items()}
