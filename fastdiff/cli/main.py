@@ -59,7 +59,9 @@ def demo(
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
+    model: Annotated[
+        str, typer.Option(help="A bundled model, a diffusers folder, module:function or file.py:function.")
+    ] = "emoji-unet-32",
     class_: Annotated[str | None, typer.Option("--class", help="A class of the model, or `none`.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Words of emoji names, for a model that takes prompts.")] = None,
     prompts: Annotated[str | None, typer.Option(help="A file of prompts, or of classes, one a line.")] = None,
@@ -74,14 +76,17 @@ def sample(
     solver: Annotated[str, typer.Option(help="A solver, e.g. dpmpp-2m, ddim, heun, ddpm.")] = "dpmpp-2m",
     steps: Annotated[int, typer.Option(help="Solver steps.")] = 15,
     grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own grid if not given.")] = None,
-    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")] = 2.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance; 1 is none. 2, or the model's own, if not given."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Picture k of a seed is the same whatever --count is.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Pictures sampled at once.", min=1)] = 32,
     out: Annotated[str, typer.Option(help="The PNG file to write.")] = "grid.png",
     zoom: Annotated[int, typer.Option(help="Size of a pixel in the file.", min=1)] = 4,
     json: Json = False,
 ) -> None:
-    """Sample pictures from a bundled model into one PNG file."""
+    """Sample pictures from a model into one PNG file."""
     from fastdiff.cli import sample as command
 
     command.run(

@@ -9,14 +9,18 @@ import torch
 
 import fastdiff
 from fastdiff import pictures
+from fastdiff.cli import sample_subject
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.errors import expect
 from fastdiff.files import writable_folder
+from fastdiff.models import bundled
 from fastdiff.models.bundled import BundledModel, to_pictures
 from fastdiff.models.info import ModelInfo, PromptInfo
 from fastdiff.models.unet import UNet
 from fastdiff.process.grids import make_grid
 from fastdiff.solvers import get_solver
+
+GUIDANCE = 2.0
 
 
 def run(
@@ -27,7 +31,7 @@ def run(
     solver_name: str,
     steps: int,
     grid: str | None,
-    guidance: float,
+    guidance: float | None,
     seed: int,
     batch: int,
     out: str,
@@ -42,7 +46,15 @@ def run(
     expect(path.suffix.lower() == ".png", f"--out must end in .png, got {out!r}")
     expect(not path.is_dir(), f"--out names a folder, expected a file: {out!r}")
     solver = get_solver(solver_name)
-    cfg = fastdiff.CFG(guidance)
+    cfg = fastdiff.CFG(GUIDANCE if guidance is None else guidance)
+    if model_name not in bundled.names() and sample_subject.is_subject(model_name):
+        given = {"--class": class_name, "--prompts": prompts, "--image": image, "--strength": strength}
+        wrong = [option for option, value in given.items() if value is not None]
+        expect(not wrong, f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} for bundled models only")
+        sample_subject.run(
+            model_name, prompt, count or 16, solver, steps, grid, guidance, seed, batch, path, zoom, as_json
+        )
+        return
     model = fastdiff.load(model_name)
     # Refuses bad steps before the progress bar.
     times = make_grid(grid or model.info.schedule.grid or solver.grid, model.info.schedule, steps)
@@ -109,7 +121,7 @@ def run(
                 "count": total,
                 "solver": solver.name,
                 "steps": steps,
-                "guidance": guidance,
+                "guidance": cfg.scale,
                 "seed": seed,
                 "seconds": round(time.perf_counter() - started, 3),
             }

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import toy
 from browser import NEEDS_BROWSER, browse
 from PIL import Image
 
@@ -184,6 +185,39 @@ def test_sample_a_list_of_conditions(tmp_path):
     )
     expected = fastdiff.sample(model, (6, 3, 32, 32), steps=3, seed=0, guidance=2.0, **conditions)
     assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 3)).max() <= 1  # a row for each line
+
+
+def test_sample_from_a_model_of_ones_own(tmp_path):
+    """As the model's Subject says: schedule, conditions, guidance."""
+    arguments = ["--model", f"{toy.__file__}:subject", "--count", 5, "--batch", 2, "--steps", 6, "--zoom", 1]
+    folder = os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)}
+    result = fastdiff_command("sample", *arguments, "--guidance", 1.5, "--seed", 4, "--json", env=folder)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["guidance"] == 1.5
+    subject = toy.subject()
+    cond, uncond = subject.conditions_of(0, 5)
+    expected = fastdiff.sample(
+        subject.model, (5, *subject.shape), schedule=subject.schedule, prediction="eps", solver="dpmpp-2m", steps=6,
+        guidance=1.5, cond=cond, uncond=uncond, seed=4,
+    )  # fmt: skip
+    assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 4)).max() <= 1
+    refused = fastdiff_command("sample", *arguments, "--class", "food", env=folder)
+    assert (refused.returncode, refused.stderr) == (2, "fastdiff: --class is for bundled models only\n")
+
+
+def test_sample_from_a_diffusers_folder(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="belongs to the diffusers extra")
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    result = fastdiff_command("sample", "--model", "pipe", "--count", 2, "--steps", 3, "--zoom", 1)
+    assert result.returncode == 0, result.stderr
+    assert pixels("grid.png").shape == (12, 22, 3)
+    refused = fastdiff_command("sample", "--model", "pipe", "--guidance", 3)
+    assert refused.returncode == 2
+    assert "--guidance 3 needs a model with a condition to leave out" in refused.stderr
 
 
 def needs(*names):

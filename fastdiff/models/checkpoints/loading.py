@@ -29,7 +29,8 @@ def load(
     """A model with the weights of a checkpoint, in eval mode and without gradients.
 
     source: a safetensors file, a file of torch.save (read with weights_only=True: no code in it is run), a folder as
-        diffusers saves it (config.json and weights, in one file or several), or a state dict.
+        diffusers saves it (config.json and weights, in one file or several, of a variant too), or a state dict. Of a
+        training script's file with several, the average over training is taken ("ema", "ema_model", ...).
     layout: whose code wrote it, a name in fastdiff.models.layouts(); found from the keys if not given.
     config: arguments of the original constructor, by its names. Needed only for what the weights do not tell.
     part: of a file or folder with several models, the one to load ("unet", "vae", ...); the first if not given.
