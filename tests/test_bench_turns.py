@@ -13,6 +13,7 @@ import torch
 from fastdiff.bench.turns import BINDING, Worker, available_memory, peak, take_turns, unbound
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+AFFINITY = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind threads to cores")
 WORKER = """
 import json, os, sys
 sys.path[:] = [entry for entry in sys.path if entry]
@@ -78,6 +79,7 @@ def test_a_process_that_dies_is_an_error(tmp_path):
         take_turns({"dies": command("dies", tmp_path / "log")}, rounds=1)
 
 
+@AFFINITY
 def test_no_engine_inherits_a_binding(tmp_path, monkeypatch):
     for name in BINDING:
         monkeypatch.setenv(name, "true")
@@ -95,6 +97,7 @@ def test_no_engine_inherits_a_binding(tmp_path, monkeypatch):
     assert worker.answer["environment"]["OMP_NUM_THREADS"] == "2"
 
 
+@AFFINITY
 def test_cores_that_were_chosen_stay(tmp_path, monkeypatch):
     for name in BINDING:
         monkeypatch.delenv(name, raising=False)
