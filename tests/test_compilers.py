@@ -23,7 +23,8 @@ CASES = [(compiler, isa) for compiler, isas in COMPILERS.items() for isa in (*is
 def sources(isa):
     """The files of an instruction set, or of what is compiled once, and their options, as CMakeLists.txt has them."""
     if isa == "core":
-        (files,) = re.findall(r"pybind11_add_module\(_core csrc/bindings.cpp ([^)]+)\)", CMAKE)
+        bindings = r"_core csrc/bindings.cpp csrc/bindings_changes.cpp"
+        (files,) = re.findall(rf"pybind11_add_module\({bindings} ([^)]+)\)", CMAKE)
         return files.split(), []
     common, of_amx = re.findall(r"set\(kernel_files\s+([^)]+)\)", CMAKE)
     emulated = ["-DFASTDIFF_EMULATE_AMX"] if isa == "emulated amx" else []
