@@ -143,6 +143,10 @@ class Op(Generic[A]):
 
     def run(self, a: A, inplace: bool = False) -> Any:
         """The results, by whoever is chosen. inplace: where that is PyTorch, it may overwrite what it makes itself."""
+        if is_compiling():  # Dynamo leaves a function whose `try` it cannot trace, and tries the kernels in its place
+            a = self._in_one_type(a) if any_autocast() else a
+            self.check(a)
+            return self.reference(a, inplace) if self.takes(a) is None else self._operator(*self.recording(a))
         try:
             self.check(a)
         except TypeError:
@@ -150,8 +154,6 @@ class Op(Generic[A]):
                 raise
             a = self._in_one_type(a)
             self.check(a)
-        if is_compiling():
-            return self.reference(a, inplace) if self.takes(a) is None else self._operator(*self.recording(a))
         tensors = self._tensors(a)
         if is_trivial(tensors):
             if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and tensors[0].is_cpu:

@@ -112,7 +112,7 @@ class _Sample:
     """Of a weight in another device's memory: numbers of each row and column."""
 
     def __init__(self, weight: Tensor) -> None:
-        each = rest = torch.arange(max([_ELSEWHERE, *weight.shape[:2]]), device="cpu")
+        each = rest = torch.arange(max([_ELSEWHERE, *weight.shape[:2]]), dtype=torch.int64, device="cpu")
         places = torch.zeros_like(each)
         for dim, (size, stride) in enumerate(zip(weight.shape, weight.stride())):
             places += (each if dim < 2 else rest) % size * stride

@@ -21,7 +21,7 @@ BAD = [
     (["sample", "--stepps", "3"], "no such option: --stepps"),
     (["sample", "--steps"], "option '--steps' requires an argument"),
     (["sample", "--count", "0"], "invalid value for '--count'"),
-    (["sample", "--seed", "1" + 30 * "0"], "seed must be in [0, 2**64)"),
+    (["sample", "--seed", "1" + 30 * "0"], "seed must be whole numbers in [0, 2**64)"),
     (["sample", "--guidance", "inf"], "guidance scale must be a finite number"),
     (["sample", "--out", "folder.png"], "--out names a folder"),
     (["sample", "--out", "text.txt/x.png"], "cannot write to the folder text.txt"),

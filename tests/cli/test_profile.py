@@ -67,7 +67,7 @@ def test_a_model_in_the_current_folder_with_the_command_itself(tmp_path):
     assert again.stdout == "9 3 8 8\n", again.stderr
     resumed = subprocess.run([script, "profile", "--resume", "--json"], capture_output=True, text=True, check=False)
     assert json.loads(resumed.stdout)["line"] == line
-    assert "1 settings, 3 rounds of 1" in resumed.stderr
+    assert "1 setting, 3 rounds of 1" in resumed.stderr
     for arguments, message in (
         (["--resume", "--steps", "5,9"], "was made with steps 2, not 5,9"),
         (["--resume", "--out", "nothing-here"], "nothing-here holds no sweep to go on with"),

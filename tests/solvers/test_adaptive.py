@@ -98,9 +98,7 @@ def test_what_goes_wrong_is_named(solver):
         sample(Gaussian(VP).network("v", lambda t: t), x, solver=few, **COMMON)
     with pytest.raises(SamplingError, match=r"state overflowed|values that are NaN or infinite"):
         sample(lambda x, t: 1e30 * x, x.float(), solver=solver, **COMMON)
-    with pytest.raises(
-        ValueError, match=rf"solver '{solver.name}' cannot step from t=1|steps in lambda cannot start at"
-    ):
+    with pytest.raises(ValueError, match=r"'eps' says nothing of the data at t=1|steps in lambda cannot start at"):
         sample(lambda x, t: x, x, solver=solver, schedule="rectified-flow", prediction="eps", seed=0)
 
 

@@ -42,8 +42,8 @@ Patch patch_of(const Conv2d& op, const Image& x, const Tile& tile) {
 
 // The energies over channels [from, to) of an image, of the pixels that no tile to the right or below has in its patch
 // too. more: to what is there.
-FASTDIFF_NOINLINE void put_energies(const Conv2d& op, const Tile& tile, const Patch& patch, int64_t from, int64_t to,
-                                    bool more, float* energies) {
+[[maybe_unused]] FASTDIFF_NOINLINE void put_energies(const Conv2d& op, const Tile& tile, const Patch& patch,
+                                                     int64_t from, int64_t to, bool more, float* energies) {
   const int64_t rows = tile.row + kOutTile < op.out_height ? kOutTile : kPatch,
                 columns = tile.column + kOutTile < op.out_width ? kOutTile : kPatch, width = energy_columns(op);
   float* corner = energies + (tile.sample * energy_rows(op) + tile.row) * width + tile.column;
