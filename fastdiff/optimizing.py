@@ -58,12 +58,13 @@ def refresh(module: Any) -> Any:
 
     Raises TypeError for anything else.
     """
-    parts = module.components.values() if is_pipeline(module) else [module]
-    modules = [part for part in parts if isinstance(part, nn.Module)]
-    if not modules:
+    if is_pipeline(module):
+        from fastdiff.integrations.diffusers import refresh_pipeline
+
+        return refresh_pipeline(module)
+    if not isinstance(module, nn.Module):
         raise TypeError(f"refresh() takes a torch.nn.Module or a pipeline of diffusers, got {type(module).__name__}")
-    for each in modules:
-        refresh_module(each)
+    refresh_module(module)
     return module
 
 

@@ -7,7 +7,6 @@ arguments. So each kind of call is made once with tensors without memory, and th
 from __future__ import annotations
 
 import inspect
-import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,21 +17,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff.compiler.nodes import Node, value
+from fastdiff.compiler.written import STATEMENTS
 
-IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod,
-    operator.ipow: operator.pow,
-    operator.iand: operator.and_,
-    operator.ior: operator.or_,
-    operator.ixor: operator.xor,
-    operator.ilshift: operator.lshift,
-    operator.irshift: operator.rshift,
-}
 _STATISTICS = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}  # the argument that updates them
 
 
@@ -71,11 +57,6 @@ def written(node: Node) -> list[Node]:
     """The nodes whose tensors the call writes to."""
     inputs = node.all_input_nodes
     return [inputs[place] for place in of(node).writes]
-
-
-def without_writing(node: Node) -> None:
-    """The node was changed into one that writes to nothing."""
-    node.meta["effects"] = of(node)._replace(writes=())
 
 
 def must_run(node: Node) -> bool:
@@ -170,4 +151,4 @@ def _by_name(node: Node) -> tuple[int, ...]:
     """The first input, where the name says that it is written to."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     in_place = name.endswith("_") and not name.startswith("_")
-    return (0,) if in_place or node.target in IN_PLACE or node.kwargs.get("inplace") is True else ()
+    return (0,) if in_place or node.target in STATEMENTS or node.kwargs.get("inplace") is True else ()

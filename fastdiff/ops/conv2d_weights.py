@@ -58,11 +58,6 @@ class Packed:
         return {name: form.nbytes for name, form in self._forms.items()}
 
 
-def form(weight: Tensor, algorithm: str) -> Tensor:
-    """What an algorithm reads of this weight as it is now."""
-    return packed(weight).get(weight, algorithm)
-
-
 def packed(weight: Tensor) -> Packed:
     """What is kept of this weight, as it is now."""
     if not contents.watchable(weight):

@@ -79,15 +79,15 @@ def is_ordinary(tensor: Tensor) -> bool:
     return not _keys_of(tensor).raw_repr() & _UNUSUAL
 
 
+def is_memory(tensor: Tensor) -> bool:
+    """The same on the CPU or a GPU."""
+    return not _keys_of(tensor).raw_repr() & _UNUSUAL_ON_GPU
+
+
 def differentiable(tensor: Tensor) -> Tensor:
     """The tensor; a copy of one that was made under torch.inference_mode, which autograd refuses. To be called outside
     of that mode."""
     return tensor.clone() if tensor.is_inference() else tensor
-
-
-def is_memory(tensor: Tensor) -> bool:
-    """The same on the CPU or a GPU."""
-    return not _keys_of(tensor).raw_repr() & _UNUSUAL_ON_GPU
 
 
 def transformed() -> str | None:

@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="diffusers leaves out most pipelines 
 
 from fastdiff.compiler.optimize import FastCall  # noqa: E402
 from fastdiff.integrations.diffusers import SolverScheduler, models  # noqa: E402
+from fastdiff.runtime import contents  # noqa: E402
 
 
 def unet(**options):
@@ -227,3 +228,15 @@ def test_explain_of_a_pipeline_takes_no_inputs_and_writes_a_page(tmp_path):
         fastdiff.explain(pipeline, (torch.zeros(1),))
     fastdiff.explain(pipeline, html=tmp_path / "page.html")
     assert "small_net: UNet2DConditionModel" in (tmp_path / "page.html").read_text()
+
+
+def test_refresh_reaches_every_network():
+    pipeline, inner = with_controlnets(2), with_controlnets(1)
+    pipeline.extra, pipeline.inner = unet(), inner  # neither is registered
+    weights = [next(net.parameters()) for net in (pipeline.unet, pipeline.controlnet, pipeline.extra, inner.unet)]
+    for weight in weights:
+        contents.of(weight)
+        weight.data.view(-1)[5] += 1
+    assert all(map(contents.changed, weights))
+    assert fastdiff.refresh(pipeline) is pipeline
+    assert not any(map(contents.changed, weights))

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from torch import nn
 
 from fastdiff.compiler.capture import check_passes
-from fastdiff.compiler.optimize import optimize_module, restore_module
+from fastdiff.compiler.optimize import optimize_module, refresh_module, restore_module
 from fastdiff.integrations.diffusers.schedulers import SolverScheduler, explained, original_of, scheduler_for
 
 _DENOISERS = ("unet", "transformer", "prior")  # of any class, as custom pipelines have them
@@ -77,6 +77,14 @@ def restore_pipeline(pipeline: Any) -> Any:
     for module in models(pipeline).values():
         restore_module(module)
     _exchange(pipeline, _plain)
+    return pipeline
+
+
+def refresh_pipeline(pipeline: Any) -> Any:
+    """See `fastdiff.refresh`: of all modules, also of those that `optimize` leaves."""
+    for _, value in parts(pipeline):
+        if isinstance(value, nn.Module):
+            refresh_module(value)
     return pipeline
 
 
