@@ -73,7 +73,7 @@ for number in range(50):
         gc.collect()
     after.append(resident())
 assert not any(reference() is not None for reference in held[:40])
-print(after[14], after[-1])
+print(min(after[10:20]), min(after[-10:]))  # malloc gives back late: a single size is up to 25 MiB too high
 """
 
 
@@ -92,9 +92,9 @@ print(after[14], after[-1])
     ],
 )
 def test_models_leave_nothing_behind(kind, restore):
-    """35 models of 4.5 to 8 MiB each: at most 1 MiB of each stays, of which Dynamo's records are 0.35."""
+    """30 models of 4.5 to 8 MiB each: at most 0.6 MiB of each stays, of which Dynamo's records are about half."""
     arguments = [sys.executable, "-c", PROGRAM, kind, *(["restore"] if restore else [])]
     done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = map(float, done.stdout.split())
-    assert after - before < 35 * 1.0
+    assert after - before < 30 * 0.6
