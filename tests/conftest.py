@@ -65,3 +65,11 @@ def relative_error(x: Tensor, expected: Tensor) -> float:
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Runs under use("auto") take the engine of a GPU, with tapes for its graphs."""
+    from tape import take_the_place_of_cuda
+
+    take_the_place_of_cuda(monkeypatch)
