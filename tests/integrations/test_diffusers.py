@@ -14,47 +14,11 @@ from fastdiff.compiler.report import reports_of
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers", reason="diffusers leaves out Stable Diffusion's pipelines without transformers")
 
+from integrations.small_parts import randomized, unet, vae  # noqa: E402
+
 from fastdiff.integrations.diffusers import SolverScheduler, scheduler_for  # noqa: E402
 
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-
-
-def randomized(model, seed=0):
-    """No weight is zero or one, as in trained models."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-def vae():
-    return randomized(
-        diffusers.AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            latent_channels=4,
-        )
-    )
-
-
-def unet(**options):
-    torch.manual_seed(0)
-    return randomized(
-        diffusers.UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=12,
-            attention_head_dim=4,
-            norm_num_groups=4,
-            **options,
-        )
-    )
 
 
 def stable_diffusion():

@@ -11,50 +11,11 @@ import fastdiff
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers", reason="diffusers leaves out most pipelines without transformers")
 
+from integrations.small_parts import controlnet, unet, vae  # noqa: E402
+
 from fastdiff.compiler.optimize import FastCall  # noqa: E402
 from fastdiff.integrations.diffusers import SolverScheduler, models  # noqa: E402
 from fastdiff.runtime import contents  # noqa: E402
-
-
-def unet(**options):
-    torch.manual_seed(0)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        **options,
-    ).eval()
-
-
-def controlnet():
-    torch.manual_seed(1)
-    net = diffusers.ControlNetModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        conditioning_embedding_out_channels=(4, 8),
-    ).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():  # its last layers begin at zero
-            parameter.add_(0.05 * torch.randn(parameter.shape))
-    return net
-
-
-def vae():
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-    ).eval()
 
 
 def with_controlnets(count):
