@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fastdiff
 from fastdiff.bench.cases import Inputs, results, tensors, wanting_gradients, wide
+from fastdiff.ops import conv2d
 from fastdiff.runtime.dispatcher import wants_gradient
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -86,6 +87,11 @@ def check_threads(run: Callable[[], Any], counts: Sequence[int] = (1, 2, 5)) -> 
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for each in found for a, b in zip(each, found[0], strict=True))
+
+
+def run_conv2d(algorithm: str | None = None, **inputs: Any) -> Tensor:
+    """The C++ kernel of conv2d, by this algorithm."""
+    return torch.ops.fastdiff.conv2d(*conv2d.arguments(**inputs)._replace(algorithm=algorithm))
 
 
 def unsupported(op: Any, *values: Any, **named: Any) -> str | None:

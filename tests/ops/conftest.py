@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastdiff.ops import OPS, conv2d_weights
+from fastdiff.ops.conv2d_algorithms import ALGORITHMS
 from fastdiff.runtime.native import core
 
 
@@ -33,3 +34,19 @@ def _poisoned_memory(monkeypatch):
     core.poison_arenas(True)
     yield
     core.poison_arenas(False)
+
+
+# Instruction sets of this machine, and the algorithms of conv2d that they have.
+CONVOLUTIONS = [
+    (isa, name) for isa in core.supported_isas() for name in ALGORITHMS if isa == "amx" or "amx" not in name
+]
+
+
+@pytest.fixture(params=CONVOLUTIONS, ids="-".join)
+def algorithm(request):
+    """Run the test once with each algorithm of conv2d, on each instruction set that has it."""
+    before = core.isa()
+    isa, name = request.param
+    core.select_isa(isa)
+    yield name
+    core.select_isa(before)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from conftest import assert_no_worse, floor
-from operators import check_gradients, check_threads, slower, unsupported
+from operators import check_gradients, check_threads, run_conv2d, slower, unsupported
 from torch import nn
 
 import fastdiff
@@ -30,26 +30,19 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=ALGORITHMS)
-def algorithm(request, isa):
-    """Every algorithm on every instruction set that has it."""
-    if request.param == "winograd-amx" and isa != "amx":
-        pytest.skip(f"{isa} has no matrix units")
-    return request.param
-
-
-def kernel(algorithm=None, **inputs):
-    return torch.ops.fastdiff.conv2d(*conv2d.arguments(**inputs)._replace(algorithm=algorithm))
-
-
 def check(algorithm=None, **inputs):
     """At most twice torch's error, as x is stored; the floor is a rounding in each halving of the sums."""
     assert unsupported(conv2d, **inputs) is None
-    ours, oracle = kernel(algorithm, **inputs), conv2d.plain(**wide(inputs))
+    ours, oracle = run_conv2d(algorithm, **inputs), conv2d.plain(**wide(inputs))
     assert ours.dtype == torch.float32
     assert ours.is_contiguous(memory_format=torch.channels_last)
     halvings = math.log2(9 * inputs["weight"].shape[1])
     assert_no_worse(ours, conv2d.plain(**inputs), oracle, floor=floor(oracle, torch.float32, more=halvings))
+
+
+@pytest.mark.skipif("amx" not in core.supported_isas(), reason="no matrix units: winograd-amx is left out of all tests")
+def test_the_algorithm_of_the_matrix_units():
+    check("winograd-amx", **make((2, 64, 16, 16), 64))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 2])
@@ -65,7 +58,7 @@ def test_shapes(algorithm, shape, out_channels, padding):
 def test_accuracy(algorithm, channels, like):
     """Relative to the RMS of the result, at most twice torch's error in channels-last storage, with nothing added."""
     inputs = make((1, channels, 16, 16), 64, like=like) | {"bias": None}
-    assert_no_worse(kernel(algorithm, **inputs), conv2d.plain(**inputs), conv2d.plain(**wide(inputs)))
+    assert_no_worse(run_conv2d(algorithm, **inputs), conv2d.plain(**inputs), conv2d.plain(**wide(inputs)))
 
 
 @pytest.mark.parametrize("channels", [16, 69, 130])
@@ -74,7 +67,7 @@ def test_weights_on_the_fly_give_the_same_bits(isa, channels):
     for seed in range(20):
         inputs = make((2, channels, 9, 8), 40, seed=seed)
         check("winograd-on-the-fly", **inputs)
-        assert torch.equal(kernel("winograd-on-the-fly", **inputs), kernel("winograd", **inputs))
+        assert torch.equal(run_conv2d("winograd-on-the-fly", **inputs), run_conv2d("winograd", **inputs))
 
 
 @pytest.mark.parametrize("present", list(itertools.product([False, True], repeat=4)))
@@ -119,7 +112,7 @@ def test_views(isa):
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_the_number_of_threads_changes_nothing(algorithm, threads):
     inputs = make((2, 96, 20, 24), 70)
-    check_threads(lambda: kernel(algorithm, **inputs), (1, threads))
+    check_threads(lambda: run_conv2d(algorithm, **inputs), (1, threads))
 
 
 @pytest.mark.parametrize("tiles", [1, 32, 128, 512, 16384])

@@ -5,33 +5,21 @@ import math
 
 import pytest
 import torch
-from operators import assert_no_worse_by_size, check_threads
+from operators import assert_no_worse_by_size, check_threads, run_conv2d
 
 import fastdiff
 from fastdiff.bench.cases import wide
 from fastdiff.bench.cases.conv2d import make
 from fastdiff.ops import conv2d
-from fastdiff.ops.conv2d_algorithms import ALGORITHMS
 from fastdiff.ops.conv2d_weights import packed
 from fastdiff.runtime import choice
 
 INFINITY, NAN, LARGEST = math.inf, math.nan, 3e38
 
 
-@pytest.fixture(params=ALGORITHMS)
-def algorithm(request, isa):
-    if request.param == "winograd-amx" and isa != "amx":
-        pytest.skip(f"{isa} has no matrix units")
-    return request.param
-
-
-def kernel(algorithm=None, **inputs):
-    return torch.ops.fastdiff.conv2d(*conv2d.arguments(**inputs)._replace(algorithm=algorithm))
-
-
 def check(algorithm=None, more=0, **inputs):
     """more: roundings beside one in each halving of the sum."""
-    ours, theirs, oracle = kernel(algorithm, **inputs), conv2d.plain(**inputs), conv2d.plain(**wide(inputs))
+    ours, theirs, oracle = run_conv2d(algorithm, **inputs), conv2d.plain(**inputs), conv2d.plain(**wide(inputs))
     x, weight = inputs["x"], inputs["weight"]
     if not isinstance(x, torch.Tensor):
         x = torch.cat(x, 1)
@@ -122,7 +110,7 @@ def test_weights(algorithm, value, place):
         weight[3, 5] = value
     else:
         weight[:, 5] = value
-    ours, theirs = kernel(algorithm, **inputs | dict(weight=weight)), conv2d.plain(**inputs | dict(weight=weight))
+    ours, theirs = run_conv2d(algorithm, **inputs | dict(weight=weight)), conv2d.plain(**inputs | dict(weight=weight))
     oracle = conv2d.plain(**wide(inputs | dict(weight=weight)))
     largest = weight.double().square().sum((1, 2, 3)).sqrt()[:, None, None]  # of an output channel
     largest = torch.where(largest.isfinite(), largest, 1.0)
@@ -163,13 +151,13 @@ def test_weights_are_read_as_they_are_stored(algorithm, channels_last):
 def test_the_number_of_threads_changes_nothing(algorithm, shape):
     inputs = make(shape, 70)
     inputs["x"] = outliers(inputs["x"], "many pixels", 1e5)
-    check_threads(lambda: kernel(algorithm, **inputs), (1, 2, 3, 7))
+    check_threads(lambda: run_conv2d(algorithm, **inputs), (1, 2, 3, 7))
 
 
 def test_a_changed_weight_is_seen(algorithm):
     inputs = make((1, 64, 8, 8), 40) | {"bias": None}
     inputs["x"] = outliers(inputs["x"], "a pixel", 1e5)
-    kernel(algorithm, **inputs)
+    run_conv2d(algorithm, **inputs)
     inputs["weight"].mul_(3)
     check(algorithm, **inputs)
     inputs["weight"][0, 0, 0, 0] = INFINITY
