@@ -44,7 +44,7 @@ GPUS = {
     "B200": Gpu("sm_100", 8e12, 2250e12, 75e12),
 }
 SIZE = torch.float16.itemsize
-OPS = ("ada_layer_norm", "attention", "group_norm_silu", "linear_combine")
+OPS = ("ada_layer_norm", "attention", "group_norm_silu", "linear_combine", "residual_ada_layer_norm")
 
 
 def forward(op: str, shape: tuple[int, ...], target: str) -> Cost:
@@ -66,6 +66,8 @@ def forward(op: str, shape: tuple[int, ...], target: str) -> Cost:
         return costs.group_norm_silu(*shape[:2], pixels, GROUPS, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
         return costs.ada_layer_norm(*shape, SIZE)
+    if op == "residual_ada_layer_norm":
+        return costs.residual_ada_layer_norm(*shape, SIZE)
     # x and the last m in float32, the model's two outputs; x, m and, twice, the next input of the model.
     return costs.linear_combine(math.prod(shape), [4, 4, SIZE, SIZE], [4, 4, SIZE, SIZE])
 
@@ -91,6 +93,8 @@ def backward(op: str, shape: tuple[int, ...], target: str) -> Cost | None:
         return costs.group_norm_silu_backward(*shape[:2], pixels, GROUPS, SIZE, adaptive=False, device=device)
     if op == "ada_layer_norm":
         return costs.ada_layer_norm_backward(*shape, SIZE, device=device)
+    if op == "residual_ada_layer_norm":
+        return costs.residual_ada_layer_norm_backward(*shape, SIZE, device=device)
     return None
 
 

@@ -22,7 +22,7 @@ def test_no_kernel_moves_more_than_a_tenth_above_the_least(tmp_path):
     assert f"0 of {len(rows)} move more" in result.stdout
     assert {row["gpu"] for row in rows} == {"A100", "H100", "B200"}
     assert {row["op"].split()[0] for row in rows} == {
-        "ada_layer_norm", "attention", "group_norm_silu", "linear_combine"
+        "ada_layer_norm", "attention", "group_norm_silu", "linear_combine", "residual_ada_layer_norm"
     }  # fmt: skip
     for row in rows:
         assert row["least"] <= row["moved"] <= 1.1 * row["least"], row

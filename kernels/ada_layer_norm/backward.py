@@ -112,12 +112,13 @@ def ada_layer_norm_backward_kernel(
 
 
 def rows_of_an_instance(batch: int, rows: int, size: int, sums: int, available: int, tensors: int = 3) -> int:
-    """How many rows an instance has: two instances a multiprocessor, but so many rows that the instances' sums in
-    float32 are at most a tenth of the tensors of x's size that are read or written.
+    """How many rows an instance has: two instances a multiprocessor, but so few instances that their sums in float32
+    are at most a tenth of the tensors of x's size that are read or written.
 
     size: bytes of a number; sums: rows that leave an instance; available: multiprocessors.
     """
-    least = -(-10 * 4 * sums // (size * tensors))
+    instances = max(1, rows * size * tensors // (10 * 4 * sums)) if sums else rows
+    least = triton.cdiv(rows, instances)
     return min(MAX_ROWS, max(4, least, batch * rows // (2 * available)))
 
 
