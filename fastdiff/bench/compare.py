@@ -73,7 +73,7 @@ def compare(
     """
     ours, theirs, inputs = prepared(case, ours, theirs)
     check(case, ours, theirs, inputs)
-    source = torch.ones(max(1, case.bytes // 8))
+    source = torch.ones(max(1, case.bytes // 8), device="cpu")
     target = torch.empty_like(source)
     functions = {"torch": _bare(theirs, inputs), "ours": lambda: ours(**inputs), "copy": lambda: target.copy_(source)}
     started = time.perf_counter()

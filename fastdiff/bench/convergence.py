@@ -72,7 +72,7 @@ class Mixture:
 
 def mixture(schedule: Any) -> Mixture:
     """Eight Gaussians on a circle."""
-    angles = torch.arange(8, dtype=torch.float64) * torch.pi / 4
+    angles = torch.arange(8, dtype=torch.float64, device="cpu") * torch.pi / 4
     return Mixture(torch.stack([angles.cos(), angles.sin()], 1), 0.1, schedule)
 
 
@@ -94,7 +94,8 @@ def errors(
     """Solver -> model calls -> RMS distance to the exact solution over the samples."""
     schedule = VPLinear()
     model = mixture(schedule)
-    x = torch.randn(samples, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    numbers = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(samples, 2, dtype=torch.float64, device="cpu", generator=numbers)
 
     def draw(solver: str, steps: int, network: Callable[..., Tensor]) -> Tensor:
         return fastdiff.sample(

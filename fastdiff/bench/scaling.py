@@ -41,16 +41,16 @@ def _unet(channels: int, size: int, batch: int) -> tuple[nn.Module, tuple[Tensor
     config = UNetConfig(
         (channels, 2 * channels, 2 * channels), 1, (2,), head_channels=32, groups=8, embedding_channels=128
     )
-    x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, size, size, device="cpu").contiguous(memory_format=torch.channels_last)
     model = UNet(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, (x, torch.full((batch,), 500.0))
+    return model, (x, torch.full((batch,), 500.0, device="cpu"))
 
 
 def _dit(tokens: int, channels: int, batch: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     side = 2 * round(tokens**0.5)
     config = DiTConfig(input_size=side, hidden_size=channels, depth=4, num_heads=channels // 64, num_classes=10)
-    arguments = (torch.randn(batch, 4, side, side), torch.full((batch,), 500.0), torch.zeros(batch, dtype=torch.long))
-    return DiT(config), arguments
+    x, t = torch.randn(batch, 4, side, side, device="cpu"), torch.full((batch,), 500.0, device="cpu")
+    return DiT(config), (x, t, torch.zeros(batch, dtype=torch.long, device="cpu"))
 
 
 def cases(axis: str, *, small: bool = False) -> list[Case]:
