@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastdiff.errors import expect
+from fastdiff.errors import expect, unknown
 
+DTYPES = ("float32", "bfloat16", "float16")  # that a command's --dtype takes
 STATES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -153,3 +154,62 @@ def scales(name: str, value: Any) -> float | tuple[float, ...]:
         expect(len(found) > 0, f"{name} must be a number, or one a sample, got none")
         return found[0] if len(found) == 1 else found
     return number(name, value)
+
+
+def device(name: str, value: Any) -> torch.device:
+    """Where to compute: "cpu", "cuda" or "cuda:N", or a torch.device; a GPU has its number then.
+
+    Raises TypeError for anything else, ValueError for other kinds of devices and for a GPU that is not there.
+    """
+    known = "expected cpu, cuda or cuda:N"
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"{name} must be the name of a device, {known}, got {described(value)}")
+    try:
+        found = torch.device(value)
+    except RuntimeError:  # whose message lists what PyTorch knows, over several lines
+        found = None
+    expect(found is not None and found.type in ("cpu", "cuda"), f"{name} {str(value)!r} cannot be used: {known}")
+    assert found is not None
+    if found.type == "cpu":
+        expect(not found.index, f"{name} {str(value)!r} cannot be used: there is one CPU, {known}")
+        return torch.device("cpu")
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    why = "torch sees no GPU" if built else "this build of PyTorch has no CUDA"
+    expect(torch.cuda.is_available(), f"{name} {str(value)!r} cannot be used: {why}")
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if found.index is None else found.index
+    gpus = "there is 1 GPU, cuda:0" if count == 1 else f"there are {count} GPUs, cuda:0 to cuda:{count - 1}"
+    expect(index < count, f"{name} {str(value)!r} cannot be used: {gpus}")
+    return torch.device("cuda", index)
+
+
+def dtype(name: str, value: Any) -> torch.dtype:
+    """What a network computes in, by its name or itself: float32, bfloat16 or float16. Raises ValueError for others."""
+    text = str(value).removeprefix("torch.")
+    if text not in DTYPES:
+        raise unknown(name, text, DTYPES)
+    return getattr(torch, text)  # type: ignore[no-any-return]
+
+
+def same_device(name: str, value: Mapping[str, Any], where: torch.device) -> None:
+    """Raise ValueError for a tensor, in mappings too, that is not where the state is. One without dimensions may be on
+    the CPU, as PyTorch takes it anywhere."""
+    for key, each in value.items():
+        if isinstance(each, Mapping):
+            same_device(f"{name}[{key!r}]", each, where)
+        elif isinstance(each, Tensor) and each.device != where and (each.ndim or not each.is_cpu):
+            raise ValueError(
+                f"{name}[{key!r}] is on {each.device}, the state on {where}; move it with .to({str(where)!r})"
+            )
+
+
+def beside_model(name: str, x: Tensor, model: Any) -> None:
+    """Raise ValueError where the model's parameters are all on another device than x, and no hook moves them."""
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if first is None or first.device == x.device:
+        return
+    moved = any(hasattr(part, hook) for part in model.modules() for hook in ("_hf_hook", "_diffusers_hook"))
+    if not moved and all(parameter.device == first.device for parameter in model.parameters()):
+        raise ValueError(
+            f"{name} is on {x.device}, the model on {first.device}; move one to the other with .to(device)"
+        )

@@ -51,6 +51,7 @@ def run(
     arguments.network(model)
     arguments.callback(callback)
     x = arguments.state("x", x)
+    arguments.beside_model("x", x, model)
     counter = CounterNoise.of(seed, len(x), first_sample)
     inputs = make_inputs(x, counter, noise, cond, uncond, gradients)
     return run_program(program, model, x, inputs, uncond is not None, callback, progress)
@@ -67,6 +68,8 @@ def make_inputs(
     """Of a run from x, after all checks that need no Program."""
     cond = arguments.conditions("cond", cond, len(x))
     uncond = arguments.conditions("uncond", uncond, len(x))
+    arguments.same_device("cond", cond, x.device)
+    arguments.same_device("uncond", uncond, x.device)
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
     return engine.Inputs(
         counter,

@@ -160,6 +160,7 @@ def _initial(
     arguments.network(model)
     if isinstance(given, Tensor):
         x = arguments.state("x_init", given)
+        arguments.beside_model("x_init", x, model)
         return x, CounterNoise.of(seed, len(x), first_sample)
     shape = arguments.shape(given)
     counter = CounterNoise.of(seed, shape[0], first_sample)

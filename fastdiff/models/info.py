@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff.arguments import described, network, whole
 from fastdiff.errors import expect, unknown
@@ -22,7 +22,7 @@ class ModelInfo:
 
     shape: of one sample, (C, H, W): pixels in [-1, 1], or the latents that `model.decode` makes pictures of. classes:
     names in the order of their numbers, empty for a model without. card: how it was trained and what came out, as in
-    the model card.
+    the model card. layer: a part of the model that has weights, by which conditions follow the model to another device.
     """
 
     name: str
@@ -31,14 +31,23 @@ class ModelInfo:
     prediction: str
     classes: tuple[str, ...]
     card: Mapping[str, Any]
+    layer: nn.Module | None = field(default=None, kw_only=True, compare=False, repr=False)
 
-    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
-        """The `cond` of `fastdiff.sample` for a class, for one class a sample, or (None) for no class: {"y": (batch,)}.
+    def condition(
+        self, classes: str | Sequence[str | None] | None, batch: int, *, device: torch.device | str | None = None
+    ) -> dict[str, Tensor]:
+        """The `cond` of `fastdiff.sample` for a class, for one class a sample, or (None) for no class: {"y": (batch,)}
+        int64. device: of the tensors; where the model is if None.
 
         Raises ValueError that lists the near names.
         """
         numbers = [self._number(name) for name in _one_each("classes", classes, batch)]
-        return {"y": torch.tensor(numbers, dtype=torch.int64, device="cpu")}
+        return {"y": torch.tensor(numbers, dtype=torch.int64, device=self._place if device is None else device)}
+
+    @property
+    def _place(self) -> torch.device:
+        """Where the model is."""
+        return torch.device("cpu") if self.layer is None else next(self.layer.parameters()).device
 
     def _number(self, name: str | None) -> int:
         if name is None:
@@ -55,9 +64,12 @@ class PromptInfo(ModelInfo):
     tokenizer: Tokenizer
     text: TextEncoder
 
-    def condition(self, classes: str | Sequence[str | None] | None, batch: int) -> dict[str, Tensor]:
+    def condition(
+        self, classes: str | Sequence[str | None] | None, batch: int, *, device: torch.device | str | None = None
+    ) -> dict[str, Tensor]:
         """The `cond` of `fastdiff.sample` for a prompt, for one prompt a sample, or (None) for no prompt: {"context":
-        (batch, length, width), "y": (batch, width)}.
+        (batch, length, width), "y": (batch, width)}, in the dtype of the model's encoder, which makes them. device: of
+        the tensors; where the model is if None.
 
         Raises ValueError for unknown words, with the nearest known ones, and for too long a prompt.
         """
@@ -65,7 +77,7 @@ class PromptInfo(ModelInfo):
         tokens = torch.tensor(words, dtype=torch.int64, device=self.text.positions.device)
         with torch.no_grad():
             context, y = self.text(tokens)
-        return {"context": context, "y": y}
+        return {"context": context.to(device), "y": y.to(device)}  # None leaves them where they are
 
 
 def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:

@@ -46,8 +46,8 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
 
     A model on latents has `decode(z)` -> pictures in [-1, 1] and `encode(x)`.
 
-    name: e.g. "emoji-unet-32". Raises ValueError that lists the near names, and WeightsError that names the file if it
-    is missing, truncated, or not the one that was published.
+    name: e.g. "emoji-unet-32". device, dtype: of the weights. Raises ValueError that lists the near names, and
+    WeightsError that names the file if it is missing, truncated, or not the one that was published.
     """
     if name not in names():
         if not isinstance(name, str) or "/" in name or "\\" in name or Path(name).exists():
@@ -128,6 +128,7 @@ def _info(about: Mapping[str, Any], model: BundledModel) -> ModelInfo:
         "prediction": about["prediction"],
         "classes": tuple(about["classes"]),
         "card": about["training"],
+        "layer": next(each for each in model.modules() if any(True for _ in each.parameters(recurse=False))),
     }
     if isinstance(model, PromptLatentDiffusion):
         tokenizer = Tokenizer(about["words"].split(" "), model.text.config.length)
