@@ -69,9 +69,11 @@ def compare(
     original: fx.GraphModule,
     fast: fx.GraphModule,
     inputs: tuple[Any, ...],
-    visit: Callable[[Node, Tensor, Tensor], None],
+    visit: Callable[[Node, Tensor, Tensor, Tensor | None], None],
+    wide: torch.dtype | None = None,
 ) -> None:
-    """Call visit(node of the fast graph, its value, the original's) for each floating-point tensor that both have."""
+    """Call visit(node of the fast graph, its value, the original's, the original's in the type `wide`, if there is one)
+    for each floating-point tensor that both have."""
     last: dict[str, Node] = {}  # of several nodes with one origin, the last has its value
     names = {node.name for node in original.graph.nodes if node.op not in ("placeholder", "output", "get_attr")}
     for node in fast.graph.nodes:
@@ -79,35 +81,44 @@ def compare(
             last[node.meta["origin"]] = node
     pairs = {node: origin for origin, node in last.items()}
     ours, theirs = Walk(fast, inputs, set()), Walk(original, inputs, set(last))
+    exact = None if wide is None else _wider(original, inputs, wide, set(last))
     for _ in fast.graph.nodes:
         node, value = ours.step()
         if node in pairs:
             expected = theirs.take(pairs[node])
+            target = exact.take(pairs[node]) if exact is not None else None
             if isinstance(value, Tensor) and isinstance(expected, Tensor) and value.is_floating_point():
-                visit(node, value, expected)
+                visit(node, value, expected, target)
 
 
-def in_float64(module: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
-    """The graph's results in float64."""
-    wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
-    walk = Walk(_widened(module), tuple(wide), set())
+def in_wider(module: fx.GraphModule, inputs: tuple[Any, ...], dtype: torch.dtype) -> Any:
+    """The graph's results in float64 or float32."""
+    walk = _wider(module, inputs, dtype, set())
     for _ in module.graph.nodes:
         walk.step()
     return walk.result
 
 
-def _widened(module: fx.GraphModule) -> fx.GraphModule:
-    """The graph with its casts and constants in float64, with references in place of operators."""
-    narrow = (torch.float32, torch.bfloat16, torch.float16)
+def _wider(module: fx.GraphModule, inputs: tuple[Any, ...], dtype: torch.dtype, keep: set[str]) -> Walk:
+    wide = [
+        x.to(torch.promote_types(x.dtype, dtype)) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in inputs
+    ]
+    return Walk(_widened(module, dtype), tuple(wide), keep)
+
+
+def _widened(module: fx.GraphModule, dtype: torch.dtype) -> fx.GraphModule:
+    """The graph with its casts and constants in the dtype, with references in place of operators."""
+    narrow = {torch.float32, torch.bfloat16, torch.float16} - {dtype}
 
     def wide(x: Any) -> Any:
-        return torch.float64 if x in narrow else x
+        return dtype if isinstance(x, torch.dtype) and x in narrow else x
 
     graph = fx.Graph()
     graph.output(graph.graph_copy(module.graph, {}))
     for node in graph.nodes:
         if node.op == "call_method" and node.target in ("float", "half", "bfloat16"):
-            node.target = "double"
+            node.target = {torch.float64: "double", torch.float32: "float"}[dtype]
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "fastdiff":
             node.target = OPS[node.target._schema.name.partition("::")[2]].plain.positional
         node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), wide)

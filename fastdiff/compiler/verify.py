@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,28 +14,12 @@ from torch.utils import _pytree as pytree
 
 from fastdiff.compiler import lockstep
 from fastdiff.compiler.capture import FastGraph
+from fastdiff.compiler.differences import HALVES, Difference, difference, node_difference
 from fastdiff.compiler.nodes import Node
 from fastdiff.compiler.report import recorded, reports_of
+from fastdiff.compiler.wider import whole, wider, without_tf32
 from fastdiff.errors import expect
 from fastdiff.runtime import contents, eager
-
-# Of the output's RMS, in float32; other dtypes may differ as many units in their last place.
-_BOUND = 1e-4 / torch.finfo(torch.float32).eps
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of two tensors, in units of the RMS of the expected one. bound: of maximum."""
-
-    name: str
-    maximum: float
-    rms: float
-    bound: float
-
-    @property
-    def within(self) -> bool:
-        """Whether it is within its bound; NaN is not."""
-        return self.maximum <= self.bound
 
 
 @dataclass
@@ -44,8 +27,9 @@ class Verification:
     """What `verify` found.
 
     outputs: each of the model's results. nodes: how many were compared with the original's; first: the first one beyond
-    its bound, if there is one. against: what the outputs were compared with, "float64" or the model's dtype. unproven:
-    why nothing was verified: the original ran in the fast model's place; None if the fast one ran. stale: weights that
+    its bound, if there is one. against: what the outputs were compared with, "float64", "float32" or the model's dtype.
+    unproven: why nothing was verified: the original ran in the fast model's place, or there was no wider type to judge
+    half precision by; None otherwise. stale: weights that
     were changed unseen: what is kept of them is old (`fastdiff.refresh`).
     """
 
@@ -68,11 +52,9 @@ class Verification:
 
     def __str__(self) -> str:
         if self.unproven is not None:
-            return f"not verified: the original ran: {self.unproven}"
+            return f"not verified: {self.unproven}"
         lines = [f"{'same' if self.ok else 'DIFFERENT'}: the fast model against {self.against}, {self.nodes} nodes"]
-        for found in self.outputs:
-            sign = "<=" if found.within else "> "
-            lines.append(f"  {found.name}: max {found.maximum:.1e} {sign} {found.bound:.1e}, RMS {found.rms:.1e}")
+        lines += [f"  {found}" for found in self.outputs]
         if self.first is not None:
             lines.append(f"  first beyond its bound: {self.first.name}, max {self.first.maximum:.1e}")
         if self.stale:
@@ -85,8 +67,11 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
 
     model: the original; may be the same object as `fast`, since `optimize` works in place. inputs: a tuple of the
     arguments, or a dictionary of named ones, or (tuple, dictionary). The differences are in units of the expected
-    tensor's RMS; the bound is twice that of the original against the same in float64 where that fits into memory, plus
-    1e-4 in float32 (as many roundings in other dtypes).
+    tensor's RMS. In float32 the bound is 1e-4, or twice that of the original against the same in float64 where that
+    fits into memory. In float16 and bfloat16 both are compared with the same in float64, or in float32 where that does
+    not fit: the RMS of the fast model's error is at most 1.25 times the original's in the same type, its maximum twice,
+    each plus one rounding of the result. On a GPU nothing is rounded to TF32 meanwhile; the notes say so where
+    PyTorch's settings allow it.
 
     Both run without gradients. Where the original runs in the fast one's place, the result says so and is not `ok`.
     Weights that were changed through `.data`, so that the fast model still works with the old ones, are named.
@@ -94,6 +79,16 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
     Raises ValueError if `fast` is not a model that went through `fastdiff.optimize` or torch.compile.
     """
     args, kwargs = _arguments(inputs)
+    place = next((tensor.device for tensor in (*model.parameters(), *_tensors((args, kwargs)))), torch.device("cpu"))
+    with without_tf32(place) as note:
+        result = _verified(model, fast, args, kwargs, place)
+    result.notes += [note] if note else []
+    return result
+
+
+def _verified(
+    model: nn.Module, fast: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], place: torch.device
+) -> Verification:
     original = model._call_impl
     expect(
         getattr(fast, "_compiled_call_impl", None) is not None or hasattr(fast, "_orig_mod"),
@@ -107,26 +102,35 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
     with torch.no_grad():
         expected = _tensors(original(*args, **kwargs))
         result = Verification([], against=_dtype(expected))
-        wide = (
-            len(grabbed) == 1
-            and not any(r.fallback for r in reports)
-            and _fits(sum(p.numel() for p in model.parameters()))
-        )
+        single = len(grabbed) == 1 and not any(r.fallback for r in reports)
+        halves = any(tensor.dtype in HALVES for tensor in expected)
+        wide = wider(sum(p.numel() for p in model.parameters()), place)
+        if not halves and (wide is not torch.float64 or not single):
+            wide = None
         result.stale = _stale(fast, [w for graph, values in grabbed.values() for w in graph.stored.weights(values)])
         for graph, values in grabbed.values():
-            _compare_nodes(graph, values, result)
+            _compare_nodes(graph, values, result, wide if halves else None)
         exact = None
-        if wide:
+        if wide is not None and single:
             ((graph, values),) = grabbed.values()
-            exact = _tensors(lockstep.in_float64(graph.original, values))
-            result.against = "float64"
+            exact = _tensors(lockstep.in_wider(graph.original, values, wide))
+        elif wide is not None and (grabbed or hasattr(fast, "_orig_mod")):  # in parts: the model, which may refuse
+            try:
+                exact = _tensors(whole(model, args, kwargs, wide))
+            except (RuntimeError, TypeError, ValueError) as error:
+                result.unproven = f"the original does not run in {wide}: {str(error).splitlines()[0]}"
+        elif halves and wide is None:
+            result.unproven = "there is too little memory for the original in float32"
+        if exact is not None:
+            result.against = str(wide).removeprefix("torch.")
     expect(len(found) == len(expected), f"the fast model gives {len(found)} tensors, the original {len(expected)}")
     for number, (ours, theirs) in enumerate(zip(found, expected)):
         name = "output" if len(expected) == 1 else f"output {number}"
-        result.outputs.append(_difference(name, ours, theirs, None if exact is None else exact[number]))
+        result.outputs.append(difference(name, ours, theirs, None if exact is None else exact[number]))
     reasons = [report.fallback for report in reports if report.fallback is not None]
     if not grabbed and (reasons or not hasattr(fast, "_orig_mod")):
-        result.unproven = "; ".join(dict.fromkeys(reasons)) or eager.wanted() or "no graph of fastdiff was made"
+        why = "; ".join(dict.fromkeys(reasons)) or eager.wanted() or "no graph of fastdiff was made"
+        result.unproven = f"the original ran: {why}"
     elif not grabbed:
         result.notes.append("no graph of fastdiff ran")
     result.notes += [f"a part ran as it was written: {reason}" for reason in reasons]
@@ -155,10 +159,14 @@ def verified_call(
     if not grabbed:
         return found, None
     expected = original(*args, **kwargs)
+    ours, theirs = _tensors(found), _tensors(expected)
     with torch.no_grad():
+        exact: list[Any] = [None] * len(theirs)
+        if len(grabbed) == 1 and any(tensor.dtype in HALVES for tensor in theirs):
+            ((graph, values),) = grabbed.values()
+            exact = _tensors(lockstep.in_wider(graph.original, values, torch.float32))
         differences = [
-            _difference(f"output {n}", a, b, None)
-            for n, (a, b) in enumerate(zip(_tensors(found), _tensors(expected), strict=True))
+            difference(f"output {n}", a, b, c) for n, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True))
         ]
     wrong = [each for each in differences if not each.within]
     if not wrong:
@@ -175,30 +183,14 @@ def _stale(module: nn.Module, weights: list[Tensor]) -> list[str]:
     return [names.get(key, f"a weight of {tuple(weight.shape)}") for key, weight in changed.items()]
 
 
-def _compare_nodes(graph: FastGraph, inputs: tuple[Any, ...], result: Verification) -> None:
-    def visit(node: Node, ours: Tensor, theirs: Tensor) -> None:
+def _compare_nodes(graph: FastGraph, inputs: tuple[Any, ...], result: Verification, wide: torch.dtype | None) -> None:
+    def visit(node: Node, ours: Tensor, theirs: Tensor, exact: Tensor | None) -> None:
         result.nodes += 1
         if result.first is None and ours.numel() and ours.shape == theirs.shape:
-            found = _difference(str(node.meta["origin"]), ours, theirs, None)
+            found = node_difference(str(node.meta["origin"]), ours, theirs, exact)
             result.first = None if found.within else found
 
-    lockstep.compare(graph.original, graph.module, inputs, visit)
-
-
-def _difference(name: str, ours: Tensor, theirs: Tensor, exact: Tensor | None) -> Difference:
-    """exact: the expected tensor in float64, if it is known."""
-    if not theirs.is_floating_point() or not theirs.numel():
-        differ = float(ours.shape != theirs.shape or bool((ours != theirs).any()))
-        return Difference(name, differ, differ, 0.0)
-    expected = theirs.double() if exact is None else exact
-    if ours.shape != expected.shape:
-        return Difference(name, float("inf"), float("inf"), 0.0)
-    unit = float(expected.square().mean().sqrt()) or 1.0
-    error = (ours.double() - expected).abs()
-    bound = _BOUND * torch.finfo(theirs.dtype).eps
-    if exact is not None:
-        bound = max(bound, 2 * float((theirs.double() - expected).abs().max()) / unit)
-    return Difference(name, float(error.max()) / unit, float(error.square().mean().sqrt()) / unit, bound)
+    lockstep.compare(graph.original, graph.module, inputs, visit, wide)
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -215,15 +207,6 @@ def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, dict):  # outputs of diffusers and transformers are dictionaries
         result = list(result.values())
     return [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
-
-
-def _fits(parameters: int) -> bool:
-    """Whether the model fits into half the free memory in float64."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, AttributeError):  # not on this system
-        return parameters < 100_000_000
-    return 8 * parameters < free // 2
 
 
 def _dtype(tensors: list[Tensor]) -> str:
