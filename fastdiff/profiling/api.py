@@ -7,8 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fastdiff import arguments
 from fastdiff.errors import expect
 from fastdiff.files import locked
 from fastdiff.guidance import Threshold
@@ -50,6 +52,7 @@ def profile(
     data: str | Path | Tensor | None = None,
     budget: str | float | None = None,
     target_rmse: float | None = None,
+    device: str | torch.device | None = None,
     out: str | Path = OUT,
     resume: bool = False,
     on_progress: Progress | None = None,
@@ -66,7 +69,9 @@ def profile(
     what to leave out if those take longer. reference_steps: of the converged trajectory, a multiple of 4; 200 if None.
     seed: 0 if None. features: what distributions are compared on, see `get_extractor`; data: a folder of pictures, or
     pictures (N, C, H, W) in [-1, 1], to compare with. budget: the most that a sample may take, "2s" or seconds;
-    target_rmse: the RMSE to reach, pixels in [-1, 1]. resume: go on with the sweep in `out`: what is None is as it was
+    target_rmse: the RMSE to reach, pixels in [-1, 1]. device: where the model computes, "cpu", "cuda" or "cuda:N"; if
+    None, where it is made, which is the CPU for all but entry points and Subjects. Times there are taken by events of
+    the device. resume: go on with the sweep in `out`: what is None is as it was
     there, and what would make it another sweep is refused; axes may get more values, and `samples` may be more.
     on_progress(what, done, total); on_plan(plan, number of settings).
 
@@ -81,7 +86,7 @@ def profile(
         "solvers": solvers, "steps": steps, "guidance": guidance, "intervals": intervals, "thresholds": thresholds,
         "precisions": precisions, "batches": batches, "grids": grids, "backends": backends, "caches": caches,
         "reference_steps": reference_steps, "seed": seed, "features": features, "data": data, "budget": budget,
-        "target_rmse": target_rmse,
+        "target_rmse": target_rmse, "device": None if device is None else str(arguments.device("device", device)),
     }  # fmt: skip
     chosen: dict[str, Any] = resumed(out, given) if resume else {k: v for k, v in given.items() if v is not None}
     if model is None:
@@ -98,7 +103,7 @@ def profile(
     expect(minutes > 0, f"minutes must be positive, got {minutes!r}")
     seconds = None if budget is None else fronts.parse_seconds(budget)
     expect(target_rmse is None or target_rmse > 0, f"target_rmse must be positive, got {target_rmse!r}")
-    subject = get_subject(model)
+    subject = get_subject(model, device=chosen.get("device"))
     named = {field.name for field in fields(Axes)}
     axes = Axes(**{"guidance": [subject.guidance], **{name: value for name, value in chosen.items() if name in named}})
     settings = axes.combinations()
@@ -108,11 +113,12 @@ def profile(
     store = Store(out)
     fixed = {
         "model": subject.name, "shape": list(subject.shape), "seed": seed, "reference_steps": reference_steps,
-        "features": extractor.name,
+        "features": extractor.name, "device": str(subject.device),
     }  # fmt: skip
     texts = {name: str(value) for name in ("features", "data") if isinstance(value := chosen.get(name), str | Path)}
     kept = asked(
         axes, **texts, budget=budget, target_rmse=target_rmse, seed=seed, reference_steps=reference_steps,
+        device=str(subject.device),
         **({"model": model} if isinstance(model, str) else {}),
     )  # fmt: skip
     with locked(store.folder):
@@ -143,7 +149,7 @@ def profile(
 def _extractor(subject: Subject, features: Any, data: Any) -> Extractor:
     from fastdiff.profiling.pictures_folder import load_pictures
 
-    extractor = get_extractor(features if features is not None else subject.features or "pixels")
+    extractor = get_extractor(features if features is not None else subject.features or "pixels", device=subject.device)
     if data is None:
         return extractor
     pictures = data if isinstance(data, Tensor) else load_pictures(Path(data), subject)
@@ -168,7 +174,7 @@ def _conclude(sweep: Sweep, budget: float | None, target: float | None, complete
     if sweep.extractor.data is not None and count > 4:
         floor = {name: vars(value) for name, value in Data(sweep.extractor.data).floor(count).items()}
     facts = {
-        **describe(),
+        **describe(subject.device),
         "model": subject.name,
         "about": dict(subject.about),
         "shape": list(subject.shape),

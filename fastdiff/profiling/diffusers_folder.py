@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.process.schedules import RectifiedFlow, Schedule, VPDiscrete
-from fastdiff.profiling.subject import Subject
+from fastdiff.profiling.subject import Subject, device_argument
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -28,8 +28,10 @@ class _Output(nn.Module):
         return self.network(x, t, **conditions, return_dict=False)[0]
 
 
-def load_folder(folder: Path, prompts: tuple[str, ...] = ("a photo",)) -> Subject:
-    """The subject of a folder with model_index.json.
+def load_folder(
+    folder: Path, prompts: tuple[str, ...] = ("a photo",), *, device: torch.device | None = None
+) -> Subject:
+    """The subject of a folder with model_index.json, on the device, or the CPU if None.
 
     Unconditional U-Nets (DDPM, DDIM pipelines), class-conditional DiTs, and text-conditional latent models whose
     pipeline has `encode_prompt`. Raises ImportError without diffusers and ValueError for a pipeline of another kind.
@@ -43,6 +45,8 @@ def load_folder(folder: Path, prompts: tuple[str, ...] = ("a photo",)) -> Subjec
     index = folder / "model_index.json"
     expect(index.is_file(), f"{folder} has no model_index.json: give the folder of a whole pipeline")
     pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
+    if device is not None:
+        pipeline.to(device)
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name", "?")
     expect(network is not None, f"{folder} is a {kind}, which has no unet or transformer")
@@ -64,7 +68,8 @@ def load_folder(folder: Path, prompts: tuple[str, ...] = ("a photo",)) -> Subjec
         conditions=_conditions(pipeline, kind, prompts),
         decode=None if vae is None else _decoder(vae),
         guidance=1.0 if getattr(pipeline, "tokenizer", None) is None else 7.5,
-        code=f"from fastdiff.profiling import get_subject; subject = get_subject({str(folder.resolve())!r})",
+        code="from fastdiff.profiling import get_subject; "
+        f"subject = get_subject({str(folder.resolve())!r}{device_argument(device)})",
         about={"pipeline": kind, "parameters": sum(p.numel() for p in network.parameters())},
     )
 
@@ -110,8 +115,8 @@ def _conditions(pipeline: Any, kind: str, prompts: tuple[str, ...]) -> Any:
     if "DiT" in kind and classes:
 
         def of_classes(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
-            given = torch.arange(first, first + count) * 377 % classes  # 377 has no factor with 1000
-            return {"class_labels": given}, {"class_labels": torch.full((count,), classes)}
+            given = torch.arange(first, first + count, device=network.device) * 377 % classes  # no factor with 1000
+            return {"class_labels": given}, {"class_labels": torch.full_like(given, classes)}
 
         return of_classes
     expect(

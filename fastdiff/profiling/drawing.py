@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastdiff
+from fastdiff.bench.timing import timed
 from fastdiff.errors import expect
 from fastdiff.models.caching import Cached
 from fastdiff.profiling.settings import Setting
@@ -67,17 +66,14 @@ class Drawer:
             arguments = self.arguments(setting, start, size)
             if cached:
                 cached.cache.reset()
-            self._wait()
-            started = time.perf_counter()
-            with using(setting):
+            with using(setting), timed(self.subject.device) as elapsed:
                 parts.append(
                     fastdiff.sample(
                         counted, (size, *self.subject.shape), seed=self.seed, first_sample=start, callback=callback,
                         **arguments,
                     )
                 )  # fmt: skip
-            self._wait()
-            seconds += time.perf_counter() - started
+            seconds += elapsed.seconds
         batches = len(parts)
         reused = (cached.cache.reused if cached else 0) - reused
         return Drawn(
@@ -113,10 +109,7 @@ class Drawer:
         return self._networks[key]
 
     def _make(self, setting: Setting) -> Callable[..., Any]:
-        model = self.subject.model
-        if setting.precision != "float32":
-            expect(isinstance(model, nn.Module), f"precision {setting.precision} needs a torch.nn.Module")
-            model = copy.deepcopy(model).to(getattr(torch, setting.precision))  # type: ignore[attr-defined]
+        model = self.subject.in_dtype(getattr(torch, setting.precision))
         caching = setting.caching()
         if caching is not None:
             expect(isinstance(model, nn.Module), "caching needs one of fastdiff's models")
@@ -126,10 +119,6 @@ class Drawer:
             expect(optimize is not None, "this fastdiff has no fastdiff.optimize")
             model = optimize(model)  # type: ignore[misc]
         return model
-
-    def _wait(self) -> None:
-        if self.subject.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def using(setting: Setting) -> AbstractContextManager[None]:

@@ -64,7 +64,8 @@ class EmojiFeatures(nn.Module):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A named feature extractor. function: (B, C, H, W) in [-1, 1] -> (B, D).
+    """A named feature extractor. function: (B, C, H, W) in [-1, 1] -> (B, D). A module gets the pictures on the device
+    of its parameters, any other function on the CPU.
 
     data: (N, D) features of the data that the model was trained on, None where there are none: then sets are compared
     with the converged samples. class_shares: of the classes in the data.
@@ -77,8 +78,10 @@ class Extractor:
 
     def __call__(self, pictures: Tensor, batch: int = 256) -> Float64Array:
         """Features in float64. Raises ValueError if the function returns anything but one row a picture."""
+        network = self.function if isinstance(self.function, nn.Module) else None
+        where = next((p.device for p in network.parameters()), None) if network else None
         with torch.no_grad():
-            found = [self.function(part.float()) for part in pictures.split(batch)]
+            found = [self.function(part.to(where or "cpu", torch.float32)) for part in pictures.split(batch)]
         features = torch.cat(found).flatten(1).double().cpu().numpy()
         expect(
             len(features) == len(pictures),
@@ -90,18 +93,20 @@ class Extractor:
 EXTRACTORS = ("emoji", "inception", "pixels")
 
 
-def get_extractor(name: str | Extractor | Callable[[Tensor], Tensor]) -> Extractor:
+def get_extractor(
+    name: str | Extractor | Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu"
+) -> Extractor:
     """ "emoji" (bundled), "inception" (torchvision's, with its weights), "pixels" (16 x 16 means), an entry point
-    `module:function` or `file.py:function`, or a function. Raises ValueError for an unknown name, ImportError for what
-    is not installed."""
+    `module:function` or `file.py:function`, or a function. device: of the two networks. Raises ValueError for
+    an unknown name, ImportError for what is not installed."""
     if isinstance(name, Extractor):
         return name
     if callable(name):
         return Extractor(getattr(name, "__name__", type(name).__name__), name)
     if name == "emoji":
-        return emoji_extractor()
+        return emoji_extractor(device=device)
     if name == "inception":
-        return _inception()
+        return _inception(device)
     if name == "pixels":
         return Extractor("pixels", lambda x: F.adaptive_avg_pool2d(x, min(16, *x.shape[-2:])).flatten(1))
     if ":" in name:
@@ -115,7 +120,7 @@ def weights_path() -> Path:
     return Path(str(resources.files("fastdiff.profiling"))) / "emoji-features.safetensors"
 
 
-def emoji_extractor(path: Path | None = None) -> Extractor:
+def emoji_extractor(path: Path | None = None, *, device: torch.device | str = "cpu") -> Extractor:
     """The bundled extractor with the features of the data. Raises WeightsError if the file is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
@@ -129,22 +134,32 @@ def emoji_extractor(path: Path | None = None) -> Extractor:
     data = state.pop("data")
     network = EmojiFeatures(len(about["classes"]))
     network.load_state_dict(state)
-    network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False).to(device)
     return Extractor("emoji-features", network, data.double().numpy(), tuple(about["class_shares"]))
 
 
-def _inception() -> Extractor:
+class Inception(nn.Module):
+    """torchvision's network without its last layer, of pictures (B, 3, H, W) in [-1, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, (299, 299), mode="bilinear", antialias=True)
+        return self.network(((x + 1) / 2 - self.mean) / self.std)  # type: ignore[no-any-return]
+
+
+def _inception(device: torch.device | str) -> Extractor:
     try:
         from torchvision.models import Inception_V3_Weights, inception_v3
     except ImportError as error:
         raise ImportError('features "inception" need torchvision: pip install torchvision') from error
     network = inception_v3(weights=Inception_V3_Weights.IMAGENET1K_V1)
     network.fc = nn.Identity()
-    network.eval().requires_grad_(False)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-
-    def features(x: Tensor) -> Tensor:
-        x = F.interpolate(x, (299, 299), mode="bilinear", antialias=True)
-        return network(((x + 1) / 2 - mean[:, None, None]) / std[:, None, None])
-
-    return Extractor("torchvision-inception-v3", features)
+    return Extractor("torchvision-inception-v3", Inception(network).eval().requires_grad_(False).to(device))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fastdiff import arguments
 from fastdiff.errors import expect, unknown
 from fastdiff.models import bundled
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
@@ -14,35 +18,44 @@ from fastdiff.models.info import PromptInfo
 from fastdiff.process.prediction import get_prediction
 from fastdiff.profiling.diffusers_folder import load_folder
 from fastdiff.profiling.features import emoji_extractor, entry_point
-from fastdiff.profiling.subject import Subject
+from fastdiff.profiling.subject import Subject, device_argument
 
 # What the model cards' pictures are drawn with.
 _GUIDANCE = {"emoji-unet-32": 2.0, "emoji-ldm-64": 3.0, "emoji-dit-64": 4.0}
 GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, however many there are
 
 
-def get_subject(name: str | Subject | Callable[[], Any]) -> Subject:
+def get_subject(name: str | Subject | Callable[..., Any], *, device: torch.device | str | None = None) -> Subject:
     """A bundled model, a folder in diffusers' layout, or an entry point `module:function` (or `file.py:function`).
 
-    Raises ValueError that says what was looked for.
+    device: where the model is to be, cpu, cuda or cuda:N; if None, where it is made, which is the CPU for all but entry
+    points and Subjects. An entry point with an argument `device` is called with it.
+
+    Raises ValueError that says what was looked for, or why the model cannot be on the device.
     """
+    where = None if device is None else arguments.device("device", device)
+    found = _subject(name, where)
+    return found if where is None else found.to(where)
+
+
+def _subject(name: str | Subject | Callable[..., Any], device: torch.device | None) -> Subject:
     if isinstance(name, Subject):
         return name
     if not isinstance(name, str):
-        return _called(name, getattr(name, "__name__", "model"), _imported(name))
+        return _called(name, getattr(name, "__name__", "model"), _imported(name, device), device)
     if name in bundled.names():
-        return _bundled(name)
+        return _bundled(name, device)
     if (Path(name) / "model_index.json").is_file() or (Path(name) / "config.json").is_file():
-        return load_folder(Path(name))
+        return load_folder(Path(name), device=device)
     if ":" in name:
-        return _called(entry_point(name, "model"), name, _found(name))
+        return _called(entry_point(name, "model"), name, _found(name, device), device)
     expect(not Path(name).is_dir(), f"{name} is a folder without model_index.json or config.json of diffusers")
     raise unknown("model", name, (*bundled.names(), "a diffusers folder", "module:function", "file.py:function"))
 
 
-def _called(function: Any, name: str, code: str) -> Subject:
+def _called(function: Any, name: str, code: str, device: torch.device | None) -> Subject:
     expect(callable(function), f"model {name!r} must be a function that returns a fastdiff.profiling.Subject")
-    made = function()
+    made = function(device=device) if device is not None and takes_device(function) else function()
     if isinstance(made, Mapping):
         made = Subject(**{"name": name, **made})
     if not isinstance(made, Subject):
@@ -52,25 +65,33 @@ def _called(function: Any, name: str, code: str) -> Subject:
     return made if made.code or made.bundled else replace(made, code=code)
 
 
-def _found(name: str) -> str:
+def _found(name: str, device: torch.device | None) -> str:
     """The line of Python that makes the subject of a name; a file's is whole, so that it holds in other folders."""
     path, separator, function = name.rpartition(":")
     if path.endswith(".py"):
         name = f"{Path(path).resolve()}{separator}{function}"
-    return f"from fastdiff.profiling import get_subject; subject = get_subject({name!r})"
+    return f"from fastdiff.profiling import get_subject; subject = get_subject({name!r}{device_argument(device)})"
 
 
-def _imported(function: Any) -> str:
+def _imported(function: Any, device: torch.device | None) -> str:
     """The line of Python that imports a function and makes its subject; empty for one that cannot be imported."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
     if not module or not name.isidentifier():
         return ""
     found = "" if module == "__main__" else f"from {module} import {name}; "  # there the name is at hand
-    return f"from fastdiff.profiling import get_subject; {found}subject = get_subject({name})"
+    return f"from fastdiff.profiling import get_subject; {found}subject = get_subject({name}{device_argument(device)})"
 
 
-def _bundled(name: str) -> Subject:
-    model = bundled.load(name)
+def takes_device(function: Callable[..., Any]) -> bool:
+    """Whether a function has an argument `device`."""
+    try:
+        return "device" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of C, without a signature
+        return False
+
+
+def _bundled(name: str, device: torch.device | None) -> Subject:
+    model = bundled.load(name, device=device or "cpu")
     info = model.info
     prompts = EMOJI_PROMPTS if isinstance(info, PromptInfo) else ()
     shares = class_shares(len(info.classes)) if info.classes else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,9 +58,8 @@ def row_seconds(drawer: Drawer, setting: Setting) -> float:
     """Measured: of the network on one row, at the setting's batch. Also the warm-up of what it runs on."""
     probe = replace(setting, steps=min(setting.steps, PROBE_STEPS), cache=None)
     drawer.draw(probe, 0, setting.batch)
-    started = time.perf_counter()
     drawn = drawer.draw(probe, 0, setting.batch)
-    return (time.perf_counter() - started) / (drawn.evaluations * setting.batch)
+    return drawn.seconds / (drawn.evaluations * setting.batch)
 
 
 def reference_rows(settings: Iterable[Setting], reference_steps: int) -> float:

@@ -24,8 +24,8 @@ CHOICES = (("unipc-3", None), ("flow-heun", None), ("heun", "uniform"))
 
 @dataclass(frozen=True)
 class Reference:
-    """pictures: (B, C, H, W), those of samples 0 to B - 1, by that solver and steps. error: their estimated RMSE.
-    order: observed; at least 1 is assumed where it comes out lower, and the solver's own at most."""
+    """pictures: (B, C, H, W) on the CPU, those of samples 0 to B - 1, by that solver and steps. error: their estimated
+    RMSE. order: observed; at least 1 is assumed where it comes out lower, and the solver's own at most."""
 
     pictures: Tensor
     solver: str
@@ -55,7 +55,7 @@ def converge(
         pictures = store.load_reference(setting.slug, count)
         if pictures is None:
             drawn = drawer.draw(setting, 0, count, on_step)
-            pictures = drawer.subject.pictures(drawn.samples)
+            pictures = drawer.subject.pictures(drawn.samples).cpu()
             store.save_reference(setting.slug, pictures)
         elif on_step is not None:
             for _ in range(number):

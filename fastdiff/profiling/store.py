@@ -18,6 +18,7 @@ from fastdiff.errors import expect
 from fastdiff.files import replacing, writable_folder
 
 PLAN = "plan.json"
+MISSING = {"device": "cpu"}  # of plans from before there was another
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Store:
             expect(resume, f"{self.folder} holds a sweep already; go on with it by --resume, or give another --out")
             found = read_plan(path)
             for key, value in plan["fixed"].items():
-                before = found.get("fixed", {}).get(key)
+                before = found.get("fixed", {}).get(key, MISSING.get(key))
                 expect(before == value, f"{path} was made with {key} {before!r}, not {value!r}; give another --out")
             found |= {key: value for key, value in plan.items() if key != "fixed"}  # with more settings than before
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,9 @@ class Subject:
     scale that is profiled if none is named; 1 is none. code: a line of Python that makes `subject`, for the line that
     uses a setting; without one that line expects the name `subject`. bundled: whether `fastdiff.load(name)` gives the
     model, with `model.info.condition`.
+
+    `decode` gets samples where the model is; what it decodes with must be there too. An entry point that makes the
+    model elsewhere than on the CPU has an argument `device`, a torch.device, which it is called with.
     """
 
     name: str
@@ -55,17 +59,33 @@ class Subject:
     def conditions_of(
         self, first: int, count: int, dtype: torch.dtype | None = None
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """(cond, uncond) of these samples; dtype: of the floating-point tensors among them, theirs if None."""
+        """(cond, uncond) of these samples, where the model is; dtype: of the floating-point tensors among them, theirs
+        if None."""
         cond, uncond = ({}, None) if self.conditions is None else self.conditions(first, count)
-        if dtype is None:
-            return cond, uncond
-        return _cast(cond, dtype), None if uncond is None else _cast(uncond, dtype)
+        return _moved(cond, self.device, dtype), None if uncond is None else _moved(uncond, self.device, dtype)
+
+    def in_dtype(self, dtype: torch.dtype) -> Callable[..., Any]:
+        """The model itself in float32, which is taken as it is; in another dtype a copy."""
+        if dtype == torch.float32:
+            return self.model
+        name = str(dtype).removeprefix("torch.")
+        expect(isinstance(self.model, nn.Module), f"precision {name} needs a torch.nn.Module")
+        return copy.deepcopy(self.model).to(dtype)  # type: ignore[attr-defined, no-any-return]
+
+    def to(self, device: torch.device) -> Subject:
+        """The same with its model on the device. Raises ValueError for a model that cannot be moved."""
+        if self.device == device:
+            return self
+        if not isinstance(self.model, nn.Module):
+            raise ValueError(f"model {self.name!r} is a {type(self.model).__name__}, which cannot be moved to {device}")
+        self.model.to(device)
+        return self
 
     def pictures(self, samples: Tensor) -> Tensor:
         """Samples as pictures (B, 3 or 1, H, W)."""
         if self.decode is not None:
             with torch.no_grad():
-                samples = self.decode(samples)
+                samples = self.decode(samples.to(self.device))
         expect(
             samples.ndim == 4 and samples.shape[1] in (1, 3),
             f"pictures must be (B, 3 or 1, H, W), got {tuple(samples.shape)}; a model of anything else needs `decode`",
@@ -79,8 +99,14 @@ class Subject:
         return next((p.device for p in parameters), torch.device("cpu"))
 
 
-def _cast(conditions: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+def _moved(conditions: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
+    """The tensors on the device, and in the dtype if they are of floating point and it is given."""
     return {
-        key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        key: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
         for key, value in conditions.items()
     }
+
+
+def device_argument(device: torch.device | None) -> str:
+    """The further argument of a call in a line of Python; nothing for the CPU."""
+    return "" if device is None or device.type == "cpu" else f", device={str(device)!r}"

@@ -121,7 +121,7 @@ class Sweep:
     def _measure(self, setting: Setting, number: int) -> Unit:
         first, count = number * self.plan.round_size, self.plan.round_size
         drawn = self.drawer.draw(setting, first, count)
-        shown = self.drawer.subject.pictures(drawn.samples)
+        shown = self.drawer.subject.pictures(drawn.samples).cpu()
         unit = Unit(
             first, drawn.seconds / count, drawn.calls, drawn.evaluations, drawn.full_calls,
             features=self.extractor(shown),
@@ -130,8 +130,8 @@ class Sweep:
         if number == 0:
             unit.shown = _bytes(shown[:SHOWN])
             if reference is not None:
-                unit.rmse = rmse(shown.cpu(), reference.pictures)
-                unit.ssim = ssim(shown.cpu(), reference.pictures)
+                unit.rmse = rmse(shown, reference.pictures)
+                unit.ssim = ssim(shown, reference.pictures)
         return unit
 
     def _tell(self, what: str) -> None:

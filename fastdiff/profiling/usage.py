@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fastdiff.profiling.settings import Setting
-from fastdiff.profiling.subject import Subject
+from fastdiff.profiling.subject import Subject, device_argument
 
 
 def python_line(subject: Subject, setting: Setting, *, count: int = 9) -> str:
@@ -17,7 +17,8 @@ def python_line(subject: Subject, setting: Setting, *, count: int = 9) -> str:
     lower = f"torch.{setting.precision}" if setting.precision != "float32" else ""
     shape = ", ".join(map(str, (count, *subject.shape)))
     if subject.bundled:
-        network = f"(m := fastdiff.load({subject.name!r}{f', dtype={lower}' if lower else ''}))"
+        options = device_argument(subject.device) + (f", dtype={lower}" if lower else "")
+        network = f"(m := fastdiff.load({subject.name!r}{options}))"
     else:
         network = f"subject.model.to({lower})" if lower else "subject.model"
     if setting.cache:
@@ -71,6 +72,11 @@ def _conditions(subject: Subject, setting: Setting, count: int, dtype: str) -> l
         )
         made = [f"m.info.condition({chosen}, {count})", f"m.info.condition(None, {count})"]
     else:
-        of = f"subject.conditions_of(0, {count}, {dtype})" if dtype else f"subject.conditions(0, {count})"
+        moved = bool(dtype) or subject.device.type != "cpu"
+        of = (
+            f"subject.conditions_of(0, {count}{f', {dtype}' if dtype else ''})"
+            if moved
+            else f"subject.conditions(0, {count})"
+        )
         made = [f"{of}[0]", f"{of}[1]"]
     return [f"{name}={code}" for name, code in zip(("cond", "uncond"), made[: 1 if setting.guidance == 1 else 2])]
