@@ -52,11 +52,14 @@ def log_likelihood(
         x.dtype in (torch.float32, torch.float64) and x.ndim >= 2 and len(x) > 0,
         f"x must be a float32 or float64 tensor (B, ...), got {x.dtype} {tuple(x.shape)}",
     )
+    arguments.beside_model("x", x, model)
     probes, max_steps = arguments.whole("probes", probes, 1), arguments.whole("max_steps", max_steps, 1)
     rtol, atol = arguments.number("rtol", rtol), arguments.number("atol", atol)
     expect(min(rtol, atol) >= 0 < max(rtol, atol), f"rtol and atol must not be negative, got {rtol!r} and {atol!r}")
     x = differentiable(x)
-    cond = _mapped(differentiable, arguments.conditions("cond", cond, len(x)))
+    given = arguments.conditions("cond", cond, len(x))
+    arguments.same_device("cond", given, x.device)
+    cond = _mapped(differentiable, given)
     counter = CounterNoise.of(seed, len(x))
     # Rademacher vectors: of those with independent elements they have the least variance.
     vectors = [counter.draw(n, x.shape, x.dtype).sign().to(x.device) for n in range(probes)]

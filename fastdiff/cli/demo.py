@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 import fastdiff
-from fastdiff import pictures
+from fastdiff import arguments, pictures
+from fastdiff.bench.timing import timed
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.cli.info import collect
 from fastdiff.files import replacing, writable_folder
@@ -27,7 +27,8 @@ CURVE_SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM-Solver++(2M)"}
 CURVE_PICTURES = 9  # of which distances are measured: one of each class
 CONVERGED_STEPS = 100
 PICTURES = {"baseline": "baseline.png", "both": "fastdiff.png"}  # title of a run -> file
-TOLERANCE = 1e-5  # RMS of the difference over that of the pictures, at equal steps
+TOLERANCE = 1e-5  # RMS of the difference over that of the pictures, at equal steps, in float32
+HALF_FACTOR = 2.0  # in half precision: of plain PyTorch's own distance to its samples in float32
 
 
 @dataclass(frozen=True)
@@ -51,23 +52,39 @@ class Run:
 class Demo:
     """What all runs of the demo share: model, classes, guidance and seed."""
 
-    def __init__(self, name: str, per_class: int, guidance: float, seed: int) -> None:
-        self.model: BundledModel = fastdiff.load(name)
-        self.fast: Any = fastdiff.optimize(fastdiff.load(name))
+    def __init__(
+        self, name: str, per_class: int, guidance: float, seed: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.name, self.device, self.dtype = name, device, dtype
+        self.model: BundledModel = fastdiff.load(name, device=device, dtype=dtype)
+        self.fast: Any = fastdiff.optimize(fastdiff.load(name, device=device, dtype=dtype))
         info = self.model.info
         self.seed, self.guidance = seed, fastdiff.CFG(guidance)
         self.classes: list[str | None] = [*info.classes] or [None]
         self.labels = [name for name in self.classes for _ in range(per_class)]
 
-    def sample(self, solver: str, steps: int, fast: bool, count: int | None = None, callback: Any = None) -> Tensor:
-        """All pictures, or `count` of them, spread over the classes."""
-        info, total = self.model.info, len(self.labels)
+    def sample(
+        self,
+        solver: str,
+        steps: int,
+        fast: bool,
+        count: int | None = None,
+        callback: Any = None,
+        model: BundledModel | None = None,
+    ) -> Tensor:
+        """All pictures, or `count` of them, spread over the classes. model: in place of the demo's two."""
+        model = model or (self.fast if fast else self.model)
+        assert model is not None
+        info, total = model.info, len(self.labels)
         chosen = range(total) if count is None else range(0, total, -(-total // count))
         labels = [self.labels[i] for i in chosen]
         noise = CounterNoise.of(self.seed, total).initial((total, *info.shape), torch.float32)[list(chosen)]
+        noise = noise.to(self.device, next(model.parameters()).dtype)
+        # with a callback a GPU could not replay the loop as one graph
+        callback = None if self.device.type == "cuda" else callback
         with fastdiff.use("auto" if fast else "reference"):
             return fastdiff.sample(
-                self.fast if fast else self.model,
+                model,
                 noise,
                 solver=solver,
                 steps=steps,
@@ -81,8 +98,30 @@ class Demo:
             )
 
     def pictures(self, samples: Tensor) -> Tensor:
-        """Decoded, if they are latents."""
-        return to_pictures(self.model, samples)
+        """Decoded, if they are latents; float32."""
+        return to_pictures(self.model, samples).float()
+
+    def differences(self, plain: Tensor, fast: Tensor, steps: int) -> dict[str, Any]:
+        """How far the two forms of the network are apart after so many steps of DDIM, in units of the samples' RMS, and
+        whether that is within the tolerance. In half precision it is how far each is from plain PyTorch's samples in
+        float32, which makes them once more."""
+        target, allowed = plain, TOLERANCE
+        if self.dtype != torch.float32:
+            exact = fastdiff.load(self.name, device=self.device)
+            target = self.sample("ddim", steps, False, model=exact)
+        unit = target.float().square().mean().sqrt()
+        apart = (fast.float() - target.float()) / unit
+        if self.dtype != torch.float32:
+            plainly = float(((plain.float() - target.float()) / unit).square().mean().sqrt())
+            allowed = HALF_FACTOR * plainly + torch.finfo(self.dtype).eps
+        difference = float(apart.square().mean().sqrt())
+        return {
+            "difference_at_equal_steps": difference,
+            "largest_difference_at_equal_steps": float(apart.abs().max()),
+            "tolerance": allowed,
+            "agree": difference <= allowed,
+            "compared_with": "float32" if self.dtype != torch.float32 else "PyTorch",
+        }
 
 
 class Distances:
@@ -132,10 +171,13 @@ def run(
     guidance: float,
     seed: int,
     as_json: bool,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> None:
     """See `fastdiff demo --help`."""
+    where, kind = arguments.device("--device", device), arguments.dtype("--dtype", dtype)
     folder = writable_folder(out)
-    demo = Demo(model_name, per_class, guidance, seed)
+    demo = Demo(model_name, per_class, guidance, seed, where, kind)
     with progress() as bar:
         total = CONVERGED_STEPS + baseline_steps + sum(CURVE_STEPS) * len(CURVE_SOLVERS)  # about: the search adds some
         task = bar.add("distances from the converged solution", total=total)
@@ -156,29 +198,27 @@ def run(
         runs = []
         for title, solver, count, fast in plan:
             task = bar.add(f"{title}: {solver}, {count} steps", total=count)
-            started = time.perf_counter()
-            samples = demo.sample(solver, count, fast, callback=lambda *_, task=task: bar.advance(task))
-            runs.append(Run(title, solver, count, fast, samples, time.perf_counter() - started))
+            with timed(where) as elapsed:
+                samples = demo.sample(solver, count, fast, callback=lambda *_, task=task: bar.advance(task))
+            bar.update(task, completed=count)
+            runs.append(Run(title, solver, count, fast, samples, elapsed.seconds))
             if title in PICTURES:  # written at once: whatever comes later, they are there
                 pictures.save_png(folder / PICTURES[title], pictures.grid(demo.pictures(samples), per_class), zoom=3)
 
     baseline, by_solver, by_kernels, both = runs
-    apart, size = by_kernels.samples - baseline.samples, baseline.samples.square().mean().sqrt()
-    difference = apart.square().mean().sqrt() / size
     summary = {
         "model": model_name,
         "pictures": len(demo.labels),
         "guidance": guidance,
         "seed": seed,
+        "device": str(where),
+        "dtype": dtype,
         "baseline": baseline.facts(baseline),
         "solver": by_solver.facts(baseline),
         "kernels": by_kernels.facts(baseline),
         "fastdiff": both.facts(baseline),
         "speed_up": round(baseline.seconds / both.seconds, 2),
-        "difference_at_equal_steps": float(difference),
-        "largest_difference_at_equal_steps": float(apart.abs().max() / size),
-        "tolerance": TOLERANCE,
-        "agree": bool(difference <= TOLERANCE),
+        **demo.differences(baseline.samples, by_kernels.samples, baseline_steps),
         "errors": curves,
         "error_of_baseline": curves["ddim"][baseline_steps],
         "error_of_fastdiff": curves["dpmpp-2m"][chosen],
@@ -193,7 +233,8 @@ def run(
         _print(runs, summary)
     if not summary["agree"]:
         raise fastdiff.SamplingError(
-            f"at equal steps the two paths differ by {difference:.2e} of the RMS, more than {TOLERANCE:g}; "
+            f"at equal steps the two paths differ by {summary['difference_at_equal_steps']:.2e} of the RMS, more than "
+            f"{summary['tolerance']:.2g}; "
             f"see {summary['report']}"
         )
 
@@ -229,6 +270,12 @@ def plot(errors: dict[str, dict[int, float]], path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=150)
 
 
+def _compared(summary: dict[str, Any]) -> str:
+    if summary["compared_with"] == "float32":
+        return f"the optimized network in {summary['dtype']} differs from PyTorch's in float32"
+    return "the network's two forms differ"
+
+
 def _print(runs: list[Run], summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['pictures']} pictures from {summary['model']}, guidance {summary['guidance']:g}")
     for heading in ("path", "solver", "steps", "network", "seconds", "speed-up"):
@@ -243,8 +290,8 @@ def _print(runs: list[Run], summary: dict[str, Any]) -> None:
         f"baseline {summary['error_of_baseline']:.3f}, fastdiff {summary['error_of_fastdiff']:.3f}"
     )
     console.print(
-        f"at equal steps the network's two forms differ by {summary['difference_at_equal_steps']:.1e} of the RMS "
-        f"(tolerance {summary['tolerance']:g}), in the largest pixel by "
+        f"at equal steps {_compared(summary)} by {summary['difference_at_equal_steps']:.1e} of the RMS "
+        f"(tolerance {summary['tolerance']:.2g}), in the largest pixel by "
         f"{summary['largest_difference_at_equal_steps']:.1e}"
     )
     console.print(f"report: [bold]{summary['report']}[/bold]")

@@ -14,6 +14,8 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(bench.app, name="bench")
 _debug: list[bool] = []  # not empty after --debug
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="Of the network: float32, bfloat16 or float16.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -49,12 +51,14 @@ def demo(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the pictures; the same on both paths.", min=0)] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     json: Json = False,
 ) -> None:
     """Sample the same pictures with plain PyTorch and with fastdiff; show what the solver and the kernels give."""
     from fastdiff.cli import demo as command
 
-    command.run(out, model, per_class, baseline_steps, steps, guidance, seed, json)
+    command.run(out, model, per_class, baseline_steps, steps, guidance, seed, json, device, dtype)
 
 
 @app.command()
@@ -84,29 +88,17 @@ def sample(
     batch: Annotated[int, typer.Option(help="Pictures sampled at once.", min=1)] = 32,
     out: Annotated[str, typer.Option(help="The PNG file to write.")] = "grid.png",
     zoom: Annotated[int, typer.Option(help="Size of a pixel in the file.", min=1)] = 4,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     json: Json = False,
 ) -> None:
     """Sample pictures from a model into one PNG file."""
     from fastdiff.cli import sample as command
 
     command.run(
-        model,
-        class_,
-        prompt,
-        count,
-        solver,
-        steps,
-        grid,
-        guidance,
-        seed,
-        batch,
-        out,
-        zoom,
-        json,
-        prompts,
-        image,
-        strength,
-    )
+        model, class_, prompt, count, solver, steps, grid, guidance, seed, batch, out, zoom, json, prompts, image,
+        strength, device, dtype,
+    )  # fmt: skip
 
 
 @app.command()
@@ -126,7 +118,9 @@ def profile(
     guidance: Annotated[str | None, typer.Option(help="Scales; the model's own if not given. 1 is none.")] = None,
     interval: Annotated[str | None, typer.Option(help="low:high in lambda where guidance applies, or none.")] = None,
     threshold: Annotated[str | None, typer.Option(help="Limits of x0, or none; dynamic as 1@0.995.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Of the network: float32, bfloat16, float16.")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", "--dtype", help="Of the network: float32, bfloat16, float16.")
+    ] = None,
     batch: Annotated[str | None, typer.Option(help="Samples at once.")] = None,
     grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own if not given.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, reference, cpu, optimize.")] = None,
@@ -145,6 +139,7 @@ def profile(
     data: Annotated[str | None, typer.Option(help="A folder of pictures to compare distributions with.")] = None,
     budget: Annotated[str | None, typer.Option(help="The most that a sample may take, e.g. 2s or 300ms.")] = None,
     target_rmse: Annotated[float | None, typer.Option(help="RMSE to the converged trajectory to reach.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1; cpu if not given.")] = None,
     out: Annotated[
         str | None, typer.Option(help="Folder of the report and of the work; fastdiff-profile if not given.")
     ] = None,
@@ -165,7 +160,7 @@ def profile(
     }  # fmt: skip
     command.run(
         model, axes, json, samples=samples, minutes=minutes, reference_steps=reference_steps, seed=seed,
-        features=features, data=data, budget=budget, target_rmse=target_rmse, out=out, resume=resume,
+        features=features, data=data, budget=budget, target_rmse=target_rmse, device=device, out=out, resume=resume,
     )  # fmt: skip
 
 
@@ -211,12 +206,14 @@ def verify(
     model: Annotated[str, typer.Argument(help="A bundled model.")] = "emoji-unet-32",
     batch: Annotated[int, typer.Option(help="Samples.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="Of the input.", min=0, max=2**63 - 1)] = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     json: Json = False,
 ) -> None:
     """Compare a model through fastdiff.optimize with itself: its output and every node; exit status 1 if it differs."""
     from fastdiff.cli import verify as command
 
-    command.run(model, batch, seed, json)
+    command.run(model, batch, seed, json, device, dtype)
 
 
 @app.command()
@@ -253,6 +250,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     _debug.clear()
     try:
         _refuse_the_other_fastdiff()
+        from fastdiff.cli.console import show_messages
+
+        show_messages()
         status = app(arguments, prog_name="fastdiff", standalone_mode=False)
     except Exception as error:
         if _debug:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
 
 import fastdiff
-from fastdiff import pictures
+from fastdiff import arguments, pictures
+from fastdiff.bench.timing import timed
 from fastdiff.cli import sample_subject
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.errors import expect
@@ -40,8 +40,11 @@ def run(
     prompts: str | None = None,
     image: str | None = None,
     strength: float | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> None:
     """See `fastdiff sample --help`. After Ctrl-C the file holds the batches that were finished."""
+    where, kind = arguments.device("--device", device), arguments.dtype("--dtype", dtype)
     path = Path(out)
     expect(path.suffix.lower() == ".png", f"--out must end in .png, got {out!r}")
     expect(not path.is_dir(), f"--out names a folder, expected a file: {out!r}")
@@ -52,10 +55,23 @@ def run(
         wrong = [option for option, value in given.items() if value is not None]
         expect(not wrong, f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} for bundled models only")
         sample_subject.run(
-            model_name, prompt, count or 16, solver, steps, grid, guidance, seed, batch, path, zoom, as_json
+            model_name,
+            prompt,
+            count or 16,
+            solver,
+            steps,
+            grid,
+            guidance,
+            seed,
+            batch,
+            path,
+            zoom,
+            as_json,
+            where,
+            kind,
         )
         return
-    model = fastdiff.load(model_name)
+    model = fastdiff.load(model_name, device=where, dtype=kind)
     # Refuses bad steps before the progress bar.
     times = make_grid(grid or model.info.schedule.grid or solver.grid, model.info.schedule, steps)
     prompted = isinstance(model.info, PromptInfo)
@@ -74,14 +90,13 @@ def run(
         start = float(times[-1] + strength * (times[0] - times[-1]))
         left = int((times < start).sum())
         starts = fastdiff.diffuse(
-            _latents(model, image).expand(total, -1, -1, -1), model.info.schedule, start, seed=seed
+            _latents(model, image, where, kind).expand(total, -1, -1, -1), model.info.schedule, start, seed=seed
         )
     writable_folder(path.parent)
 
     finished: list[torch.Tensor] = []
-    started = time.perf_counter()
     try:
-        with progress() as bar:
+        with timed(where) as elapsed, progress() as bar:
             task = bar.add(
                 f"{solver.name}, {steps} steps", total=None if solver.adaptive else left * -(-total // batch)
             )
@@ -100,9 +115,12 @@ def run(
                         uncond=model.info.condition(None, size),
                         seed=seed,
                         first_sample=first,
-                        callback=lambda *_: bar.advance(task),
+                        # with a callback a GPU could not replay the loop as one graph
+                        callback=None if where.type == "cuda" else lambda *_: bar.advance(task),
                     )
                 )
+                if where.type == "cuda":
+                    bar.advance(task, left)
     finally:
         if finished:
             samples = torch.cat([to_pictures(model, part) for part in finished])
@@ -123,7 +141,9 @@ def run(
                 "steps": steps,
                 "guidance": cfg.scale,
                 "seed": seed,
-                "seconds": round(time.perf_counter() - started, 3),
+                "device": str(where),
+                "dtype": dtype,
+                "seconds": round(elapsed.seconds, 3),
             }
         )
 
@@ -156,10 +176,10 @@ def _lines(path: str, info: ModelInfo) -> list[str | None]:
     return found
 
 
-def _latents(model: BundledModel, path: str) -> torch.Tensor:
+def _latents(model: BundledModel, path: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """(1, C, H, W): a picture as the model samples it."""
-    size = to_pictures(model, torch.zeros(1, *model.info.shape)).shape[-1]
-    picture = pictures.load_square(path, size)[None]
+    size = to_pictures(model, torch.zeros(1, *model.info.shape, device=device, dtype=dtype)).shape[-1]
+    picture = pictures.load_square(path, size)[None].to(device, dtype)
     if isinstance(model, UNet):
         return picture
     with torch.inference_mode():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import fastdiff
 from fastdiff import pictures
+from fastdiff.bench.timing import timed
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.errors import expect
 from fastdiff.files import writable_folder
@@ -25,14 +27,15 @@ def is_subject(name: str) -> bool:
 
 def run(
     name: str, prompt: str | None, count: int, solver: Solver, steps: int, grid: str | None, guidance: float | None,
-    seed: int, batch: int, path: Path, zoom: int, as_json: bool,
+    seed: int, batch: int, path: Path, zoom: int, as_json: bool, device: torch.device, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     """See `fastdiff sample --help`. After Ctrl-C the file holds the batches that were finished."""
     if prompt is None:
-        subject = get_subject(name)
+        subject = get_subject(name, device=device)
     else:
         expect(Path(name).is_dir(), f"--prompt is for bundled models and diffusers folders; {name} has its conditions")
-        subject = load_folder(Path(name), (prompt,))
+        subject = load_folder(Path(name), (prompt,), device=device)
+    network = subject.in_dtype(dtype)
     scale = subject.guidance if guidance is None else guidance
     guided = scale != 1
     expect(
@@ -42,19 +45,22 @@ def run(
     make_grid(grid or subject.schedule.grid or solver.grid, subject.schedule, steps)  # type: ignore[union-attr,arg-type]
     writable_folder(path.parent)
     finished: list[torch.Tensor] = []
-    started = time.perf_counter()
     try:
-        with progress() as bar:
+        with timed(device) as elapsed, progress() as bar:
             task = bar.add(f"{solver.name}, {steps} steps", None if solver.adaptive else steps * -(-count // batch))
+            # with a callback a GPU could not replay the loop as one graph
+            on_step = None if device.type == "cuda" else lambda *_: bar.advance(task)
             for first in range(0, count, batch):
                 size = min(batch, count - first)
                 finished.append(
-                    _draw(subject, first, size, guided, lambda *_: bar.advance(task), solver=solver, steps=steps,
+                    _draw(subject, network, dtype, first, size, guided, on_step, solver=solver, steps=steps,
                           grid=grid, guidance=fastdiff.CFG(scale) if guided else None, seed=seed)
                 )  # fmt: skip
+                if on_step is None:
+                    bar.advance(task, steps)
     finally:
         if finished:
-            samples = torch.cat([subject.pictures(part) for part in finished])
+            samples = torch.cat([subject.pictures(part.float()) for part in finished])
             columns = min(len(samples), max(4, round(len(samples) ** 0.5)))
             pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
             console.print(f"{len(samples)} picture{'s' * (len(samples) != 1)} in [bold]{path}[/bold]")
@@ -62,15 +68,19 @@ def run(
         print_json(
             {
                 "file": str(path), "model": name, "prompt": prompt, "count": count, "solver": solver.name,
-                "steps": steps, "guidance": scale, "seed": seed, "seconds": round(time.perf_counter() - started, 3),
+                "steps": steps, "guidance": scale, "seed": seed, "device": str(device),
+                "dtype": str(dtype).removeprefix("torch."), "seconds": round(elapsed.seconds, 3),
             }
         )  # fmt: skip
 
 
-def _draw(subject: Subject, first: int, size: int, guided: bool, callback, **options) -> torch.Tensor:
+def _draw(
+    subject: Subject, network: Callable[..., Any], dtype: torch.dtype, first: int, size: int, guided: bool, callback,
+    **options,
+) -> torch.Tensor:  # fmt: skip
     """Samples first to first + size - 1."""
-    cond, uncond = subject.conditions_of(first, size)
+    cond, uncond = subject.conditions_of(first, size, dtype)
     return fastdiff.sample(
-        subject.model, (size, *subject.shape), schedule=subject.schedule, prediction=subject.prediction, cond=cond,
+        network, (size, *subject.shape), schedule=subject.schedule, prediction=subject.prediction, cond=cond,
         uncond=uncond if guided else None, first_sample=first, callback=callback, **options,
     )  # fmt: skip

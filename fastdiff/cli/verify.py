@@ -8,19 +8,21 @@ from dataclasses import asdict
 import torch
 
 import fastdiff
+from fastdiff import arguments
 from fastdiff.cli.console import print_json
 
 
-def run(model: str, batch: int, seed: int, as_json: bool) -> None:
+def run(model: str, batch: int, seed: int, as_json: bool, device: str = "cpu", dtype: str = "float32") -> None:
     """See `fastdiff verify --help`."""
-    loaded = fastdiff.load(model)
-    torch.manual_seed(seed)
-    parameter = next(loaded.parameters())
-    x = torch.randn(batch, *loaded.info.shape, dtype=parameter.dtype)
-    t = torch.linspace(0, 999, batch)
+    where, kind = arguments.device("--device", device), arguments.dtype("--dtype", dtype)
+    loaded = fastdiff.load(model, device=where, dtype=kind)
+    numbers = torch.Generator("cpu").manual_seed(seed)  # the same input on every device
+    x = torch.randn(batch, *loaded.info.shape, generator=numbers, device="cpu").to(where, kind)
+    t = torch.linspace(0, 999, batch, device=where)
     found = fastdiff.verify(loaded, fastdiff.optimize(loaded), ((x, t), loaded.info.condition(None, batch)))
     if as_json:
-        print_json({"model": model, "same": found.ok, "unproven": found.unproven, "nodes": found.nodes,
+        print_json({"model": model, "device": str(where), "dtype": dtype,
+                    "same": found.ok, "unproven": found.unproven, "nodes": found.nodes,
                     "against": found.against,
                     "outputs": [asdict(output) for output in found.outputs],
                     "first": None if found.first is None else asdict(found.first)})  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from fastdiff import arguments
 from fastdiff.errors import WeightsError, unknown
 from fastdiff.files import replacing
 from fastdiff.models.autoencoder import AutoencoderConfig
@@ -74,6 +75,8 @@ def load_files(
     """A model from NAME.json and the NAME.safetensors beside it, as `save_files` writes them."""
     from safetensors.torch import load as load_safetensors
 
+    if torch.device(device).type == "cuda":
+        arguments.device("device", device)  # one line, and before the weights are read, if there is none
     about = _read_description(description)
     weights = description.with_suffix(".safetensors")
     try:
