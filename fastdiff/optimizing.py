@@ -9,15 +9,18 @@ from typing import Any
 from torch import nn
 
 from fastdiff.compiler.optimize import optimize_module, refresh_module, restore_module
+from fastdiff.runtime.telling import show
 
 
-def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = ()) -> Any:
+def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = (), progress: bool = False) -> Any:
     """Make a model run through fastdiff's compiler; returns the same object.
 
     module: a torch.nn.Module, or a pipeline of diffusers: all its networks but those of transformers, and its
     schedulers where a step can run in one pass (disable=["scheduler"] leaves them; `explain(pipe)` says which). A
     module's parameters, state_dict, hooks and signature stay. verify: compare the first call with the original, and go
-    back to it with a warning if they differ. disable: names of passes to leave out. Where a gradient is wanted the
+    back to it with a warning if they differ. disable: names of passes to leave out. progress: say on stderr when a
+    model is being captured, which takes seconds at the first call; the logger "fastdiff" has it at the level INFO
+    whether it is shown or not. Where a gradient is wanted the
     original runs. `restore` undoes it.
 
     Changes of the module are seen at the next call: of weights and buffers, in place or replaced, of its parts, hooks
@@ -27,6 +30,10 @@ def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = ()) 
 
     Raises TypeError for anything else, ValueError for the name of a pass that does not exist.
     """
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be True or False, got {progress!r}")
+    if progress:
+        show()
     if is_pipeline(module):
         from fastdiff.integrations.diffusers import optimize_pipeline
 

@@ -110,6 +110,13 @@ def progress(*, counts: bool = True, period: float = 30.0) -> Iterator[Bars]:
         bars.stop()
 
 
+def show_messages() -> None:
+    """What takes seconds, such as capturing a model, as lines on the console."""
+    from fastdiff.runtime import telling
+
+    telling.show(lambda text: console.print(f"{text}", markup=False, soft_wrap=True))
+
+
 def print_json(data: dict[str, Any]) -> None:
     """One JSON object on the standard output."""
     print(json.dumps(data, ensure_ascii=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import sys
+import time
 import types
 import warnings
 import weakref
@@ -15,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from fastdiff.compiler.forgetting import forget
+from fastdiff.runtime.telling import log
 
 STATES = 32  # captures of one variant, such as of a LoRA's scales; PyTorch's own limit is 8
 
@@ -34,6 +36,7 @@ class Variant:
         self.dynamic = dynamic
         self.notes: list[str] = []
         self._made = Counter()
+        self._called = False
         self._name, self._states, self._with_numbers = name, 0, with_numbers
         self._module, self._backend = module, backend
         self._compiled = self._compile()
@@ -47,6 +50,10 @@ class Variant:
         module = self._module()
         assert module is not None  # it is being called
         graphs, original = self.graphs, module._call_impl
+        started = time.perf_counter()
+        if not self._called:
+            self._called = True
+            log.info("capturing %s: its first call takes seconds", self._name)
         if self._options:
             import torch._dynamo.config  # takes a second
 
@@ -55,6 +62,7 @@ class Variant:
         else:
             result = self._compiled(original, *args, **kwargs)
         if self.graphs != graphs:
+            log.info("captured %s in %.1f s", self._name, time.perf_counter() - started)
             self._count()
         return result
 
@@ -74,9 +82,11 @@ class Variant:
             warnings.warn(f"fastdiff: {self._name} {note}", stacklevel=6)
 
     def _compile(self) -> Callable[..., Any]:
-        backend, made = self._backend, self._made  # not self, which would keep itself
+        backend, made, name = self._backend, self._made, self._name  # not self, which would keep itself
 
         def counted(captured: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+            if made.count:
+                log.info("capturing %s once more, for other arguments", name)
             made.count += 1
             return backend(captured, inputs)  # type: ignore[no-any-return]
 
