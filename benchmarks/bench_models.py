@@ -1,12 +1,14 @@
 """Whole models: fastdiff.optimize against eager PyTorch, torch.compile, OpenVINO and ONNX Runtime.
 
     python benchmarks/bench_models.py [--rows ddpm,sd,vae,dit] [--peers compile,openvino,onnxruntime] [--json FILE]
+    python benchmarks/bench_models.py --device cuda --dtype float16 [--rows sd,sdxl,dit,vae] [--peers compile]
 
-Random weights, float32. Every engine runs in a process of its own, without a binding of threads to cores, and takes
-turns with the others: a call that is not timed, then those that are. Before that its result is checked, against eager
-in float64 where that fits into memory, else in float32, which one more process computes. Where memory does not hold all
-engines at once, each starts anew in every round. Peers need the extra `bench`; torch.compile needs a C++ compiler. A
-row with all peers takes minutes, most of them in their exports. The row `small` is a quick check of this file."""
+Random weights. On a GPU, or with --minutes, see models_in_time.py. Else every engine runs in a process of its own,
+without a binding of threads to cores, and takes turns with the others: a call that is not timed, then those that are.
+Before that its result is checked, against eager in float64 where that fits into memory, else in float32, which one more
+process computes. Where memory does not hold all engines at once, each starts anew in every round. Peers need the extra
+`bench`; torch.compile needs a C++ compiler. A row with all peers takes minutes, most of them in their exports. The row
+`small` is a quick check of this file."""
 
 from __future__ import annotations
 
@@ -14,131 +16,94 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from engines import ENGINES, Plain, engine
-from torch import Tensor, nn
+from engines import ENGINES, engine
+from model_rows import build
+from models_in_time import Budget
+from models_in_time import as_row as timed_row
+from models_in_time import measure as measure_in_time
+from models_in_time import table as timed_table
+from more_of_a_model import more_of
+from torch import Tensor
 
-from fastdiff.bench.suites import BAD_ARGUMENT, MODELS
+from fastdiff import arguments
+from fastdiff.bench.suites import BAD_ARGUMENT, MODELS, ON_GPU
+from fastdiff.bench.timing import timed
 from fastdiff.bench.turns import Worker, available_memory, serve, take_turns
+from fastdiff.compiler.differences import HALVES, difference
+from fastdiff.compiler.wider import without_tf32
 
 WANTED = {"ddpm": 2.0, "sd": 1.6, "vae": 2.7, "dit": 1.12}  # times as fast as the best peer
 PEERS = ENGINES[2:]
 TOLERANCE = 1e-4  # of the output's RMS
 
 
-def build(row: str) -> tuple[Plain, tuple[Tensor, ...]]:
-    """The model of a row, with random weights, and its inputs."""
-    import diffusers
-
-    with torch.device("meta"):
-        if row == "small":
-            model: nn.Module = diffusers.UNet2DModel(
-                sample_size=16,
-                block_out_channels=(32, 32),
-                layers_per_block=1,
-                norm_num_groups=8,
-                down_block_types=("DownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "UpBlock2D"),
-            )
-        elif row == "ddpm":  # google/ddpm-cifar10-32
-            model = diffusers.UNet2DModel(
-                sample_size=32,
-                block_out_channels=(128, 256, 256, 256),
-                down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            )
-        elif row == "sd":  # Stable Diffusion 1.5
-            model = diffusers.UNet2DConditionModel(cross_attention_dim=768)
-        elif row == "vae":
-            model = diffusers.AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                latent_channels=4,
-            ).decoder
-        else:  # DiT-XL/2
-            model = diffusers.DiTTransformer2DModel(
-                num_attention_heads=16,
-                attention_head_dim=72,
-                num_layers=28,
-                sample_size=32,
-                out_channels=8,
-                num_embeds_ada_norm=1000,
-                norm_type="ada_norm_zero",
-                norm_elementwise_affine=False,
-            )
-    model = model.to_empty(device="cpu").eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
-            parameter.uniform_(-1, 1, generator=generator).mul_((3 / parameter[0].numel()) ** 0.5)
-        else:
-            parameter.uniform_(-0.1, 0.1, generator=generator).add_("norm" in name and name.endswith("weight"))
-    for buffer in model.buffers():
-        buffer.uniform_(-1, 1, generator=generator)
-    make: dict[str, Callable[[], dict[str, Tensor]]] = {
-        "small": lambda: {"sample": torch.randn(2, 3, 16, 16), "timestep": torch.full((2,), 500)},
-        "ddpm": lambda: {"sample": torch.randn(8, 3, 32, 32), "timestep": torch.full((8,), 500)},
-        "sd": lambda: {
-            "sample": torch.randn(2, 4, 64, 64),
-            "timestep": torch.full((2,), 500),
-            "encoder_hidden_states": torch.randn(2, 77, 768),
-        },
-        "vae": lambda: {"sample": torch.randn(1, 4, 64, 64)},
-        "dit": lambda: {
-            "hidden_states": torch.randn(2, 4, 32, 32),
-            "timestep": torch.tensor([500, 500]),
-            "class_labels": torch.tensor([1, 2]),
-        },
-    }
-    torch.manual_seed(0)
-    inputs = make[row]()
-    return Plain(model, tuple(inputs)).eval(), tuple(inputs.values())
-
-
 @torch.no_grad()
-def expected(row: str, file: Path) -> dict[str, Any]:
-    """Write what the model gives, in float64 where that fits; says in which dtype, and the bytes of the weights."""
-    model, inputs = build(row)
+def expected(
+    row: str, file: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Write what the model gives in this dtype, and in float64 where that fits, else in float32; says in which, and the
+    bytes of the weights."""
+    where = torch.device(device)
+    model, inputs = build(row, where, dtype)
     size = sum(parameter.numel() for parameter in model.parameters())
-    wide = size <= 200_000_000
-    if wide:
-        model, inputs = model.double(), tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    torch.save(model(*inputs).double(), file)
-    return {"against": "float64" if wide else "float32", "bytes": 4 * size}
+    wide = torch.float64 if size <= 200_000_000 else torch.float32
+    with without_tf32(where):
+        eager = model(*inputs)
+        exact = eager
+        if wide != dtype:
+            exact = model.to(wide)(*(x.to(wide) if x.is_floating_point() else x for x in inputs))
+    torch.save({"exact": exact.double().cpu(), "eager": eager.cpu()}, file)
+    return {"against": str(wide).removeprefix("torch."), "bytes": dtype.itemsize * size}
 
 
-def prepare(row: str, name: str, folder: Path, threads: int) -> tuple[Callable[[], Tensor], dict[str, Any]]:
+def error_of(out: Tensor, file: Path) -> tuple[float, float]:
+    """(error, what it may be), of the output's RMS: in float32 the largest one and `TOLERANCE`, in half precision the
+    RMS, and 1.25 times eager's in the same type plus a rounding."""
+    known = torch.load(file)
+    found = difference("output", out.cpu(), known["eager"], known["exact"])
+    if out.dtype in HALVES:
+        return found.rms, found.rms_bound
+    return found.maximum, TOLERANCE
+
+
+def prepare(
+    row: str,
+    name: str,
+    folder: Path,
+    threads: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Callable[[], Tensor], dict[str, Any]]:
     """The engine's call, after its first result was checked. Raises ValueError if that is wrong."""
     torch.set_num_threads(threads)
-    model, inputs = build(row)
+    model, inputs = build(row, device, dtype)
     own = folder / name
     own.mkdir(exist_ok=True)
-    started = time.perf_counter()
-    call = engine(name, model, inputs, own, threads)
-    del model  # a peer has weights of its own
-    out = call()
-    first = time.perf_counter() - started
-    exact = torch.load(folder / "expected.pt")
-    error = float((out.double() - exact).abs().max() / exact.square().mean().sqrt())
-    if not error <= TOLERANCE:
-        raise ValueError(f"differs by {error:.1e} of the output's RMS; not timed")
-    return call, {"first": first, "error": error}
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of building in float32
+    call: Callable[[], Tensor] = lambda: None  # type: ignore[assignment, return-value]  # noqa: E731
+    with timed(device) as elapsed:
+        call = engine(name, model, inputs, own, threads)
+        del model  # a peer has weights of its own
+        out = call()
+    error, allowed = error_of(out, folder / "expected.pt")
+    if not error <= allowed:
+        raise ValueError(f"differs by {error:.1e} of the output's RMS, allowed {allowed:.1e}; not timed")
+    return call, {"first": elapsed.seconds, "error": error, "allowed": allowed}
 
 
-def measure(row: str, names: list[str], rounds: int, threads: int) -> dict[str, Any]:
+def measure(row: str, names: list[str], rounds: int, threads: int, dtype: str = "float32") -> dict[str, Any]:
     """Check every engine, then time them in turns. Raises RuntimeError if eager or fastdiff fails: no row without."""
     with tempfile.TemporaryDirectory() as folder:
 
         def command(name: str) -> list[str]:
-            return [sys.executable, __file__, f"--threads={threads}", "--engine", row, name, folder]
+            return [sys.executable, __file__, f"--threads={threads}", f"--dtype={dtype}", "--engine", row, name, folder]
 
         truth = Worker(command("expected"))
         truth.close()
@@ -191,31 +156,86 @@ def as_row(result: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="ddpm,vae,dit,sd")
-    parser.add_argument("--peers", default=",".join(PEERS), help="of compile, openvino, onnxruntime; or none")
+    parser.add_argument("--rows", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--peers", help="of compile, openvino, onnxruntime; or none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of every engine; as many as PyTorch would take if not given")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    parser.add_argument("--minutes", type=float, help="that all may take; 6 on a GPU, no limit on the CPU")
     parser.add_argument("--json", help="a file for the numbers")
     parser.add_argument("--engine", nargs=3, metavar=("ROW", "ENGINE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    try:
+        device, dtype = arguments.device("--device", options.device), arguments.dtype("--dtype", options.dtype)
+        rows, peers = _chosen(options, device, dtype)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(BAD_ARGUMENT) from error
     if options.engine:
-        row, name, folder = options.engine
-        if name == "expected":
-            serve(lambda: (lambda: None, expected(row, Path(folder) / "expected.pt")))
-            return
-        with torch.no_grad():
-            serve(lambda: prepare(row, name, Path(folder), options.threads))
+        _work(*options.engine, options.threads, device, dtype)
         return
-    results = []
-    for row in options.rows.split(","):
-        if row not in MODELS:
-            print(f"unknown row {row!r}; known: {', '.join(MODELS)}", file=sys.stderr)
-            raise SystemExit(BAD_ARGUMENT)
-        names = [*ENGINES[:2], *(name for name in options.peers.split(",") if name in PEERS)]
-        results.append(measure(row, names, options.rounds, options.threads or torch.get_num_threads()))
-        print(table(results[-1]), flush=True)
+    threads = options.threads or torch.get_num_threads()
+    if device.type == "cuda" or options.minutes is not None:
+        made = _in_time(rows, peers, options, threads, device, dtype)
+    else:
+        made = []
+        for row in rows:
+            result = measure(row, [*ENGINES[:2], *peers], options.rounds, threads, options.dtype)
+            print(table(result), flush=True)
+            made.append(as_row(result))
     if options.json:
-        Path(options.json).write_text(json.dumps({"rows": [as_row(result) for result in results]}, indent=1))
+        Path(options.json).write_text(json.dumps({"rows": made}, indent=1))
+
+
+def _chosen(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[list[str], list[str]]:
+    """Rows and peers. Raises ValueError for what is unknown, or not for this device and dtype."""
+    on_gpu = device.type == "cuda"
+    rows = (options.rows or ("sd,sdxl,dit,vae" if on_gpu else "ddpm,vae,dit,sd")).split(",")
+    for row in rows:
+        if row not in MODELS:
+            raise ValueError(f"unknown row {row!r}; known: {', '.join(MODELS)}")
+    able = [peer for peer in PEERS if peer in ON_GPU or (not on_gpu and dtype == torch.float32)]
+    given = able if options.peers is None else [name for name in options.peers.split(",") if name in PEERS]
+    for peer in given:
+        if peer not in able:
+            raise ValueError(f"{peer} is measured on the CPU in float32 only")
+    return rows, given
+
+
+def _work(row: str, name: str, folder: str, threads: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Be one engine's process."""
+    if name == "expected":
+        serve(lambda: (lambda: None, expected(row, Path(folder) / "expected.pt", device, dtype)))
+        return
+    kept: dict[str, Any] = {}
+
+    def made() -> tuple[Callable[[], Tensor], dict[str, Any]]:
+        kept["call"], first = prepare(row, name, Path(folder), threads, device, dtype)
+        return kept["call"], first
+
+    with torch.no_grad(), without_tf32(device):
+        serve(made, device=device, more=more_of(row, name, kept, device, dtype))
+
+
+def _in_time(
+    rows: list[str], peers: list[str], options: argparse.Namespace, threads: int, device: torch.device,
+    dtype: torch.dtype,
+) -> list[dict[str, Any]]:  # fmt: skip
+    budget = Budget(60 * (6.0 if options.minutes is None else options.minutes))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def command(row: str, engine_name: str) -> list[str]:
+            folder = Path(scratch) / row
+            folder.mkdir(exist_ok=True)
+            return [sys.executable, __file__, f"--threads={threads}", f"--device={device}", f"--dtype={options.dtype}",
+                    "--engine", row, engine_name, str(folder)]  # fmt: skip
+
+        results = measure_in_time(rows, ["eager", "fastdiff", *peers], command, budget, options.rounds)
+    for result in results:
+        print(timed_table(result, f"{name}, {options.dtype}, without TF32"), flush=True)
+    return [made for result in results if (made := timed_row(result, str(device), options.dtype)) is not None]
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 ENGINES = ("eager", "fastdiff", "compile", "openvino", "onnxruntime")
+ADDED = ("text_embeds", "time_ids")  # what Stable Diffusion XL takes in a dictionary
 
 
 class Plain(nn.Module):
@@ -20,22 +22,38 @@ class Plain(nn.Module):
         self.model, self.names = model, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        result = self.model(**dict(zip(self.names, inputs)))
+        named: dict[str, Any] = dict(zip(self.names, inputs))
+        added = {name: named.pop(name) for name in ADDED if name in named}
+        result = self.model(**named, **({"added_cond_kwargs": added} if added else {}))
         return result if isinstance(result, Tensor) else result[0]
+
+
+class Call:
+    """A call of a model in PyTorch."""
+
+    def __init__(self, function: Callable[..., Tensor], model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.function, self.model, self.inputs = function, model, inputs
+
+    def __call__(self) -> Tensor:
+        return self.function(*self.inputs)
 
 
 def engine(name: str, model: Plain, inputs: tuple[Tensor, ...], folder: Path, threads: int) -> Callable[[], Tensor]:
     """A call of the model by one of the engines. What it exports stays in the folder, and is used if it is there."""
     if name == "eager":
-        return lambda: model(*inputs)
+        return Call(model, model, inputs)
     if name == "fastdiff":
         import fastdiff
 
         fastdiff.optimize(model)
-        return lambda: model(*inputs)
+        return Call(model, model, inputs)
     if name == "compile":
-        compiled = torch.compile(model)
-        return lambda: compiled(*inputs)
+        if inputs[0].is_cuda:  # as it is fastest there
+            model.to(memory_format=torch.channels_last)
+            compiled = torch.compile(model, mode="reduce-overhead")
+        else:
+            compiled = torch.compile(model)
+        return Call(compiled, model, inputs)
     return (_openvino if name == "openvino" else _onnxruntime)(model, inputs, folder, threads)
 
 

@@ -154,8 +154,11 @@ def test_without_a_suite_they_are_listed(capsys):
 def test_a_suite_has_its_own_options_only(capsys):
     files = {"--json", "--html", "--only"}
     own = {suite: files for suite in SUITES} | {
-        "models": {*files, "--against"}, "gpu": {"--op", "--check", "--no-check", "--json"}, "compare": set(),
-    }  # fmt: skip
+        "models": {*files, "--against", "--rows", "--device", "--dtype", "--minutes"},
+        "ops": {*files, "--device"},
+        "gpu": {"--op", "--check", "--no-check", "--json"},
+        "compare": set(),
+    }
     for suite in SUITES:
         with pytest.raises(SystemExit):
             main(["bench", suite, "--help"])

@@ -1,7 +1,8 @@
-"""The GPU kernels against torch's, on the device: each is checked against float64 before it is timed."""
+"""The operators on a GPU against torch's: each is checked against float64 before it is timed, inside CUDA graphs."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from fastdiff.bench.cases import Case, of
 from fastdiff.bench.compare import check as check_results
 from fastdiff.bench.compare import prepared
-from fastdiff.bench.timing import Timing
+from fastdiff.bench.timing import Timing, interleave
 from fastdiff.ops import OPS, TRITON_OPS
 from fastdiff.runtime.choice import use
+
+CALLS = 10  # in a graph
+WARM = 3  # before it is recorded
 
 
 def cases(small: bool = False) -> Iterator[Case]:
@@ -21,36 +25,54 @@ def cases(small: bool = False) -> Iterator[Case]:
         yield from of(op, "gpu-small" if small else "gpu")
 
 
-def check(case: Case, device: str) -> None:
-    """Raises AssertionError if the kernel errs more than twice as much as torch at the same dtype, plus rounding."""
+def check(case: Case, device: str, backend: str = "triton") -> None:
+    """Raises AssertionError if the operator errs more than twice as much as torch at the same dtype, plus rounding."""
     op: Any = OPS[case.op]
     ours, theirs, inputs = prepared(case, op, op.plain, device)
-    with use("triton"):
+    with use(backend):
         check_results(case, ours, theirs, inputs)
 
 
-def time_case(case: Case, rounds: int = 30) -> dict[str, Timing]:
-    """Seconds a call of the kernel ("ours"), of the same in PyTorch ("torch") and, but for attention, which PyTorch has
-    in one call, of that compiled ("compile"), in turns. Needs a CUDA device."""
+def recorded(function: Callable[[], object], device: torch.device | str = "cuda") -> Callable[[], object]:
+    """A replay of `CALLS` calls as one CUDA graph, so that what a launch costs on the CPU is not timed. Small inputs
+    stay in the L2 cache, as they do within a network."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(WARM):  # what compiles, or chooses, does so here
+            function()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        for _ in range(CALLS):
+            function()
+    return graph.replay
+
+
+Record = Callable[[Callable[[], object], "torch.device | str"], Callable[[], object]]
+
+
+def time_case(
+    case: Case,
+    rounds: int = 30,
+    *,
+    device: torch.device | str = "cuda",
+    backend: str = "triton",
+    record: Record = recorded,
+) -> dict[str, Timing]:
+    """Seconds a call of the operator ("ours"), of the same in PyTorch ("torch") and, but for attention, which PyTorch
+    has in one call, of that compiled ("compile"), in turns, each inside a CUDA graph.
+
+    backend: of `fastdiff.use`, for ours: "auto" is what runs if nobody chooses. record: makes the graph.
+    """
     op: Any = OPS[case.op]
-    ours, theirs, inputs = prepared(case, op, op.plain, "cuda")
+    ours, theirs, inputs = prepared(case, op, op.plain, str(device))
     functions: dict[str, Callable[..., Any]] = {"ours": ours, "torch": theirs}
     if case.op != "attention":
         functions["compile"] = torch.compile(theirs)
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # no result may lie in the cache already
-    with use("triton"):
-        for function in functions.values():
-            for _ in range(5):
-                function(**inputs)
-        for _ in range(rounds):
-            for name, function in functions.items():
-                flush.zero_()
-                started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                started.record()
-                function(**inputs)
-                ended.record()
-                ended.synchronize()
-                seconds[name].append(started.elapsed_time(ended) / 1e3)
-    quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
-    return {name: Timing(*torch.tensor(s).double().quantile(quantiles).tolist()) for name, s in seconds.items()}
+    replays = {}
+    for name, function in functions.items():
+        with use(backend if name == "ours" else "reference"):
+            replays[name] = record(functools.partial(function, **inputs), device)
+    found = interleave(replays, rounds=rounds, device=device)
+    return {name: Timing(*(seconds / CALLS for seconds in vars(each).values())) for name, each in found.items()}

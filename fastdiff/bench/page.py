@@ -26,7 +26,11 @@ def write_page(path: str | Path, suite: str, rows: Sequence[Row], **more: Any) -
     template = resources.files("fastdiff.bench").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(template).render(
-        suite=suite, machine=collect(), plotly=get_plotlyjs(), data=json.dumps(data).replace("</", "<\\/")
+        suite=suite,
+        machine=collect(),
+        device=more.get("device", "cpu"),
+        plotly=get_plotlyjs(),
+        data=json.dumps(data).replace("</", "<\\/"),
     )
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -17,9 +17,11 @@ from fastdiff.ops import OPS
 from fastdiff.solvers import SOLVERS
 
 SUITES = ("ops", "models", "solvers")
-MODELS = ("small", "ddpm", "sd", "vae", "dit")
+MODELS = ("small", "ddpm", "sd", "sd15", "sdxl", "vae", "dit")
+ROW_NAMES = {"sd15": "sd"}  # two names of one row
 NEEDS = {"ops": "pytest_benchmark", "models": "diffusers", "solvers": "diffusers"}  # modules of the extra `bench`
 BAD_ARGUMENT = 2  # the status of a benchmark that has said what is wrong with its arguments
+ON_GPU = ("eager", "compile")  # of the peers, those that run on a GPU
 PEERS = ("eager", "compile", "openvino", "onnxruntime", "diffusers")
 
 
@@ -35,13 +37,18 @@ def folder() -> Path:
 
 
 def run(
-    suite: str, *, against: Sequence[str] = (), only: Sequence[str] = (), arguments: Sequence[str] = ()
+    suite: str,
+    *,
+    against: Sequence[str] = (),
+    only: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> list[Row]:
     """The rows of a suite; its own tables go to the standard error.
 
     against: peers of `PEERS`, for the models. only: operators, models or solvers. arguments: further ones of pytest for
-    the operators. Raises ValueError for unknown names, ImportError for what is not installed, RuntimeError if
-    a benchmark fails: a wrong result is not timed.
+    the operators; options: of the script of the models or solvers. Raises ValueError for unknown names, ImportError for
+    what is not installed, RuntimeError if a benchmark fails: a wrong result is not timed.
     """
     if suite not in SUITES:
         raise unknown("suite", suite, SUITES)
@@ -60,7 +67,7 @@ def run(
             return _ops(file, only, arguments)
         script = folder() / f"bench_{suite}.py"
         expect(script.is_file(), f"there is no {script}")
-        options = ["--json", str(file)]
+        options = ["--json", str(file), *options]
         if only:
             options += ["--rows" if suite == "models" else f"--{suite}", ",".join(only)]
         if against and suite == "models":

@@ -8,7 +8,9 @@ binding, and only one of them works at a time.
 from __future__ import annotations
 
 import json
+import math
 import os
+import select
 import subprocess
 import sys
 import time
@@ -16,6 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from fastdiff.bench.timing import timed
 
 # Variables that bind threads to cores. Threads of any library inherit the binding of the one that starts them.
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -31,23 +37,43 @@ class Worker:
     Raises RuntimeError that names the command if the process ends without an answer.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, wait: bool = True) -> None:
         self.command = list(command)
+        self.answer: Answer = {}
         with _every_core():
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=unbound(os.environ)
             )
-        self.answer = self._read()
+        if wait:
+            self.prepared()
+
+    def prepared(self, seconds: float | None = None) -> Answer:
+        """The answer of the preparation, {"failed": why} if it takes longer than that; the process then ends."""
+        if not self.answer:
+            found = self._within(seconds)
+            self.answer = found or {"failed": f"not ready within {seconds:.0f} s"}
+            if found is None:
+                self._process.kill()
+        return self.answer
 
     def turn(self) -> Answer:
         """{"seconds": per call, after one that is not timed, "peak": bytes of memory so far}."""
+        return self.ask("turn")
+
+    def ask(self, what: str, seconds: float | None = None) -> Answer:
+        """What the process answers to a word that it knows. Raises TimeoutError after so many seconds, and RuntimeError
+        that names the command if it ended."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write("turn\n")
+            self._process.stdin.write(f"{what}\n")
             self._process.stdin.flush()
         except OSError as error:
             raise RuntimeError(self._ended()) from error
-        return self._read()
+        found = self._within(seconds)
+        if found is None:
+            self._process.kill()
+            raise TimeoutError(f"no answer to {what!r} within {seconds:.0f} s")
+        return found
 
     def close(self) -> None:
         """End the process."""
@@ -55,6 +81,12 @@ class Worker:
             assert stream is not None
             stream.close()
         self._process.wait()
+
+    def _within(self, seconds: float | None) -> Answer | None:
+        """The next answer, None if there is none within the time."""
+        if seconds is not None and not select.select([self._process.stdout], [], [], max(0.0, seconds))[0]:
+            return None
+        return self._read()
 
     def _read(self) -> Answer:
         assert self._process.stdout is not None
@@ -67,8 +99,17 @@ class Worker:
         return f"{' '.join(self.command[:8])} ... ended with status {self._process.wait()}"
 
 
-def serve(prepare: Callable[[], tuple[Callable[[], object], Answer]]) -> None:
-    """Be a worker: prepare() -> (the call to time, what to say first). Whatever else is printed goes to stderr."""
+def serve(
+    prepare: Callable[[], tuple[Callable[[], object], Answer]],
+    *,
+    device: torch.device | str = "cpu",
+    more: Mapping[str, Callable[[], Answer]] | None = None,
+) -> None:
+    """Be a worker: prepare() -> (the call to time, what to say first). Whatever else is printed goes to stderr.
+
+    device: where the call computes, for its time and the peak of its memory. more: answers to further words; an error
+    in one is answered as {"failed": why}.
+    """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -82,13 +123,27 @@ def serve(prepare: Callable[[], tuple[Callable[[], object], Answer]]) -> None:
         say({"failed": f"{type(error).__name__}: {error}"[:300]})
         return
     say(first)
-    for _ in sys.stdin:
-        call()  # as in a sampling loop, where the call before was the same engine's
-        calls, started = 0, time.perf_counter()
-        while calls == 0 or time.perf_counter() - started < LEAST:
-            call()
-            calls += 1
-        say({"seconds": (time.perf_counter() - started) / calls, "peak": peak()})
+    for line in sys.stdin:
+        if line.strip() == "turn":
+            say({"seconds": seconds_a_call(call, device), "peak": peak(device)})
+            continue
+        try:
+            say((more or {})[line.strip()]())
+        except Exception as error:
+            say({"failed": f"{type(error).__name__}: {error}"[:300]})
+
+
+def seconds_a_call(call: Callable[[], object], device: torch.device | str = "cpu") -> float:
+    """Of as many calls as take `LEAST` seconds, after one that is not timed."""
+    call()  # as in a sampling loop, where the call before was the same engine's
+    calls, seconds = 0, 0.0
+    while calls == 0 or seconds < LEAST:
+        number = 1 if not calls else max(1, math.ceil((LEAST - seconds) * calls / max(seconds, 1e-9)))
+        with timed(device) as elapsed:
+            for _ in range(number):
+                call()
+        calls, seconds = calls + number, seconds + elapsed.seconds
+    return seconds / calls
 
 
 def take_turns(commands: Mapping[str, Sequence[str]], *, rounds: int, together: bool = True) -> dict[str, Answer]:
@@ -155,8 +210,10 @@ def _every_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
+def peak(device: torch.device | str = "cpu") -> int:
+    """The most memory that this process has had, in bytes; on a GPU what its tensors had of the GPU's."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):  # unlike getrusage's it has nothing of the process that started this one

@@ -40,11 +40,14 @@ def suites(context: typer.Context) -> None:
 @app.command()
 def ops(
     only: Annotated[str | None, typer.Option(help="Operators, separated by commas; all if not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     json: Json = None,
     html: Html = None,
 ) -> None:
-    """The operators on the CPU, against PyTorch's; needs a checkout."""
-    _run("ops", only, json, html)
+    """The operators against PyTorch's: on the CPU from a checkout, on a GPU inside CUDA graphs."""
+    from fastdiff.cli import bench_suites
+
+    bench_suites.run("ops", None, only, json, html, device=device)
 
 
 @app.command()
@@ -52,12 +55,22 @@ def models(
     against: Annotated[
         str | None, typer.Option(help="eager,compile,openvino,onnxruntime,diffusers; all that are there if not given.")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Models, separated by commas; all if not given.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", "--rows", help="Of small,ddpm,sd15,sdxl,vae,dit; those that fit if not given."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    minutes: Annotated[
+        float | None, typer.Option(help="That all may take; 6 on a GPU, no limit on the CPU if not given.")
+    ] = None,
     json: Json = None,
     html: Html = None,
 ) -> None:
-    """Whole models on the CPU, against PyTorch, OpenVINO, ONNX Runtime; needs a checkout."""
-    _run("models", only, json, html, against)
+    """Whole models, against PyTorch, and on the CPU OpenVINO and ONNX Runtime; needs a checkout."""
+    from fastdiff.cli import bench_suites
+
+    bench_suites.run("models", against, only, json, html, device=device, dtype=dtype, minutes=minutes)
 
 
 @app.command()

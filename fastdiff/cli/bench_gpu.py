@@ -61,6 +61,23 @@ def run(ops: Sequence[str], memory_checker: bool, out: str | None, as_json: bool
         Console(highlight=False).print(table(facts))
 
 
+def measured(
+    ops: Sequence[str], device: torch.device, *, record_graph: gpu.Record = gpu.recorded
+) -> list[dict[str, Any]]:
+    """The rows of `fastdiff bench ops --device cuda`: what runs if nobody chooses, against PyTorch."""
+    for name in ops:
+        if name not in OPS:
+            raise unknown("op", name, OPS)
+    rows = []
+    for case in gpu.cases():
+        if not ops or case.op in ops:
+            gpu.check(case, str(device), "auto")
+            timings = gpu.time_case(case, device=device, backend="auto", record=record_graph)
+            rows.append(record(case, timings))
+            console.print(f"{case.op}-{case}: checked, {1e6 * rows[-1]['seconds']['ours']['median']:.1f} us")
+    return rows
+
+
 def check_memory(ops: Sequence[str]) -> None:
     """Small cases under compute-sanitizer. Raises RuntimeError with what it found; says where there is none."""
     tool = shutil.which("compute-sanitizer")

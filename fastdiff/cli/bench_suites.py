@@ -1,4 +1,4 @@
-"""`fastdiff bench ops|models|solvers|scaling|convergence` on the CPU, and `fastdiff bench compare A.json B.json`."""
+"""`fastdiff bench ops|models|solvers|scaling|convergence`, and `fastdiff bench compare A.json B.json`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from fastdiff import arguments
 from fastdiff.bench import convergence, records, scaling, suites
 from fastdiff.bench.page import write_page
+from fastdiff.cli import bench_gpu
 from fastdiff.cli.console import console
+from fastdiff.errors import expect
 from fastdiff.files import writable_file
 
 
-def run(suite: str, against: str | None, only: str | None, json_file: str | None, html_file: str | None) -> None:
-    """See `fastdiff bench SUITE --help`; suite: one of `fastdiff.bench.suites.SUITES`, "scaling" or "convergence"."""
+def run(
+    suite: str,
+    against: str | None,
+    only: str | None,
+    json_file: str | None,
+    html_file: str | None,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    minutes: float | None = None,
+) -> None:
+    """See `fastdiff bench SUITE --help`; suite: one of `fastdiff.bench.suites.SUITES`, "scaling" or "convergence".
+    device: of the operators and models; dtype, minutes: of the models."""
+    where, _ = arguments.device("--device", device), arguments.dtype("--dtype", dtype)
+    expect(minutes is None or minutes > 0, f"--minutes must be positive, got {minutes!r}")
     for file in (json_file, html_file):
         if file:
             writable_file(file)
@@ -29,7 +46,12 @@ def run(suite: str, against: str | None, only: str | None, json_file: str | None
         found = convergence.errors(chosen or convergence.SOLVERS)
         rows, more = [], {"errors": found, "orders": convergence.orders(found), "published": _published()}
     else:
-        rows, more = suites.run(suite, against=_words(against), only=chosen), {}
+        if suite == "ops" and where.type == "cuda":
+            rows = bench_gpu.measured(chosen, where)
+        else:
+            options = _options(where, dtype, minutes) if suite == "models" else []
+            rows = suites.run(suite, against=_words(against), only=chosen, options=options)
+        more = {"device": _named(where)}
     if json_file:
         records.save(json_file, suite, rows, **more)
     if html_file:
@@ -38,6 +60,16 @@ def run(suite: str, against: str | None, only: str | None, json_file: str | None
     for file in (json_file, html_file):
         if file:
             console.print(f"written: [bold]{Path(file).resolve()}[/bold]")
+
+
+def _options(device: torch.device, dtype: str, minutes: float | None) -> list[str]:
+    """Of the script of the models."""
+    given = ["--device", str(device), "--dtype", dtype]
+    return given + ([] if minutes is None else ["--minutes", str(minutes)])
+
+
+def _named(device: torch.device) -> str:
+    return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
 
 
 def compare(before: str, after: str) -> None:
@@ -77,6 +109,12 @@ def _print(suite: str, rows: Sequence[records.Row], more: dict[str, Any]) -> Non
                 style="red" if found and found[2] < 1 else None,
             )  # fmt: skip
         out.print(table)
+    for row in rows:
+        numbers = [f"{name} {value:.3g}" for name, value in row.get("columns", {}).items() if value is not None]
+        if numbers:
+            out.print(f"{row['name']}: {', '.join(numbers)}")
+        for what in row.get("left_out", []):
+            out.print(f"{row['name']}: left out: {what}", markup=False)
     for axis, fits in more.get("fits", {}).items():
         text = ", ".join(f"{name} {fit['exponent']:.2f}" for name, fit in fits.items() if fit)
         out.print(f"{axis}: exponents: {text or 'one size only'}")
