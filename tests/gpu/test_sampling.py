@@ -1,4 +1,4 @@
-"""What only a GPU can show: `python -m pytest tests/gpu` on a machine that has one. Elsewhere all of it is skipped."""
+"""The sampling loop on the device: steps have the bits of the CPU, graphs are as exact as the reference."""
 
 import math
 
@@ -8,15 +8,14 @@ from conftest import assert_no_worse
 from small_network import Net
 
 import fastdiff
-from fastdiff import ops, sample
-from fastdiff.bench.cases import of, results, tensors, wanting_gradients, wide
+from fastdiff import sample
 from fastdiff.engine.steps import NativeSteps, TritonSteps
 from fastdiff.noise import CounterNoise
 from fastdiff.ops import linear_combine
 from fastdiff.runtime import cuda, graphs, triton
 from fastdiff.schedules import VPDiscrete
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
+pytestmark = pytest.mark.only_gpu
 STEPS = [
     pytest.param(
         NativeSteps, marks=pytest.mark.skipif(cuda.unavailable() is not None, reason=f"CUDA: {cuda.unavailable()}")
@@ -28,45 +27,6 @@ STEPS = [
 DEVICE = "cuda"
 BUFFER, COND, UNCOND, NOISE = range(4)
 OPTIONS = dict(schedule=VPDiscrete.linear(), prediction="eps", steps=6)
-
-
-def _gpu_cases():
-    if not torch.cuda.is_available() or triton.unavailable() is not None:
-        return []
-    from fastdiff.bench.gpu import cases
-
-    return [*cases(small=True), *cases()]
-
-
-@pytest.mark.parametrize("case", _gpu_cases(), ids=lambda case: f"{case.op}-{case}")
-def test_kernels_err_no_more_than_torch(case):
-    from fastdiff.bench.gpu import check
-
-    check(case, DEVICE)
-
-
-GRADIENTS = [case for op in ops.TRITON_OPS for case in of(op, "gpu-gradients")]
-
-
-@pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
-@pytest.mark.parametrize("case", GRADIENTS, ids=lambda case: f"{case.op}-{case}")
-def test_operators_and_their_gradients(case):
-    inputs = case.make(device=DEVICE)
-
-    def run(backend, inputs):
-        leaves = wanting_gradients(inputs)
-        with fastdiff.use(backend):
-            found = results(ops.OPS[case.op](**leaves))
-        directions = [torch.ones_like(y) for y in found]
-        return [y.detach() for y in found] + list(torch.autograd.grad(found, tensors(leaves), directions))
-
-    ours, theirs, exact = run("triton", inputs), run("reference", inputs), run("reference", wide(inputs))
-    for mine, other, want in zip(ours, theirs, exact, strict=True):
-        # A result sums at most as many terms as there are numbers.
-        floor = float(want.abs().max()) * torch.finfo(case.dtype).eps
-        terms = max(t.numel() for t in tensors(inputs))
-        floor += terms**0.5 * torch.finfo(torch.float32).eps * float(want.abs().max())
-        assert_no_worse(mine, other, want, floor=floor)
 
 
 @pytest.mark.parametrize("made", STEPS)
