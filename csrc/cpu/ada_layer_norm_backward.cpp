@@ -51,7 +51,8 @@ void run_rows(const AdaLayerNormBackward& op, int64_t begin, int64_t end) {
       const float* x = widen_row(row<T>(forward.x, b, s), wide_x, channels);
       const float* d = widen_row(row<T>(op.gradient, b, s), wide_d, channels);
       const Moments m = moments(x, channels, next_row<T>(forward.x, b, s, forward.rows));
-      const F mean = F::broadcast(m.mean), inverse = F::broadcast(inverse_deviation(m.squares * share, forward.eps));
+      const F mean = F::broadcast(m.mean);
+      const F inverse = F::broadcast(inverse_deviation(m.squares * share, forward.eps, forward.huge));
       F total = F::broadcast(0), along = F::broadcast(0);  // of the gradient of n, and of its product with n
       each(channels, [&](auto at) {
         const F n = (at.load(x) - mean) * inverse, gradient = at.load(d), scaled = gradient * at.load(factor);

@@ -40,7 +40,7 @@ void run_groups(const GroupNorm& op, int64_t begin, int64_t end) {
     const int64_t size = width * op.pixels;
     const int64_t to_next = unit + 1 < end && size <= kNear / static_cast<int64_t>(sizeof(T)) ? size : 0;
     float mean, inverse;
-    contiguous_statistics(x, size, op.eps, wide, &mean, &inverse);
+    contiguous_statistics(op, x, size, wide, &mean, &inverse);
     for (int64_t c = 0; c < width; ++c) {
       float factor, offset;
       factors<T>(op, sample, first + c, inverse, &factor, &offset);

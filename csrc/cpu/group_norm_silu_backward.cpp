@@ -66,7 +66,7 @@ void run_whole_groups(const GroupNormBackward& op, int64_t begin, int64_t end) {
     T* out = static_cast<T*>(op.x) + start;
     const int64_t to_next = unit + 1 < end && size <= kNear / static_cast<int64_t>(sizeof(T)) ? size : 0;
     float mean, inverse, slope, constant;
-    contiguous_statistics(x, size, forward.eps, wide, &mean, &inverse);
+    contiguous_statistics(forward, x, size, wide, &mean, &inverse);
     const F center = F::broadcast(mean);
     float *sums = op.sums + sample * 2 * forward.channels + first, *products = sums + forward.channels;
     double group_total = 0, group_product = 0;

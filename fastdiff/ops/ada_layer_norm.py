@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import (
     TYPES,
     Gradients,
@@ -97,12 +98,12 @@ class AdaLayerNorm(Op[Arguments]):
         out = empty_like(x)
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
-        core.ada_layer_norm(
+        huge = core.ada_layer_norm(
             TYPES[x.dtype], out.data_ptr(), rows(x, held), rows(scale, held), rows(shift, held),
             0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
             batch, tokens, channels, eps, torch.get_num_threads(),
         )  # fmt: skip
-        return out
+        return results_in_double(self, a, centered) if huge else out
 
     def fake(self, a: Arguments) -> Tensor:
         return torch.empty_like(a.x, memory_format=torch.contiguous_format)
@@ -116,12 +117,12 @@ class AdaLayerNorm(Op[Arguments]):
         held: list[Tensor] = []
         weight, bias = contiguous(a.weight), contiguous(a.bias)
         found = [empty_like(a.x), *self.empty_gradients(a)[1:]]
-        core.ada_layer_norm_backward(
+        huge = core.ada_layer_norm_backward(
             TYPES[a.x.dtype], [address(t) for t in found], rows(gradients[0], held), rows(a.x, held),
             rows(a.scale, held), rows(a.shift, held), address(weight), address(bias), a.x.shape, a.eps,
             torch.get_num_threads(),
         )  # fmt: skip
-        return found
+        return gradients_in_double(self, a, gradients) if huge else found
 
     def triton_limits(self, a: Arguments) -> str | None:
         return None if a.x.shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"
@@ -138,6 +139,11 @@ class AdaLayerNorm(Op[Arguments]):
         x, scale, shift, gradient = dense(a.x), dense(a.scale), dense(a.shift), dense(gradients[0])
         found = kernel(gradient, x, scale, shift, weight=contiguous(a.weight), bias=contiguous(a.bias), eps=a.eps)
         return [found.get(name) for name in ("x", "scale", "shift", "weight", "bias")]
+
+
+def centered(x: Tensor) -> Tensor:
+    """Without the first number of each row."""
+    return x - x[..., :1]
 
 
 ada_layer_norm = AdaLayerNorm()

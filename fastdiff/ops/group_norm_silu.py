@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.errors import unknown
+from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import TYPES, Gradients, Op, Tensors, address, check_tensor, contiguous
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
@@ -109,13 +110,13 @@ class GroupNormSilu(Op[Arguments]):
         weight = None if weight is None else weight.contiguous()
         bias = None if bias is None else bias.contiguous()
         scale, shift = _vectors(scale), _vectors(shift)
-        core.group_norm_silu(
+        huge = core.group_norm_silu(
             TYPES[x.dtype], out.data_ptr(), x.data_ptr(), address(weight), address(bias),
             (address(scale), channels, 0), (address(shift), channels, 0), samples, channels,
             x.numel() // (samples * channels or 1), num_groups, form is not torch.contiguous_format,
             activation == "silu", eps, torch.get_num_threads(),
         )  # fmt: skip
-        return out
+        return results_in_double(self, a, lambda x: _centered(x, num_groups)) if huge else out
 
     def fake(self, a: Arguments) -> Tensor:
         return torch.empty_like(a.x, memory_format=layout(a.x))
@@ -130,13 +131,13 @@ class GroupNormSilu(Op[Arguments]):
         form = layout(a.x)
         x, gradient = a.x.contiguous(memory_format=form), gradients[0].contiguous(memory_format=form)
         weight, bias, scale, shift = contiguous(a.weight), contiguous(a.bias), _vectors(a.scale), _vectors(a.shift)
-        core.group_norm_silu_backward(
+        huge = core.group_norm_silu_backward(
             TYPES[x.dtype], [address(t) for t in found], gradient.data_ptr(), x.data_ptr(), address(weight),
             address(bias), (address(scale), channels, 0), (address(shift), channels, 0),
             (samples, channels, x.numel() // max(1, samples * channels), a.num_groups),
             form is not torch.contiguous_format, a.activation == "silu", a.eps, torch.get_num_threads(),
         )  # fmt: skip
-        return found
+        return gradients_in_double(self, a, gradients) if huge else found
 
     def triton_limits(self, a: Arguments) -> str | None:
         if a.x.shape[0] and a.x.numel() // a.x.shape[0] >= 2**31:
@@ -176,6 +177,13 @@ def _vectors(tensor: Tensor | None) -> Tensor | None:
 def _flat(a: Arguments) -> Arguments:
     """The arguments with x in four dimensions where it has five and is channels-last, as Triton's kernels take it."""
     return a._replace(x=a.x.flatten(3)) if layout(a.x) is torch.channels_last_3d else a
+
+
+def _centered(x: Tensor, num_groups: int) -> Tensor:
+    """Without the first number of each group."""
+    width = x.shape[1] // num_groups
+    first = x[:, ::width].flatten(2)[..., 0] if x.ndim > 2 else x[:, ::width]
+    return x - first.repeat_interleave(width, 1).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
 
 
 group_norm_silu = GroupNormSilu()

@@ -67,7 +67,7 @@ class Op(Generic[A]):
         places = [index for index, kind in enumerate(kinds) if kind.startswith("Tensor")]
         # A tuple of tensors, or the one list of them.
         self._tensors: Callable[[A], Any] = itemgetter(*places)
-        self._places, self._list = places, "Tensor[]" in kinds
+        self.tensor_places, self._list = places, "Tensor[]" in kinds
         self.has_triton = type(self).triton is not Op.triton
         # Whether, with no gradient wanted, device and dtype are all that the C++ kernel asks for.
         self._simple = type(self).limits is Op.limits and type(self).slower is Op.slower
@@ -299,7 +299,7 @@ class Op(Generic[A]):
         a = self.Arguments(*(next(saved) if is_tensor else next(others) for is_tensor in ctx.is_tensor))
         again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
         if self._backward_operator is not None and not again and self.undifferentiated(a) is None:
-            by_place = dict(zip(self._places, self._gradients(a, gradients, tuple(saved))))
+            by_place = dict(zip(self.tensor_places, self._gradients(a, gradients, tuple(saved))))
             return tuple(by_place[i] if needed else None for i, needed in enumerate(ctx.needs_input_grad))
         return differentiated(self.reference, a, ctx.needs_input_grad, gradients, again)
 
@@ -352,7 +352,7 @@ class Op(Generic[A]):
             a, *_ = split(values)
             return tuple(self._first(a).new_empty((0,)) if t is None else t for t in self.empty_gradients(a))
 
-        tensors = ", ".join(["Tensor"] * len(self._places))
+        tensors = ", ".join(["Tensor"] * len(self.tensor_places))
         schema = f"{self.name}_backward({', '.join([*names, *fields])}) -> ({tensors})"
         return define(schema, compute, fake, on_gpu=self.has_triton)
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops.ada_layer_norm import FEW, MAX_CHANNELS
+from fastdiff.ops.ada_layer_norm import FEW, MAX_CHANNELS, centered
+from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import (
     TYPES,
     Gradients,
@@ -107,11 +108,14 @@ class ResidualAdaLayerNorm(Op[Arguments]):
         held: list[Tensor] = []  # copies, until the kernel has run
         h, z = empty_like(y), empty_like(y)
         weight, bias = contiguous(weight), contiguous(bias)
-        core.residual_ada_layer_norm(
+        huge = core.residual_ada_layer_norm(
             TYPES[y.dtype], h.data_ptr(), z.data_ptr(), rows(y, held), rows(residual, held), rows(gate, held),
             rows(scale, held), rows(shift, held), address(weight), address(bias), *y.shape, eps,
             torch.get_num_threads(),
         )  # fmt: skip
+        if huge:  # h is right
+            norm = Arguments(h, torch.zeros_like(h), None, scale, shift, weight, bias, eps)
+            _, z = results_in_double(self, norm, centered)
         return h, z
 
     def fake(self, a: Arguments) -> tuple[Tensor, Tensor]:
@@ -127,12 +131,12 @@ class ResidualAdaLayerNorm(Op[Arguments]):
         held: list[Tensor] = []
         weight, bias = contiguous(a.weight), contiguous(a.bias)
         found = [empty_like(a.y), empty_like(a.y), *self.empty_gradients(a)[2:]]
-        core.residual_ada_layer_norm_backward(
+        huge = core.residual_ada_layer_norm_backward(
             TYPES[a.y.dtype], [address(t) for t in found],
             *(rows(t, held) for t in (*gradients, *kept, a.y, a.gate, a.scale, a.shift)),
             address(weight), address(bias), a.y.shape, a.eps, torch.get_num_threads(),
         )  # fmt: skip
-        return found
+        return gradients_in_double(self, a, gradients) if huge else found
 
     def triton_limits(self, a: Arguments) -> str | None:
         return None if a.y.shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"

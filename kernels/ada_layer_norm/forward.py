@@ -11,6 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+LARGEST = tl.constexpr(3.4e38)
+SMALL = tl.constexpr(2.0**-96)
+LEAST = tl.constexpr(2.0**-120)
+
 
 @triton.jit
 def load_row(row, c, inside):
@@ -21,12 +25,24 @@ def load_row(row, c, inside):
 @triton.jit
 def normalize(v, inside, channels, eps):
     """The normalized row, 0 outside, and 1 / its deviation."""
+    d, variance = deviations(v, inside, channels)
+    scale = 1.0
+    if not (variance <= LARGEST):  # numbers beyond 1e19 or so: once more, in units in which squares are small
+        scale = SMALL
+        d, variance = deviations(v * scale, inside, channels)
+        variance = tl.where(variance < LEAST, LEAST, variance)
+    inverse = 1.0 / tl.sqrt(variance + eps * scale * scale)
+    return tl.where(inside, d * inverse, 0.0), inverse * scale
+
+
+@triton.jit
+def deviations(v, inside, channels):
+    """The differences from the mean, 0 outside, and the variance; this may not be finite."""
     mean = tl.sum(v, axis=0) / channels
     d = tl.where(inside, v - mean, 0.0)
     rounding = tl.sum(d, axis=0) / channels  # of the mean
-    variance = tl.maximum(tl.sum(d * d, axis=0) / channels - rounding * rounding, 0.0)
-    inverse = 1.0 / tl.sqrt(variance + eps)
-    return tl.where(inside, (d - rounding) * inverse, 0.0), inverse
+    variance = tl.sum(d * d, axis=0) / channels - rounding * rounding
+    return tl.where(inside, d - rounding, 0.0), tl.where(variance < 0, 0.0, variance)
 
 
 @triton.jit

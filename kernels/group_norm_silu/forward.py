@@ -111,7 +111,8 @@ def group_norm_silu_whole_kernel(
         rounding += tl.sum(d1)
         squares += tl.sum(d1 * d1)
     rounding = rounding / count
-    inverse = 1.0 / tl.sqrt(tl.maximum(squares / count - rounding * rounding, 0.0) + eps)
+    variance = squares / count - rounding * rounding
+    inverse = 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + eps)  # NaN stays NaN
     store_channels(
         out, d - rounding, inverse, weight, bias, scale, shift, sample * channels, group * width, c, p, width, pixels,
         channel_stride, pixel_stride, affine, biased, scaled, shifted, silu,

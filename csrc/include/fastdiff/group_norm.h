@@ -28,7 +28,8 @@ struct Total {
 
 // Mean and 1 / deviation of contiguous numbers.
 template <class T>
-inline void contiguous_statistics(const T* x, int64_t size, float eps, float* wide, float* mean, float* inverse) {
+inline void contiguous_statistics(const GroupNorm& op, const T* x, int64_t size, float* wide, float* mean,
+                                  float* inverse) {
   Total total;
   for (int64_t i = 0; i < size; i += kBlock) {
     const int64_t n = size - i < kBlock ? size - i : kBlock;
@@ -36,7 +37,7 @@ inline void contiguous_statistics(const T* x, int64_t size, float eps, float* wi
     total.add(static_cast<double>(n), m.mean, m.squares);
   }
   *mean = static_cast<float>(total.mean);
-  *inverse = inverse_deviation(static_cast<float>(total.squares / total.count), eps);
+  *inverse = inverse_deviation(static_cast<float>(total.squares / total.count), op.eps, op.huge);
 }
 
 // The same of a group of a sample, from the statistics of its parts, in their order.
@@ -57,7 +58,7 @@ inline void group_statistics(const GroupNorm& op, int64_t sample, int64_t group,
     total.add(count * static_cast<double>(width), center, within + count * between);
   }
   *mean = static_cast<float>(total.mean);
-  *inverse = inverse_deviation(static_cast<float>(total.squares / total.count), op.eps);
+  *inverse = inverse_deviation(static_cast<float>(total.squares / total.count), op.eps, op.huge);
 }
 
 template <class T>

@@ -46,7 +46,8 @@ struct AdaLayerNorm {
   void* out;
   int64_t batch, rows, channels;  // rows of a batch
   float eps;
-  bool stream = false;  // write around the caches
+  bool* huge = nullptr;  // set where squares leave float32's range, and the result is not to be used
+  bool stream = false;   // write around the caches
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
@@ -89,6 +90,7 @@ struct GroupNorm {
   int64_t samples, channels, pixels, groups;
   bool channels_last, silu;
   float eps;
+  bool* huge = nullptr;      // as of AdaLayerNorm
   bool stream = false;       // write around the caches
   float* partial = nullptr;  // room for 2 * parts * channels numbers, see below
 };

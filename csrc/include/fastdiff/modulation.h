@@ -61,7 +61,7 @@ inline void write_modulated(const AdaLayerNorm& op, const Modulation<T>& modulat
   const float *x = widen_row(stored, wide, op.channels), *factor = modulation.factor, *offset = modulation.offset;
   const Moments m = moments(x, op.channels, next);
   const float variance = m.squares / static_cast<float>(op.channels);
-  const F mean = F::broadcast(m.mean), inverse = F::broadcast(inverse_deviation(variance, op.eps));
+  const F mean = F::broadcast(m.mean), inverse = F::broadcast(inverse_deviation(variance, op.eps, op.huge));
   const auto modulated = [=](auto at) { return fma((at.load(x) - mean) * inverse, at.load(factor), at.load(offset)); };
   op.stream ? map_stream(out, op.channels, next, modulated) : map_ahead(out, op.channels, next, modulated);
 }

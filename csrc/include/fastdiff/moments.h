@@ -2,6 +2,8 @@
 // simd.h).
 #pragma once
 
+#include <float.h>
+
 #include "fastdiff/rows.h"
 #include "fastdiff/simd.h"
 
@@ -57,8 +59,9 @@ inline Moments moments(const float* x, int64_t size, const T* next) {
   return {first + shift, sum((q0 + q1) + (q2 + q3)) - shift * shift * static_cast<float>(size)};
 }
 
-// 1 / sqrt(variance + eps).
-inline float inverse_deviation(float variance, float eps) {
+// 1 / sqrt(variance + eps). huge is set where the variance is beyond float32's range, or no number.
+inline float inverse_deviation(float variance, float eps, bool* huge) {
+  if (!(variance <= FLT_MAX)) __atomic_store_n(huge, true, __ATOMIC_RELAXED);
   return 1.0f / __builtin_sqrtf((variance > 0 ? variance : 0) + eps);
 }
 
