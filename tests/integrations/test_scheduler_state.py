@@ -180,6 +180,26 @@ def test_tables_that_are_changed_are_seen():
         same(found[1][None], found[0][None], 1e-5)
 
 
+def test_a_numpy_table_changed_in_place_is_seen():
+    """NumPy counts no changes, and the object stays the same: the loop begins again with another table."""
+    theirs, ours = both("PNDMScheduler")
+    loops = []
+    for scheduler in (theirs, ours):
+        found = []
+        for _ in range(2):
+            scheduler.counter, scheduler.ets, scheduler.cur_model_output = 0, [], 0
+            x = tensor(2)
+            for t in scheduler.timesteps[:4]:
+                x = scheduler.step(tensor(1), t, x).prev_sample
+            found.append(x)
+            scheduler.prk_timesteps[:] -= 40
+        loops.append(found)
+    same(loops[1][0][None], loops[0][0][None], 1e-5)
+    same(loops[1][1][None], loops[0][1][None], 1e-5)
+    assert not torch.allclose(loops[0][0], loops[0][1], atol=1e-2)
+
+
+
 def test_kinds_of_timesteps_and_errors():
     theirs, ours = both("DDIMScheduler")
     for t in (501, np.int64(501), torch.tensor(501), torch.tensor(501, dtype=torch.int32)):

@@ -83,7 +83,7 @@ class Memory:
 
 class _Still:
     """The attributes that steps do not change, as one number. They are looked at again only if they were replaced, or
-    a tensor among them changed in place."""
+    a tensor or a NumPy array among them changed in place."""
 
     def __init__(self, attributes: dict[str, Any], memory: Memory) -> None:
         self.moving = [k for k, v in attributes.items() if k in memory.moving or type(v) in (list, tuple) or _large(v)]
@@ -94,6 +94,8 @@ class _Still:
         self.tensors = [value for value in self.values if isinstance(value, Tensor)]
         self.versions = [_version(tensor) for tensor in self.tensors]
         self.plain = not any(tensor.is_inference() for tensor in self.tensors)
+        self.arrays = [value for value in self.values if isinstance(value, np.ndarray)]
+        self.contents = [array.tobytes() for array in self.arrays]
         key: list[Any] = [*attributes]
         self.known = all(_add(value, key, [], memory, None) for value in self.values)
         self.number = memory.number(tuple(key)) if self.known else None
@@ -105,6 +107,8 @@ class _Still:
         try:
             same = all(map(is_, self.get(attributes), self.values))
         except KeyError:
+            return False
+        if self.arrays and [array.tobytes() for array in self.arrays] != self.contents:
             return False
         if same and self.plain:
             return [tensor._version for tensor in self.tensors] == self.versions
@@ -193,7 +197,7 @@ def argument(kind: Any, value: Any) -> Any:
 
 def _version(value: Any) -> Any:
     if not isinstance(value, Tensor):
-        return 0
+        return value.tobytes() if isinstance(value, np.ndarray) else 0  # of which no changes are counted
     if not value.is_inference():
         return value._version
     return _content(value) if value.is_cpu else 0  # a GPU would have to be waited for
