@@ -30,12 +30,14 @@ class FastGraph:
     def __init__(self, original: fx.GraphModule, module: fx.GraphModule, report: Report) -> None:
         self.original, self.module, self.report = original, module, report
         self.stored = Stored(module)
-        self._run = module.forward
+        self._run, self._written = module.forward, mutations.written_inputs(module.graph)
 
     def __call__(self, *inputs: Any) -> Any:
         self.report.calls += 1
         if FastGraph.observer is not None:
             FastGraph.observer(self, inputs)
+        if self._written and _share_memory(inputs, self._written):
+            return self.original.forward(*inputs)
         if not self.stored:
             return self._run(*inputs)
         self.stored(inputs)
@@ -150,6 +152,13 @@ def transform(captured: fx.GraphModule, report: Report, disable: Sequence[str] =
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _share_memory(inputs: Sequence[Any], places: Sequence[int]) -> bool:
+    """Whether another input lies in the memory of one of these, so that it changes with it."""
+    storages = [x.untyped_storage()._cdata for x in inputs if isinstance(x, Tensor)]
+    written = {inputs[place].untyped_storage()._cdata for place in places}
+    return sum(storage in written for storage in storages) > len(places)
 
 
 def check_passes(names: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ arguments. So each kind of call is made once with tensors without memory, and th
 from __future__ import annotations
 
 import inspect
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +32,11 @@ class Effects(NamedTuple):
 
 
 def note(graph: fx.Graph) -> None:
-    """Write the effects of each call into its `meta`."""
+    """Write the effects of each call into its `meta`, if they are not there."""
     known: dict[Any, Effects] = {}
     mode = FakeTensorMode()
     for node in graph.nodes:
-        if node.op not in ("call_function", "call_method"):
+        if node.op not in ("call_function", "call_method") or "effects" in node.meta:
             continue
         inputs = [value(each) for each in node.all_input_nodes]
         if not any(isinstance(x, Tensor) for x in (*inputs, *pytree.tree_leaves(value(node)))):
@@ -151,4 +152,5 @@ def _by_name(node: Node) -> tuple[int, ...]:
     """The first input, where the name says that it is written to."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     in_place = name.endswith("_") and not name.startswith("_")
-    return (0,) if in_place or node.target in STATEMENTS or node.kwargs.get("inplace") is True else ()
+    in_place = in_place or node.target in STATEMENTS or node.target in (operator.setitem, operator.delitem)
+    return (0,) if in_place or node.kwargs.get("inplace") is True else ()

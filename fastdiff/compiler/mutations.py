@@ -1,27 +1,27 @@
 """Calls that write to a tensor become calls that give a new one, which stands for it from there on.
 
-Which tensors share memory is known from the fake tensors of the capture: views share their storage. What is written to
-is copied, with the views through which it is written, and views of it that are used later are taken of the copy.
+Which calls those are, `effects` knows. What was given to the model is written to once, at the end, where everything has
+been read. Which tensors share memory is known from the fake tensors of the capture: views share their storage. What is
+written to is copied, with the views through which it is written, and views of it that are used later are taken of the
+copy.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fastdiff.compiler import spellings
+from fastdiff.compiler import effects, spellings
 from fastdiff.compiler.errors import Unsupported
 from fastdiff.compiler.nodes import Node, dtype, insert_module, same, shape, value
 from fastdiff.compiler.written import STATEMENTS
 
 # What cannot be done on a copy, in the order of the graph, with the same result.
 _REFUSED = {"set_", "resize_", "resize_as_", "as_strided_", "share_memory_", "requires_grad_", "delitem"}
-_RANDOM = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "cauchy_", "geometric_", "log_normal_"}
 # Whose results share no memory with anything, and are no constants that a pass shares or keeps.
 _NEW = {
     torch.empty, torch.zeros, torch.ones, torch.full, torch.empty_like, torch.zeros_like, torch.ones_like,
@@ -43,39 +43,49 @@ class Changed(nn.Module):
 
 
 def apply(graph: fx.Graph) -> None:
-    """Rewrite all of them. Raises Unsupported for what others may see: writing to an input."""
+    """Rewrite all of them; inputs that were written to are written to at the end. Raises Unsupported where that would
+    differ for whoever has the tensors."""
+    effects.note(graph)
+    inputs: dict[Node, Node] = {}
     for node in list(graph.nodes):
         mutated = mutates(node)
         if mutated is not None:
-            _Rewriting(graph, node, mutated).run()
+            _Rewriting(graph, node, mutated, inputs).run()
+    _write_to_inputs(graph, inputs)
 
 
-def mutates(node: Node) -> Any:
+def mutates(node: Node) -> Node | None:
     """The tensor that the call writes to, or None."""
-    found = _first(node)
-    if found is None or (isinstance(found, fx.Node) and not isinstance(value(found), Tensor)):
-        return None  # numbers and lists
-    if not isinstance(found, fx.Node):
-        raise Unsupported(f"{node.name} writes to several tensors")
-    return found
-
-
-def _first(node: Node) -> Any:
-    if node.op not in ("call_function", "call_method"):
+    found = effects.written(node)
+    if not found:
         return None
-    if node.kwargs.get("out") is not None:
-        return node.kwargs["out"]
-    name = str(getattr(node.target, "__name__", node.target))
-    if node.target in STATEMENTS or node.target in (operator.setitem, operator.delitem):
-        return node.args[0]
-    if _flag(node) is not None:
-        return node.args[0] if node.args else node.kwargs.get("input")
-    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
-        written = [a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments]
-        return node.args[0] if written[0] and sum(written) == 1 and node.args else [node]
-    if getattr(node.target, "__module__", "") != "_operator" and name.endswith("_") and not name.startswith("_"):
-        return node.args[0] if node.args else node.kwargs.get("input")
-    return None
+    if len(found) > 1 or not isinstance(value(found[0]), Tensor):
+        raise Unsupported(f"{node.name} writes to several tensors")
+    return found[0]
+
+
+def copy_to(x: Tensor, new: Tensor) -> None:
+    """Write to an input of the graph what stands for it."""
+    x.copy_(new)
+
+
+def written_inputs(graph: fx.Graph) -> list[int]:
+    """The places of the inputs that the graph writes to, at its end."""
+    places = {node: place for place, node in enumerate(node for node in graph.nodes if node.op == "placeholder")}
+    return [places[node.args[0]] for node in graph.nodes if node.target is copy_to]
+
+
+def _write_to_inputs(graph: fx.Graph, inputs: dict[Node, Node]) -> None:
+    """inputs: what stands for an input after the last call that wrote to it."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    for x, new in inputs.items():
+        with graph.inserting_before(output):
+            write = graph.call_function(copy_to, (x, new))
+        write.meta = {"effects": effects.Effects(must_run=True), "example_value": None}
+        for result in output.all_input_nodes:
+            if result is not new and _memory_of(x) & _memory_of(result):
+                raise Unsupported(f"{result.name} is a view of {x.name}, which was given to the model and changed")
+        output.replace_input_with(new, x)
 
 
 def _flag(node: Node) -> int | str | None:
@@ -116,8 +126,9 @@ def _changed(owner: nn.Module, node: Node) -> Changed | None:
 class _Rewriting:
     """Of one call."""
 
-    def __init__(self, graph: fx.Graph, node: Node, mutated: Node) -> None:
-        self.graph, self.node, self.mutated = graph, node, mutated
+    def __init__(self, graph: fx.Graph, node: Node, mutated: Node, inputs: dict[Node, Node]) -> None:
+        self.graph, self.node, self.mutated, self.inputs = graph, node, mutated, inputs
+        self.random = effects.of(node).must_run
         self.order = {each: place for place, each in enumerate(graph.nodes)}
         self.storage = _storages(mutated)
         self.aliases = [
@@ -131,19 +142,30 @@ class _Rewriting:
         if len(roots) != 1 or len(self.storage) != 1:
             raise Unsupported(f"{node.name} changes {mutated.name} in place, of which the origin is not known")
         (base,) = roots
-        if base.op not in ("call_function", "call_method", "call_module"):
-            raise Unsupported(f"{node.name} changes {base.name} in place, which was given to the model")
-        if name in _RANDOM | _REFUSED:
+        if base.op not in ("call_function", "call_method", "call_module", "placeholder"):
+            raise Unsupported(f"{node.name} changes {base.name} in place, a constant of the model")
+        if name in _REFUSED or (node.users and not isinstance(value(node), Tensor)):
             raise Unsupported(f"{node.name} changes {mutated.name} in place, which is not done on a copy")
-        later = [each for each in self.aliases if any(self._is_later(user) for user in each.users)]
-        if all(each is mutated for each in later) and self._gives_the_same_anew():
+        given = next((x for x, now in self.inputs.items() if now is base), base if base.op == "placeholder" else None)
+        # What was given is used later by whoever gave it.
+        later = [
+            each
+            for each in self.aliases
+            if (each is base and given is not None) or any(self._is_later(user) for user in each.users)
+        ]
+        if all(each is mutated for each in later) and not self.random and self._gives_the_same_anew():
             self._replace(mutated, node)
             self._forget()
+            if given is not None:
+                self.inputs[given] = node
             return
         if node.users and mutated not in later:
             later.append(mutated)
         new = insert_module(node, Changed(self._write(base)), base, *self.others)
-        new.meta = {key: entry for key, entry in base.meta.items() if key not in ("origin", "memory")}
+        new.meta = {key: entry for key, entry in base.meta.items() if key not in ("origin", "memory", "effects")}
+        new.meta["effects"] = effects.Effects(must_run=self.random)
+        if given is not None:
+            self.inputs[given] = new
         views = {base: new}
         for each in later:
             self._replace(each, self._view_of(each, base, views))
@@ -178,8 +200,9 @@ class _Rewriting:
                 node.args = (*node.args[:flag], False, *node.args[flag + 1 :])
         elif node.op == "call_method" and callable(getattr(Tensor, str(node.target)[:-1], None)):
             node.target = str(node.target)[:-1]
-        else:
-            return node.op == "call_function" and "out" not in node.kwargs and spellings.canonical(node) is not None
+        elif node.op != "call_function" or "out" in node.kwargs or spellings.canonical(node) is None:
+            return False
+        node.meta["effects"] = effects.Effects()
         return True
 
     def _chain(self, node: Node, base: Node) -> list[Node]:
@@ -225,8 +248,11 @@ def _inputs(node: Node) -> list[Node]:
 
 def _storages(node: Node) -> frozenset[int]:
     """The memory that a tensor, or those in a tuple, lie in."""
-    if "memory" in node.meta:
-        return node.meta["memory"]  # type: ignore[no-any-return]
+    return node.meta["memory"] if "memory" in node.meta else _memory_of(node)
+
+
+def _memory_of(node: Node) -> frozenset[int]:
+    """The same of a result of the graph as it was captured."""
     found = value(node)
     tensors = found if isinstance(found, (tuple, list)) else (found,)
     return frozenset(

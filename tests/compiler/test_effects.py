@@ -107,37 +107,6 @@ def test_what_nobody_else_sees_is_no_reason_to_leave_the_graph(change):
     assert report.fallback is None
 
 
-WRITES_TO_THE_INPUT = {
-    "method": lambda x: x.mul_(2),
-    "flag": lambda x: F.relu(x, True),
-    "view": lambda x: x.view(-1).add_(1),
-    "out=": lambda x: torch.add(x, 1, out=x),
-    "item": lambda x: x.__setitem__(0, 0.0),
-    "copy": lambda x: x[1].copy_(x[0]),
-    "foreach": lambda x: torch._foreach_add_([x], 1.0),
-}
-
-
-@pytest.mark.parametrize("write", WRITES_TO_THE_INPUT)
-def test_inputs_that_the_model_changes_are_changed(write):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.c = nn.Conv2d(64, 64, 3, padding=1)
-
-        def forward(self, x):
-            WRITES_TO_THE_INPUT[write](x)
-            return self.c(x)
-
-    fast = fastdiff.optimize(Net().eval())
-    with torch.no_grad():
-        for size in (8, 8, 12):
-            ours = torch.randn(2, 64, size, size)
-            theirs = ours.clone()
-            torch.testing.assert_close(fast(ours), fast._call_impl(theirs), rtol=1e-4, atol=1e-4)
-            assert torch.equal(ours, theirs)
-
-
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("prompt", [True, False])
 def test_statistics_of_batch_norm_go_on(train, prompt):
@@ -253,3 +222,11 @@ def test_what_is_not_random_is_kept():
             fast(x, text)
     (report,) = reports_of([*model.parameters()])
     assert report.graph.module.kept.hits == 2
+
+
+def test_numbers_drawn_in_place_are_no_reason_to_leave_the_graph():
+    model = Noisy(lambda h: h + torch.empty_like(h).normal_() + (h * 1.5).bernoulli_()).eval()
+    with torch.no_grad():
+        fastdiff.optimize(model)(torch.randn(1, 64, 8, 8), torch.randn(1, 6, 64))
+    (report,) = reports_of([*model.parameters()])
+    assert report.fallback is None
