@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastdiff.compiler.optimize import optimize_module, refresh_module, restore_module
+from fastdiff.runtime import environment
 from fastdiff.runtime.telling import show
 
 
@@ -20,20 +21,21 @@ def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = (), 
     module's parameters, state_dict, hooks and signature stay. verify: compare the first call with the original, and go
     back to it with a warning if they differ. disable: names of passes to leave out. progress: say on stderr when a
     model is being captured, which takes seconds at the first call; the logger "fastdiff" has it at the level INFO
-    whether it is shown or not. Where a gradient is wanted the
-    original runs. `restore` undoes it.
+    whether it is shown or not. Where a gradient is wanted the original runs. `restore` undoes it.
 
     Changes of the module are seen at the next call: of weights and buffers, in place or replaced, of its parts, hooks
     and adapters. Through `.data` in place, of which PyTorch knows nothing: at the next call if whole rows or columns of
     a weight change or if its parts together have at most 512 KiB, and after a pause (0.2 s for each 100 MB of
     weights); fewer numbers within 64 calls. `refresh` makes sure, and `verify` finds it.
 
-    Raises TypeError for anything else, ValueError for the name of a pass that does not exist.
+    Raises TypeError for anything else, ValueError for the name of a pass that does not exist, and for an environment
+    variable of fastdiff that holds what it may not.
     """
     if not isinstance(progress, bool):
         raise TypeError(f"progress must be True or False, got {progress!r}")
     if progress:
         show()
+    environment.check()
     if is_pipeline(module):
         from fastdiff.integrations.diffusers import optimize_pipeline
 

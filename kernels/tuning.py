@@ -20,6 +20,7 @@ import triton
 from triton.runtime.errors import OutOfResources
 
 from fastdiff.files import replacing
+from fastdiff.runtime import environment
 
 Choice = TypeVar("Choice", bound=tuple)
 
@@ -29,7 +30,7 @@ _chosen: dict[str, list] = {}  # the numbers of a choice
 
 def enabled(device: torch.device) -> bool:
     """Whether tiles are to be timed: asked for, and no graph is being captured, in which nothing can be waited for."""
-    if os.environ.get("FASTDIFF_AUTOTUNE") != "1":
+    if not environment.read("FASTDIFF_AUTOTUNE", False):
         return False
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
@@ -54,7 +55,7 @@ def best(
 
 def path() -> Path:
     """The file of choices."""
-    given = os.environ.get("FASTDIFF_TILES")
+    given = environment.read("FASTDIFF_TILES")
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(caches) / "fastdiff" / "tiles.json"
 

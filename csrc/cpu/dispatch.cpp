@@ -128,6 +128,9 @@ const Kernels* find(const std::string& name, const std::string& asked_by) {
 
 const Kernels* first_choice() {
   const char *wanted = std::getenv("FASTDIFF_ISA"), *exact = std::getenv("FASTDIFF_EXACT");
+  if (exact && *exact && std::string(exact) != "0" && std::string(exact) != "1")
+    throw std::invalid_argument(std::string("the environment variable FASTDIFF_EXACT must be 0 or 1, got '") + exact +
+                                "'");
   const auto allowed = [&](const Kernels* table) {
     return !(exact && std::string(exact) == "1" && table->linear_multiply);
   };

@@ -253,6 +253,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         from fastdiff.cli.console import show_messages
 
         show_messages()
+        _check_environment()
         status = app(arguments, prog_name="fastdiff", standalone_mode=False)
     except Exception as error:
         if _debug:
@@ -284,6 +285,12 @@ def one_line(error: Exception) -> str:
 
 # click's errors of usage; typer has a click of its own in some versions.
 _USAGE = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
+
+
+def _check_environment() -> None:
+    from fastdiff.runtime import environment
+
+    environment.check()
 
 
 def _refuse_the_other_fastdiff() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+
+from fastdiff.runtime import environment
 
 # "winograd": weights are transformed once, to four times their size. "winograd-on-the-fly": in every call, from a copy.
 # "winograd-amx": in every call, from the weight itself, for AMX.
@@ -75,7 +76,7 @@ def choose(problem: Problem, run: Callable[[str], object] | None = None) -> tupl
     found = _choices.get(problem)
     if found is not None:
         return found.algorithm, False
-    measured = run is not None and os.environ.get("FASTDIFF_MEASURE") == "1"
+    measured = run is not None and environment.read("FASTDIFF_MEASURE", False)
     if run is not None and measured:
         seconds = {algorithm: _fastest(run, algorithm) for algorithm in problem.algorithms}
     else:
@@ -107,7 +108,7 @@ def explain() -> str:
         times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in choice.seconds.items())
         lines.append(
             f"{problem.batch}x{problem.channels} to {problem.out_channels}x{problem.out_height}x{problem.out_width}, "
-            f"{problem.threads} threads, {problem.isa}: {choice.algorithm} "
+            f"{problem.threads} thread{'s' * (problem.threads != 1)}, {problem.isa}: {choice.algorithm} "
             f"({'measured' if choice.measured else 'estimated'}: {times})"
         )
     return "\n".join(lines)

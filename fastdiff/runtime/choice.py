@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
 
 from fastdiff.errors import unknown
+from fastdiff.runtime import environment
 from fastdiff.runtime import triton as triton_kernels
 
 # "auto" takes the compiled kernels where they support the input and the reference elsewhere; the others insist.
-BACKENDS = ("auto", "reference", "cpu", "triton")
+BACKENDS = environment.BACKENDS
 MAX_NOTES = 100
-# FASTDIFF_EXACT=1: products keep float32's whole range, and each result the accuracy of its own size.
-_exact = os.environ.get("FASTDIFF_EXACT") == "1"
 
 # A plain global and not a context variable: torch.compile guards on the former and cannot trace the latter.
 _chosen = os.environ.get("FASTDIFF_BACKEND") or "auto"
+# None: FASTDIFF_EXACT holds what it may not, which is an error where it is asked for.
+_exact: bool | None = None
+with suppress(ValueError):
+    _exact = environment.read("FASTDIFF_EXACT", False)
 _notes: dict[tuple[str, str], int] = {}
 
 
@@ -47,13 +50,17 @@ def use(backend: str) -> Iterator[None]:
 def current() -> str:
     """The backend in force: the innermost `use`, else FASTDIFF_BACKEND when fastdiff was imported, else "auto"."""
     if _chosen not in BACKENDS:
+        environment.read("FASTDIFF_BACKEND")
         raise unknown("backend in FASTDIFF_BACKEND", _chosen, BACKENDS)
     return _chosen
 
 
 def exact() -> bool:
-    """Whether FASTDIFF_EXACT was 1 when fastdiff was imported: no products in bfloat16 terms, no transforms."""
-    return _exact
+    """Whether FASTDIFF_EXACT was 1 when fastdiff was imported: products keep float32's whole range, and each result the
+    accuracy of its own size. No products in bfloat16 terms, no transforms."""
+    if _exact is None:
+        environment.read("FASTDIFF_EXACT")
+    return bool(_exact)
 
 
 def pick(

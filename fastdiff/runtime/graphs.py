@@ -7,7 +7,6 @@ replayed. There is one cache for all callers, and the graphs of a device share t
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 import weakref
@@ -20,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from fastdiff.errors import SamplingError
-from fastdiff.runtime import choice, eager
+from fastdiff.runtime import choice, eager, environment
 from fastdiff.runtime.fingerprint import Unseen, fingerprint, owner
 
 MAX_GRAPHS = 4  # of a model; each keeps the memory of its activations
@@ -102,7 +101,7 @@ lock = threading.RLock()  # held from `find` to the end of a replay: a graph has
 
 def unavailable(device: torch.device | None = None) -> str | None:
     """Why nothing is captured on a device now, or None."""
-    if os.environ.get("FASTDIFF_GRAPH") == "0":
+    if not environment.read("FASTDIFF_GRAPH", True):
         return "launches: FASTDIFF_GRAPH=0"
     if (reason := eager.wanted()) is not None:
         return f"launches: {reason}"

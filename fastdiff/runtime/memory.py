@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import expect
+from fastdiff.runtime import environment
 from fastdiff.runtime.dispatcher import is_ordinary, is_watched
 from fastdiff.runtime.native import core
 
@@ -56,6 +57,8 @@ def empty(
     size = dtype.itemsize
     for extent in shape:
         size *= extent
+    if _refused and size >= _MINIMUM:
+        _first_limit()
     if torch.compiler.is_compiling() or size < _MINIMUM or dtype not in _TYPES or not _enabled or is_watched():
         return torch.empty(shape, dtype=dtype, device="cpu", memory_format=memory_format)
     channels_last = memory_format is not torch.contiguous_format
@@ -72,20 +75,22 @@ def release() -> int:
 def set_limit(num_bytes: int) -> None:
     """Keep at most this many bytes that no tensor uses; 0 for no pool. Raises ValueError if it is negative."""
     expect(num_bytes >= 0, f"num_bytes must not be negative, got {num_bytes!r}")
-    global _enabled  # noqa: PLW0603
+    global _enabled, _refused  # noqa: PLW0603
     _enabled = core.pool_available() and num_bytes > 0
+    _refused = False
     core.pool_set_limit(num_bytes)
 
 
 def statistics() -> Statistics:
     """What the pool holds and has done."""
+    if _refused:
+        _first_limit()
     return Statistics(*core.pool_statistics())
 
 
 def _first_limit() -> int:
-    given = os.environ.get("FASTDIFF_POOL_LIMIT")
-    if given:
-        expect(given.isdecimal(), f"FASTDIFF_POOL_LIMIT must be a whole number of MiB, got {given!r}")
+    given = environment.read("FASTDIFF_POOL_LIMIT")
+    if given is not None:
         return int(given) << 20
     if not core.pool_available():
         return 0
@@ -93,4 +98,8 @@ def _first_limit() -> int:
 
 
 _enabled = False
-set_limit(_first_limit())
+_refused = False  # whether FASTDIFF_POOL_LIMIT holds what it may not: an error where the pool is needed
+try:
+    set_limit(_first_limit())
+except ValueError:
+    _refused = True

@@ -199,7 +199,6 @@ def test_a_numpy_table_changed_in_place_is_seen():
     assert not torch.allclose(loops[0][0], loops[0][1], atol=1e-2)
 
 
-
 def test_kinds_of_timesteps_and_errors():
     theirs, ours = both("DDIMScheduler")
     for t in (501, np.int64(501), torch.tensor(501), torch.tensor(501, dtype=torch.int32)):

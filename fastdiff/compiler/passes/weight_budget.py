@@ -4,7 +4,6 @@ call. Of each captured graph by itself: a second one, for other sizes, may keep 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +14,7 @@ from fastdiff.compiler.convolution import Conv2d
 from fastdiff.compiler.nodes import shape, value
 from fastdiff.compiler.report import Notes
 from fastdiff.ops.conv2d_algorithms import MEMORY, Problem
+from fastdiff.runtime import environment
 from fastdiff.runtime.native import core
 
 NAME = "weight_budget"
@@ -39,7 +39,7 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
         if other != chosen:
             spared = size * (MEMORY[chosen] - MEMORY[other])
             kept.append(((problem.seconds(other) - problem.seconds(chosen)) / spared, spared, module, problem, other))
-    budget = max(1.0, float(os.environ.get("FASTDIFF_WEIGHT_BUDGET") or 1.5))  # 1: the least that all algorithms need
+    budget = max(1.0, environment.read("FASTDIFF_WEIGHT_BUDGET", 1.5))  # 1: the least that all algorithms need
     for _, spared, module, problem, other in sorted(kept, key=lambda each: each[0]):
         if numbers <= budget * weights:
             return
