@@ -33,7 +33,7 @@ def gradients_in_double(op: Op[Any], a: Any, of_results: Tensors) -> Gradients:
     choice.note(op.name, _WHY)
     hints = [isinstance(each, Tensor) for each in a]
     found = differentiated(op.reference, type(a)(*map(_wide, a)), hints, list(map(_wide, of_results)), again=False)
-    return [None if found[place] is None else found[place].to(a[place].dtype) for place in op.tensor_places]
+    return [None if found[k] is None else found[k].to(a[k].dtype) for k in op.tensor_places]  # type: ignore[union-attr]
 
 
 def _wide(value: Any) -> Any:
