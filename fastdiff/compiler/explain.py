@@ -94,7 +94,8 @@ def is_fast(model: nn.Module) -> bool:
 def _title(report: Report) -> str:
     shapes = " ".join("x".join(map(str, shape)) or "scalar" for shape in report.shapes)
     sizes = "any sizes" if report.dynamic else "these sizes"
-    state = f"runs as it was written: {report.fallback}" if report.fallback else f"{report.calls} calls"
+    calls = f"{report.calls} call{'s' * (report.calls != 1)}"
+    state = f"runs as it was written: {report.fallback}" if report.fallback else calls
     return f"captured with {shapes}, for {sizes}; {state}; passes took {report.seconds:.2f} s"
 
 

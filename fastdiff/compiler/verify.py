@@ -53,7 +53,8 @@ class Verification:
     def __str__(self) -> str:
         if self.unproven is not None:
             return f"not verified: {self.unproven}"
-        lines = [f"{'same' if self.ok else 'DIFFERENT'}: the fast model against {self.against}, {self.nodes} nodes"]
+        nodes = f"{self.nodes} node{'s' * (self.nodes != 1)}"
+        lines = [f"{'same' if self.ok else 'DIFFERENT'}: the fast model against {self.against}, {nodes}"]
         lines += [f"  {found}" for found in self.outputs]
         if self.first is not None:
             lines.append(f"  first beyond its bound: {self.first.name}, max {self.first.maximum:.1e}")

@@ -189,7 +189,8 @@ class Program:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.name}: {len(self.calls)} calls, {self.num_slots} buffers, {self.num_noises} noises"
+        counts = (len(self.calls), "call"), (self.num_slots, "buffer"), (self.num_noises, "noise")
+        yield f"{self.name}: {', '.join(f'{count} {word}' + 's' * (count != 1) for count, word in counts)}"
         names = {"buffer": "b", "cond": "out", "uncond": "uncond", "noise": "z"}
         for instruction in self.instructions:
             if isinstance(instruction, Call):
