@@ -37,11 +37,14 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
     def on_progress(what: str, done: float, total: float) -> None:
         bar.update(task, description=what, completed=done, total=total)
 
+    planned: list[bool] = []  # not empty when there is something to go on with
+
     def on_plan(plan: Plan, count: int) -> None:
         about = f", about {plan.seconds / 60:.0f} min" if plan.seconds >= 60 else ""
         settings = f"{count} setting{'s' * (count != 1)}"
         rounds = f"{plan.rounds} rounds of {plan.round_size}: {plan.samples} samples each"
         console.print(f"{settings}, {rounds}{about}")
+        planned.append(True)
         if plan.advice:
             console.print(f"that is longer than --minutes asks for; to keep to it: {plan.advice}", markup=False)
         bar.start()  # not before, so that what is wrong with the arguments is said alone
@@ -50,10 +53,13 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
         found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **given)
     except KeyboardInterrupt:
         bar.stop()
-        console.print(
-            f"stopped; what is done is kept, and reported in [bold]{given.get('out', OUT)}[/bold] if there is any. "
-            "The same command with --resume goes on"
-        )
+        if planned:
+            console.print(
+                f"stopped; what is done is kept, and reported in [bold]{given.get('out', OUT)}[/bold] if there is any. "
+                "The same command with --resume goes on"
+            )
+        else:
+            console.print("stopped before anything was measured; nothing is kept")
         raise
     finally:
         bar.stop()

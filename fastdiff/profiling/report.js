@@ -30,7 +30,7 @@ function answer(slug, why) {
   if (value(r, "ssim") !== null) numbers.push(["SSIM to converged", short(value(r, "ssim"))]);
   if (value(r, "frechet") !== null) numbers.push([`Frechet distance, ${r.frechet.count} samples`, short(value(r, "frechet"))]);
   const slowest = D.rows.filter((o) => o.seconds && value(o, main) !== null).sort((a, b) => b.seconds.median - a.seconds.median)[0];
-  if (slowest && slowest !== r) numbers.push([`than ${slowest.label}`, short(slowest.seconds.median / r.seconds.median) + "x faster"]);
+  if (slowest && slowest !== r && slowest.seconds.median > 1.05 * r.seconds.median) numbers.push([`than ${slowest.label}`, short(slowest.seconds.median / r.seconds.median) + "x faster"]);
   $("answer-numbers").replaceChildren(...numbers.map(([t, v]) => element("div", {}, element("b", { textContent: v }), element("span", { className: "dim small", textContent: t }))));
   const strips = [];
   if (D.strips[slug]) strips.push(element("div", { className: "dim small", textContent: r.label }), image(D.strips[slug], r.label));

@@ -146,6 +146,16 @@ def test_what_is_not_given_is_left_to_the_api(monkeypatch):
     assert given["steps"] == [3]
 
 
+def test_interrupting_at_once_promises_nothing(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fastdiff, "profile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert "stopped before anything was measured; nothing is kept" in " ".join(capsys.readouterr().err.split())
+
+
 def test_interrupting_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_, on_plan, **__):
         on_plan(Plan(16, 3, 0.0), 5)
