@@ -40,6 +40,7 @@ from fastdiff.compiler.wider import without_tf32
 
 WANTED = {"ddpm": 2.0, "sd": 1.6, "vae": 2.7, "dit": 1.12}  # times as fast as the best peer
 PEERS = ENGINES[2:]
+WARM = 3
 TOLERANCE = 1e-4  # of the output's RMS
 
 
@@ -95,6 +96,9 @@ def prepare(
     error, allowed = error_of(out, folder / "expected.pt")
     if not error <= allowed:
         raise ValueError(f"differs by {error:.1e} of the output's RMS, allowed {allowed:.1e}; not timed")
+    if torch.device(device).type == "cuda":
+        for _ in range(WARM):  # graphs are recorded at the second or third call
+            call()
     return call, {"first": elapsed.seconds, "error": error, "allowed": allowed}
 
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import select
+import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -25,6 +26,7 @@ from fastdiff.bench.timing import timed
 
 # Variables that bind threads to cores. Threads of any library inherit the binding of the one that starts them.
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+ENDING = 30.0  # seconds that a process may take to end
 REST = 0.05  # seconds between two turns, in which the threads of the engine before stop waiting and sleep
 LEAST = 0.3  # seconds of a turn; a call that takes longer is made once
 
@@ -44,6 +46,9 @@ class Worker:
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=unbound(os.environ)
             )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=_copy_lines, args=(self._process.stdout, self._lines), daemon=True)
+        self._reader.start()
         if wait:
             self.prepared()
 
@@ -76,27 +81,40 @@ class Worker:
         return found
 
     def close(self) -> None:
-        """End the process."""
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
-        self._process.wait()
+        """End the process, which may still be at work on something that nobody waits for."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(OSError):  # of what was written to a process that ended
+            self._process.stdin.close()
+        try:
+            self._process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(ENDING)  # a process that it started may hold the pipe
+        if not self._reader.is_alive():
+            self._process.stdout.close()
 
     def _within(self, seconds: float | None) -> Answer | None:
         """The next answer, None if there is none within the time."""
-        if seconds is not None and not select.select([self._process.stdout], [], [], max(0.0, seconds))[0]:
+        try:
+            line = self._lines.get(timeout=None if seconds is None else max(0.0, seconds))
+        except queue.Empty:
             return None
-        return self._read()
-
-    def _read(self) -> Answer:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(self._ended())
-        return json.loads(line)
+        return json.loads(line)  # type: ignore[no-any-return]
 
     def _ended(self) -> str:
         return f"{' '.join(self.command[:8])} ... ended with status {self._process.wait()}"
+
+
+def _copy_lines(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
+    """All lines, and an empty one at the end, so that a line can be waited for as long as wanted, on any system."""
+    with suppress(ValueError):  # closed meanwhile
+        for line in stream:
+            lines.put(line)
+    lines.put("")
 
 
 def serve(

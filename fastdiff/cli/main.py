@@ -88,7 +88,7 @@ def sample(
     batch: Annotated[int, typer.Option(help="Pictures sampled at once.", min=1)] = 32,
     out: Annotated[str, typer.Option(help="The PNG file to write.")] = "grid.png",
     zoom: Annotated[int, typer.Option(help="Size of a pixel in the file.", min=1)] = 4,
-    device: Device = "cpu",
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1; cpu if not given.")] = None,
     dtype: Dtype = "float32",
     json: Json = False,
 ) -> None:

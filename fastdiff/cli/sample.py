@@ -40,11 +40,11 @@ def run(
     prompts: str | None = None,
     image: str | None = None,
     strength: float | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     dtype: str = "float32",
 ) -> None:
     """See `fastdiff sample --help`. After Ctrl-C the file holds the batches that were finished."""
-    where, kind = arguments.device("--device", device), arguments.dtype("--dtype", dtype)
+    where, kind = arguments.device("--device", device or "cpu"), arguments.dtype("--dtype", dtype)
     path = Path(out)
     expect(path.suffix.lower() == ".png", f"--out must end in .png, got {out!r}")
     expect(not path.is_dir(), f"--out names a folder, expected a file: {out!r}")
@@ -55,21 +55,9 @@ def run(
         wrong = [option for option, value in given.items() if value is not None]
         expect(not wrong, f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} for bundled models only")
         sample_subject.run(
-            model_name,
-            prompt,
-            count or 16,
-            solver,
-            steps,
-            grid,
-            guidance,
-            seed,
-            batch,
-            path,
-            zoom,
-            as_json,
-            where,
-            kind,
-        )
+            model_name, prompt, count or 16, solver, steps, grid, guidance, seed, batch, path, zoom, as_json,
+            where if device else None, kind,
+        )  # fmt: skip
         return
     model = fastdiff.load(model_name, device=where, dtype=kind)
     # Refuses bad steps before the progress bar.

@@ -27,15 +27,16 @@ def is_subject(name: str) -> bool:
 
 def run(
     name: str, prompt: str | None, count: int, solver: Solver, steps: int, grid: str | None, guidance: float | None,
-    seed: int, batch: int, path: Path, zoom: int, as_json: bool, device: torch.device, dtype: torch.dtype,
+    seed: int, batch: int, path: Path, zoom: int, as_json: bool, device: torch.device | None, dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """See `fastdiff sample --help`. After Ctrl-C the file holds the batches that were finished."""
+    """See `fastdiff sample --help`; device: None for where an entry point makes its model. After Ctrl-C the file
+    holds the batches that were finished."""
     if prompt is None:
         subject = get_subject(name, device=device)
     else:
         expect(Path(name).is_dir(), f"--prompt is for bundled models and diffusers folders; {name} has its conditions")
         subject = load_folder(Path(name), (prompt,), device=device)
-    network = subject.in_dtype(dtype)
+    network, device = subject.in_dtype(dtype), subject.device
     scale = subject.guidance if guidance is None else guidance
     guided = scale != 1
     expect(
@@ -79,7 +80,7 @@ def _draw(
     **options,
 ) -> torch.Tensor:  # fmt: skip
     """Samples first to first + size - 1."""
-    cond, uncond = subject.conditions_of(first, size, dtype)
+    cond, uncond = subject.conditions_of(first, size, None if dtype == torch.float32 else dtype)  # float32: as it is
     return fastdiff.sample(
         network, (size, *subject.shape), schedule=subject.schedule, prediction=subject.prediction, cond=cond,
         uncond=uncond if guided else None, first_sample=first, callback=callback, **options,

@@ -149,3 +149,14 @@ def test_the_demo_in_half_precision(tmp_path, capfd):
     assert facts["agree"] is True
     assert (facts["dtype"], facts["compared_with"]) == ("bfloat16", "float32")
     assert 0 < facts["difference_at_equal_steps"] <= facts["tolerance"] < 0.2
+
+
+def test_sample_of_an_entry_point_in_half_precision(tmp_path, capfd):
+    for dtype in ("float32", "bfloat16"):
+        options = ["--model", "toy:subject", "--guidance", 1, "--steps", 2, "--count", 2, "--dtype", dtype, "--json"]
+        assert run("sample", *options, "--out", f"{dtype}.png") == 0
+        facts = json.loads(capfd.readouterr().out)
+        assert (facts["device"], facts["dtype"], facts["count"]) == ("cpu", dtype, 2)
+    found = [np.asarray(Image.open(f"{dtype}.png")).astype(int) for dtype in ("float32", "bfloat16")]
+    assert np.abs(found[0] - found[1]).max() <= 32
+    assert run("sample", "--model", "toy:subject", "--device", "mps") == 2
