@@ -14,7 +14,7 @@ KINDS = (
     ("attention", r"attention|attn|flash|fmha|sdpa"),
     ("convolution", r"conv|cudnn|fprop|winograd"),
     ("norm", r"norm|welford"),
-    ("product", r"gemm|matmul|addmm|linear|mm_|_mm|cublas|cutlass|nvjet"),
+    ("product", r"gemm|matmul|addb?mm|::b?mm|linear|mm_|_mm|cublas|cutlass|nvjet"),
     ("elementwise", r"elementwise|pointwise|triton_poi|silu|gelu|add|mul|cat|index"),
 )
 CALLS = 3

@@ -54,7 +54,7 @@ def test_bench_models(device, tmp_path):
     file = tmp_path / "rows.json"
     fastdiff_command(
         "bench", "models", "--device", device, "--dtype", "float16" if device != "cpu" else "bfloat16",
-        "--rows", "small", "--against", "eager", "--minutes", 1.5, "--json", file,
+        "--rows", "small", "--against", "eager", "--minutes", 8 if device == "cpu" else 1.5, "--json", file,
     )  # fmt: skip
     found = json.loads(file.read_text())
     (row,) = found["rows"]
@@ -78,9 +78,8 @@ def test_bench_ops(device, tmp_path):
 def test_a_device_is_timed_by_its_own_clock(device):
     a = torch.randn(1024, 1024, device=device)
     small, large = (
-        timing.interleave({"": lambda n=n: [a @ a for _ in range(n)]}, rounds=5, device=device)[""].median
-        for n in (4, 64)
+        timing.interleave({"": lambda n=n: [a @ a for _ in range(n)]}, rounds=9, device=device)[""].p20 for n in (4, 64)
     )
-    assert 4 < large / small < 64  # sixteen times the work, of which launches are not most
+    assert 2 < large / small < 128  # sixteen times the work: the clock is not that of launches, nor stands still
     found = shares(lambda: a @ a, device)
     assert max(found["kinds"], key=found["kinds"].get) == "product"
