@@ -205,9 +205,12 @@ def test_shares_of_kernels():
     assert found["kinds"] == pytest.approx({"product": 0.6, "attention": 0.2, "other": 0.2})
     assert found["seconds"] == pytest.approx(5e-3)
     assert [kernel["calls"] for kernel in found["kernels"]] == [4, 2, 1]
-    for name, expected in (("aten::bmm", "product"), ("aten::mm", "product"), ("aten::native_group_norm", "norm"),
-                           ("Memcpy DtoD", "copy"), ("sm90_xmma_fprop_implicit_gemm", "convolution"),
-                           ("triton_poi_fused_add_3", "elementwise"), ("fastdiff::attention", "attention")):  # fmt: skip
+    kinds = {
+        "aten::bmm": "product", "aten::mm": "product", "aten::native_group_norm": "norm", "Memcpy DtoD": "copy",
+        "sm90_xmma_fprop_implicit_gemm": "convolution", "triton_poi_fused_add_3": "elementwise",
+        "fastdiff::attention": "attention",
+    }  # fmt: skip
+    for name, expected in kinds.items():
         assert shares.kind(name) == expected, name
     a = torch.randn(256, 256)
     measured = shares.shares(lambda: a @ a)
