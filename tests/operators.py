@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from conftest import assert_no_worse, floor
 from torch import Tensor
@@ -13,6 +14,7 @@ import fastdiff
 from fastdiff.bench.cases import Inputs, results, tensors, wanting_gradients, wide
 from fastdiff.ops import conv2d
 from fastdiff.runtime.dispatcher import wants_gradient
+from fastdiff.runtime.native import core
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -87,6 +89,12 @@ def check_threads(run: Callable[[], Any], counts: Sequence[int] = (1, 2, 5)) -> 
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for each in found for a, b in zip(each, found[0], strict=True))
+
+
+def needs_matrix_units() -> None:
+    """Skip a file of tests of the kernels for AMX where there is none, as one skip and not as hundreds."""
+    if "amx" not in core.supported_isas():
+        pytest.skip("no matrix units, for which these kernels are", allow_module_level=True)
 
 
 def run_conv2d(algorithm: str | None = None, **inputs: Any) -> Tensor:

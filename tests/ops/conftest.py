@@ -50,3 +50,12 @@ def algorithm(request):
     core.select_isa(isa)
     yield name
     core.select_isa(before)
+
+
+@pytest.fixture
+def matrix_units():
+    """Run the test on the instruction set that has them."""
+    before = core.isa()
+    core.select_isa("amx")
+    yield
+    core.select_isa(before)

@@ -6,25 +6,22 @@ import math
 import pytest
 import torch
 from conftest import assert_no_worse, floor
+from operators import needs_matrix_units
 
 import fastdiff
 from fastdiff.bench.cases import wide
 from fastdiff.bench.cases.conv2d import make
 from fastdiff.ops import conv2d, linear
 from fastdiff.ops.conv2d import is_pointwise
-from fastdiff.runtime.native import core
+
+needs_matrix_units()
+pytestmark = pytest.mark.usefixtures("matrix_units")
 
 
 def pointwise(**inputs):
     """By linear's kernel, where conv2d takes that."""
     a = conv2d.arguments(**inputs)
     return conv2d.run(a) if is_pointwise(a) and conv2d.takes(a) == "cpu" else None
-
-
-@pytest.fixture(autouse=True)
-def matrix_units():
-    if not core.has_linear():
-        pytest.skip(f"{core.isa()} has no kernel for linear: torch computes")
 
 
 @pytest.mark.parametrize(

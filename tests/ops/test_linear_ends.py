@@ -5,24 +5,20 @@ import math
 
 import pytest
 import torch
-from operators import assert_no_worse_by_size
+from operators import assert_no_worse_by_size, needs_matrix_units
 
 import fastdiff
 from fastdiff.bench.cases import wide
 from fastdiff.bench.cases.linear import make
 from fastdiff.ops import linear
-from fastdiff.runtime.native import core
+
+needs_matrix_units()
+pytestmark = pytest.mark.usefixtures("matrix_units")
 
 # (B, S, K, N): rows packed for all threads and columns, one panel of numbers and more, less than a block.
 SIZES = [(1, 40, 200, 70), (2, 150, 96, 33), (1, 40, 1700, 50)]
 VALUES = [math.inf, -math.inf, math.nan, 3.4e38, -3.4e38, 1e30, 1e-30, 1e-37, 1e-42, 0.0]
 PLACES = ["a number", "a row", "numbers of one row", "many numbers", "a column"]
-
-
-@pytest.fixture(autouse=True)
-def _kernel(isa):
-    if not core.has_linear():
-        pytest.skip(f"{isa} has no kernel for linear: torch computes")
 
 
 def check(**inputs):
