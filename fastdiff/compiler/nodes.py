@@ -18,6 +18,25 @@ def value(node: Any) -> Any:
     return node.meta.get("example_value") if isinstance(node, fx.Node) else node
 
 
+def device_of(graph: fx.Graph) -> torch.device:
+    """Where the graph's tensors are: on a GPU, if one of its inputs is."""
+    devices = [fake.device for fake in map(value, graph.nodes) if isinstance(fake, Tensor)]
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+
+
+def on_gpu(graph: fx.Graph) -> bool:
+    """Whether the graph runs on a GPU, by kernels in Triton or PyTorch's."""
+    return device_of(graph).type == "cuda"
+
+
+def is_weight(node: Any) -> bool:
+    """Whether a node is a parameter or buffer of the model; Dynamo's names say so."""
+    if not isinstance(node, fx.Node) or node.op != "placeholder":
+        return False
+    name = str(node.target)
+    return "_parameters_" in name or "_buffers_" in name or isinstance(value(node), nn.Parameter)
+
+
 def shape(node: Any) -> Any:
     """The shape of a node that is a tensor, else None."""
     found = value(node)

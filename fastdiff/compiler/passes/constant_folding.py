@@ -62,7 +62,8 @@ def is_constant(node: Node) -> bool:
     return node.op == "get_attr" and str(node.target).startswith(_PREFIX)
 
 
-def _is_pure(node: Node) -> bool:
+def is_pure(node: Node) -> bool:
+    """Whether the same arguments give the same, and nothing else happens."""
     if effects.must_run(node):
         return False
     if node.op == "call_method":
@@ -73,7 +74,7 @@ def _is_pure(node: Node) -> bool:
 def _fold(graph: fx.Graph, notes: Notes) -> None:
     known: dict[Node, Any] = {}
     for node in graph.nodes:
-        if _is_pure(node) and all(argument in known for argument in node.all_input_nodes):
+        if is_pure(node) and all(argument in known for argument in node.all_input_nodes):
             fake = value(node)
             if isinstance(fake, Tensor) and fake.nbytes > _LARGEST:
                 continue
@@ -83,21 +84,32 @@ def _fold(graph: fx.Graph, notes: Notes) -> None:
             known[node] = call(*(arguments[1:] if node.op == "call_method" else arguments), **options)
     owner = graph.owning_module
     assert owner is not None
+    kept: list[tuple[Tensor, Node]] = []  # those that differ, first to last
     for number, (node, constant) in enumerate(known.items()):
         if isinstance(constant, Tensor) and any(user not in known for user in node.users):
-            name = f"{_PREFIX}{number}"
-            owner.register_buffer(name, constant, persistent=False)
-            with graph.inserting_before(node):
-                new = graph.get_attr(name)
-            new.meta = dict(node.meta)
+            new = next((other for same, other in kept if _equal(same, constant)), None)
+            if new is None:
+                name = f"{_PREFIX}{number}"
+                owner.register_buffer(name, constant, persistent=False)
+                with graph.inserting_before(node):
+                    new = graph.get_attr(name)
+                new.meta = dict(node.meta)
+                kept.append((constant, new))
             node.replace_all_uses_with(new)
             notes.matched(new)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether one can stand for the other: the same numbers in the same places."""
+    if a.dtype is not b.dtype or a.device != b.device or a.shape != b.shape or a.stride() != b.stride():
+        return False
+    return torch.equal(a, b)
 
 
 def _share(graph: fx.Graph, notes: Notes) -> None:
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if not _is_pure(node):
+        if not is_pure(node):
             continue
         key = _key((node.op, node.target, node.args, tuple(sorted(node.kwargs.items()))))
         first = seen.setdefault(key, node)

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from fastdiff.compiler import effects, functions
 from fastdiff.compiler.convolution import Conv2d
 from fastdiff.compiler.fused import linear
-from fastdiff.compiler.nodes import Node, calls, value
+from fastdiff.compiler.joined import JOINED
+from fastdiff.compiler.nodes import Node, calls, is_weight, value
 from fastdiff.compiler.report import Notes
 from fastdiff.runtime import contents, graphs
 
@@ -82,12 +83,6 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
         anchor.meta = dict(node.meta)
         node.replace_all_uses_with(anchor)
     notes.matches = sum(_is_layer(owner, node) for node in slow)
-
-
-def is_weight(node: Node) -> bool:
-    """Whether a placeholder is a parameter or buffer of the model; Dynamo's names say so."""
-    name = str(node.target)
-    return "_parameters_" in name or "_buffers_" in name or isinstance(value(node), nn.Parameter)
 
 
 class _Memory(NamedTuple):
@@ -159,7 +154,7 @@ def _small(fake: Tensor) -> bool:
 
 def _is_layer(owner: nn.Module, node: Node) -> bool:
     if node.op == "call_module":
-        return isinstance(owner.get_submodule(str(node.target)), Conv2d)
+        return isinstance(owner.get_submodule(str(node.target)), (Conv2d, *JOINED))
     return calls(node, linear, F.linear, torch.conv2d, functions.product)
 
 

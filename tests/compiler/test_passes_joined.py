@@ -1,0 +1,201 @@
+"""Layers of one input as one product, and what blocks make of the condition at once: as on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiler.as_on_gpu import agrees, called, matches, stand_in
+from compiler.test_changes import WAYS
+from compiler.test_passes import transformer
+from torch import nn
+
+import fastdiff
+from fastdiff.compiler import joined, nodes
+
+
+@pytest.fixture(autouse=True)
+def _as_on_gpu(monkeypatch):
+    stand_in(monkeypatch)
+
+
+class Attention(nn.Module):
+    """q, k and v of x, k and v of the text; layers with and without biases."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(16, size, bias=bias) for size in (16, 16, 32))
+        self.cross_q, self.cross_k, self.cross_v = (nn.Linear(size, 16, bias=bias) for size in (32, 24, 24))
+
+    def forward(self, x, text):
+        def heads(y):
+            return y.view(*y.shape[:2], 2, -1).transpose(1, 2)
+
+        x = x.flatten(2).transpose(1, 2)
+        h = F.scaled_dot_product_attention(*(heads(layer(x)) for layer in (self.q, self.k, self.v)))
+        h = self.cross_q(h.transpose(1, 2).flatten(2))
+        h = F.scaled_dot_product_attention(heads(h), heads(self.cross_k(text)), heads(self.cross_v(text)))
+        return h.transpose(1, 2).flatten(2)
+
+
+def given(rows: int = 9, batch: int = 2):
+    return torch.randn(batch, 16, rows, 2), torch.randn(batch, 7, 24)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_one_input_are_one_product(bias):
+    torch.manual_seed(0)
+    model = fastdiff.optimize(Attention(bias=bias).eval())
+    for batch, rows in ((2, 9), (2, 9), (3, 5), (4, 12)):
+        agrees(model, *given(rows, batch))
+    assert matches(model, "joined") == [5, 5]  # once for any sizes
+    assert called(model).count("JoinedLinear") == called(model, 1).count("JoinedLinear") == 2
+    assert "joinedlinear" in str(fastdiff.explain(model, given()))
+
+
+def test_weights_lie_next_to_each_other_and_once():
+    model = fastdiff.optimize(Attention().eval())
+    with torch.no_grad():
+        model(*given())
+    for layers in ((model.q, model.k, model.v), (model.cross_k, model.cross_v)):
+        for name in ("weight", "bias"):
+            tensors = [getattr(layer, name) for layer in layers]
+            assert len({t.untyped_storage()._cdata for t in tensors}) == 1
+            assert tensors[0].untyped_storage().nbytes() == sum(t.nbytes for t in tensors)
+            assert all(isinstance(t, nn.Parameter) and t.is_contiguous() for t in tensors)
+
+
+@pytest.mark.parametrize("name", ["joined", "condition"])
+def test_turned_off(name):
+    model = fastdiff.optimize(transformer("dit")[0], disable=[name])
+    agrees(model, *transformer("dit")[1])
+    names = called(model)
+    assert (names.count("JoinedLinear"), names.count("StackedLinear")) == ((1, 2) if name == "joined" else (5, 0))
+
+
+def test_on_the_cpu_nothing_is_moved(monkeypatch):
+    monkeypatch.undo()
+    model = fastdiff.optimize(Attention().eval())
+    agrees(model, *given())
+    assert matches(model, "joined") == [0]
+    assert model.q.weight.untyped_storage()._cdata != model.k.weight.untyped_storage()._cdata
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_change_of_a_joined_weight_is_seen_at_the_next_call(way, monkeypatch):
+    monkeypatch.setattr("compiler.test_changes.KINDS", dict.fromkeys(("k", "v", "cross_v"), "weight"))
+    torch.manual_seed(0)
+    model = fastdiff.optimize(Attention().eval())
+    inputs = given()
+    with torch.no_grad():
+        for _ in range(3):
+            model(*inputs)
+        for kind in ("k", "v", "cross_v"):
+            before = model._call_impl(*inputs)
+            WAYS[way](model, kind)
+            right = model._call_impl(*inputs)
+            assert not torch.equal(before, right)
+            for _ in range(2):
+                torch.testing.assert_close(model(*inputs), right, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_state_dict_that_somebody_holds_stays_the_models(monkeypatch):
+    """Its tensors share the weights' memory, so that is not moved."""
+    model = Attention().eval()
+    held = model.state_dict()
+    fast = fastdiff.optimize(model)
+    agrees(fast, *given())
+    held["k.weight"].mul_(3)
+    assert torch.equal(held["k.weight"], model.k.weight)
+    agrees(fast, *given())
+    assert "another tensor" in str(fastdiff.runtime.choice.notes())
+
+
+@torch.no_grad()
+def test_weights_that_others_move_as_well_stay_apart_in_the_end():
+    model = fastdiff.optimize(Attention().eval())
+    inputs = given()
+    for _ in range(joined._MOVES + 2):
+        model(*inputs)
+        model.k.weight.data = model.k.weight.data.clone()
+    agrees(model, *inputs)
+    assert model.q.weight.untyped_storage()._cdata != model.k.weight.untyped_storage()._cdata
+    model.k.weight.mul_(2)
+    agrees(model, *inputs)
+
+
+@torch.no_grad()
+def test_a_layer_used_twice_and_tied_weights():
+    class Tied(Attention):
+        def __init__(self):
+            super().__init__()
+            self.k.weight = self.q.weight
+
+    model = fastdiff.optimize(Tied().eval())
+    agrees(model, *given())
+    assert model.k.weight is model.q.weight
+
+
+@torch.no_grad()
+def test_copies_and_saved_files_have_the_weights(tmp_path):
+    model = Attention().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fast = fastdiff.optimize(model)
+    fast(*given())
+    fastdiff.restore(fast)
+    torch.save(fast.state_dict(), tmp_path / "weights.pt")
+    loaded = torch.load(tmp_path / "weights.pt")
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(fast.state_dict(), tmp_path / "weights.safetensors")
+    again = safetensors.load_file(tmp_path / "weights.safetensors")
+    for name, tensor in before.items():
+        assert torch.equal(loaded[name], tensor)
+        assert torch.equal(again[name], tensor)
+
+
+def test_in_inference_mode():
+    model = fastdiff.optimize(Attention().eval())
+    with torch.inference_mode():
+        inputs = given()
+        torch.testing.assert_close(model(*inputs), model._call_impl(*inputs))
+    assert not model.q.weight.is_inference()
+    assert model.q.weight.untyped_storage()._cdata == model.k.weight.untyped_storage()._cdata
+
+
+# Layers that the passes "condition" and "joined" make one of others. SD3 has two streams, our DiT q, k, v in one layer.
+TRANSFORMERS = {"dit": (21, 9), "pixart": (0, 9 + 6), "sd3": (0, 7 + 18), "ours": (0, 4)}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_transformers(name):
+    model, inputs, _ = transformer(name)
+    fast = fastdiff.optimize(model)
+    for _ in range(2):
+        agrees(fast, *inputs)
+    agrees(fast, *(torch.cat((x, x[:1])) if isinstance(x, torch.Tensor) else x for x in inputs))  # any batch
+    found = list(zip(matches(fast, "condition"), matches(fast, "joined"), strict=True))
+    assert found == [TRANSFORMERS[name]] * 2
+
+
+def test_the_time_and_the_label_of_all_blocks_at_once():
+    """In diffusers' DiT: one embedding of the label, one of the time, one modulation, whatever the number of blocks."""
+    model, inputs, _ = transformer("dit")
+    fast = fastdiff.optimize(model)
+    agrees(fast, *inputs)
+    names = called(fast)
+    assert names.count("StackedEmbedding") == 1
+    assert names.count("StackedLinear") == 2
+    assert names.count("JoinedLinear") == 1 + 3  # the time's first layer; q, k, v of each block
+    assert names.count("sin") == names.count("cos") == 1
+    assert names.count("silu") == 2
+
+
+def test_the_device_is_that_of_the_graphs_inputs(monkeypatch):
+    monkeypatch.undo()
+    graph = torch.fx.Graph()
+    assert nodes.device_of(graph).type == "cpu"
+    for device in ("cpu", "meta"):
+        graph.placeholder(device).meta["example_value"] = torch.empty(1, device=device)
+    assert nodes.device_of(graph).type == "meta"
+    assert not nodes.on_gpu(graph)
