@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff import ops
+from fastdiff.compiler.fused import add_bias
 from fastdiff.ops.conv2d import Arguments
 from fastdiff.runtime.native import core
 
@@ -20,6 +22,7 @@ class Conv2d(nn.Module):
         super().__init__()
         self.stride, self.padding, self.upsample, self.activation = stride, padding, upsample, activation
         self.channels_last = False  # the layout of feature maps, set by the pass "layout"
+        self.on_gpu = False  # the convolution without its bias, then one kernel for all that follows
         self.algorithm: tuple[str, str] | None = None  # with this instruction set, set by the pass "weight_budget"
 
     def forward(
@@ -27,6 +30,12 @@ class Conv2d(nn.Module):
     ) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
         channel_bias = None if channel_bias is None else channel_bias.flatten(1)
+        if self.on_gpu:
+            x = F.interpolate(x, scale_factor=float(self.upsample), mode="nearest") if self.upsample > 1 else x
+            y = F.conv2d(x, weight, None, self.stride, self.padding)
+            if bias is channel_bias is residual is None and self.activation is None:
+                return y
+            return add_bias(y, bias, channel_bias, residual, self.activation)
         algorithm = self.algorithm[1] if self.algorithm is not None and self.algorithm[0] == core.isa() else None
         return ops.conv2d.run(
             Arguments(

@@ -12,6 +12,9 @@ from fastdiff import ops
 from fastdiff.ops.conv2d import is_channels_last
 from fastdiff.ops.linear import Arguments as LinearArguments
 from fastdiff.ops.linear import few
+from fastdiff.ops.op import TYPES
+from fastdiff.runtime import choice
+from fastdiff.runtime.dispatcher import is_memory
 from fastdiff.runtime.memory import empty
 
 
@@ -44,10 +47,42 @@ def columns(y: Tensor, start: int, size: int) -> Tensor:
     return y.narrow(-1, start, size)
 
 
-def geglu(x: Tensor) -> Tensor:
-    """a gelu(b), where x is [a, b] in its last dimension."""
+def gated(x: Tensor, activation: str) -> Tensor:
+    """a act(b), where x is [a, b] in its last dimension. activation: "gelu", "gelu_tanh" or "silu"."""
+    if _on_triton(x) and x.is_contiguous():
+        from fastdiff.kernels.pointwise import gated as kernel
+
+        return kernel(x, activation)
     a, b = x.chunk(2, -1)
-    return F.gelu(b).mul_(a)
+    if activation == "silu":
+        return F.silu(b).mul_(a)
+    return F.gelu(b, approximate="tanh" if activation == "gelu_tanh" else "none").mul_(a)
+
+
+def add_bias(
+    x: Tensor, bias: Tensor | None, channel_bias: Tensor | None, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    """activation(x + bias + channel_bias + residual), of channels (C,), of samples and channels (N, C), and all. It may
+    overwrite x, (N, C, H, W)."""
+    dense = x.is_contiguous() or is_channels_last(x)
+    if dense and _on_triton(x):
+        from fastdiff.kernels.pointwise import add_bias as kernel
+
+        return kernel(x, bias, channel_bias, residual, activation)
+    x = x if bias is None else x.add_(bias[:, None, None])
+    x = x if channel_bias is None else x.add_(channel_bias[:, :, None, None])
+    x = x if residual is None else x.add_(residual)
+    return F.silu(x, inplace=True) if activation == "silu" else x
+
+
+def _on_triton(x: Tensor) -> bool:
+    """Whether the kernels that are no operators take this; float64 and what runs no Triton goes to PyTorch."""
+    if x.is_cpu or x.dtype not in TYPES or choice.current() == "reference" or not is_memory(x):
+        return False
+    reason = choice.out_of_reach("x", x)
+    if reason is not None:
+        choice.note("linear and conv2d", f"what follows a product runs in PyTorch: {reason}")
+    return reason is None
 
 
 def cat_pooled(tensors: list[Tensor], dim: int) -> Tensor:
@@ -62,4 +97,4 @@ def cat_pooled(tensors: list[Tensor], dim: int) -> Tensor:
 
 
 # Those whose results share no memory with anything else.
-FRESH: tuple[Any, ...] = (attention, linear, geglu, cat_pooled, *(op.positional for op in ops.OPS.values()))
+FRESH: tuple[Any, ...] = (attention, linear, gated, cat_pooled, *(op.positional for op in ops.OPS.values()))

@@ -1,0 +1,126 @@
+"""Sums after a convolution, and gated linear units, each with one read of what there is and one write.
+
+cuDNN's convolutions in halves do not add a bias: PyTorch adds it, the embedding of the time and the residual in three
+passes over memory. Arithmetic is float32, and results are rounded once.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 4096  # numbers of a program instance
+
+
+@triton.jit
+def add_bias_kernel(
+    x, bias, channel_bias, residual, out,
+    rows, columns, pixels, channels,
+    has_bias: tl.constexpr, has_channel_bias: tl.constexpr, has_residual: tl.constexpr, silu: tl.constexpr,
+    channels_last: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr,
+):  # fmt: skip
+    """act(x + bias[c] + channel_bias[n, c] + residual) of a tile. Rows are pixels of all samples with the channels as
+    columns, or, not channels-last, channels of all samples with the pixels as columns."""
+    row = tl.program_id(0).to(tl.int64) * block_rows + tl.arange(0, block_rows)
+    column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
+    in_rows, in_columns = row < rows, column < columns
+    inside = in_rows[:, None] & in_columns[None, :]
+    place = row[:, None] * columns + column[None, :]
+    y = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    if has_bias:
+        if channels_last:
+            y += tl.load(bias + column, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+        else:
+            y += tl.load(bias + row % channels, mask=in_rows, other=0.0).to(tl.float32)[:, None]
+    if has_channel_bias:
+        if channels_last:
+            vector = channel_bias + (row // pixels * channels)[:, None] + column[None, :]
+            y += tl.load(vector, mask=inside, other=0.0).to(tl.float32)
+        else:
+            y += tl.load(channel_bias + row, mask=in_rows, other=0.0).to(tl.float32)[:, None]
+    if has_residual:
+        y += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+    if silu:
+        y = y * tl.sigmoid(y)
+    tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_kernel(
+    x, out, rows, columns, x_row, activation: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr
+):  # fmt: skip
+    """a act(b) of a tile, where a row of x is [a, b]. activation: 0 SiLU, 1 GELU, 2 GELU by tanh."""
+    row = tl.program_id(0).to(tl.int64) * block_rows + tl.arange(0, block_rows)
+    column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    place = x + row[:, None] * x_row + column[None, :]
+    a = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(place + columns, mask=inside, other=0.0).to(tl.float32)
+    if activation == 0:
+        b = b * tl.sigmoid(b)
+    elif activation == 1:
+        b = 0.5 * b * (1.0 + tl.math.erf(b * 0.7071067811865476))
+    else:  # 0.5 (1 + tanh(u)) is the logistic function of 2 u
+        b = b * tl.sigmoid(1.5957691216057308 * (b + 0.044715 * b * b * b))
+    tl.store(out + row[:, None] * columns + column[None, :], (a * b).to(out.dtype.element_ty), mask=inside)
+
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+
+
+def add_bias(
+    x: Tensor, bias: Tensor | None = None, channel_bias: Tensor | None = None, residual: Tensor | None = None,
+    activation: str | None = None,
+) -> Tensor:  # fmt: skip
+    """act(x + bias + channel_bias + residual), in x's memory, which is returned.
+
+    x: (N, C, H, W), contiguous or channels-last, float32, bfloat16 or float16, that Triton can reach. bias: (C,).
+    channel_bias: (N, C). residual: of x's shape. activation: None or "silu". All of x's dtype.
+    """
+    if not x.numel():
+        return x
+    samples, channels, height, width = x.shape
+    last = not x.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    pixels = height * width
+    rows, columns = (samples * pixels, channels) if last else (samples * channels, pixels)
+    given = dict(
+        bias=None if bias is None else bias.contiguous(),
+        channel_bias=None if channel_bias is None else channel_bias.contiguous(),
+        residual=None if residual is None else residual.contiguous(memory_format=layout),
+    )
+    options = tile(columns)
+    grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
+    add_bias_kernel[grid](
+        x=x, out=x, **{name: x if t is None else t for name, t in given.items()},
+        **{f"has_{name}": t is not None for name, t in given.items()},
+        rows=rows, columns=columns, pixels=pixels, channels=channels, silu=activation == "silu", channels_last=last,
+        **options,
+    )  # fmt: skip
+    return x
+
+
+def gated(x: Tensor, activation: str) -> Tensor:
+    """a act(b), where x is [a, b] in its last dimension. Shazeer 2020, "GLU Variants Improve Transformer".
+
+    x: (..., 2 N), contiguous, float32, bfloat16 or float16, that Triton can reach. activation: "gelu", "gelu_tanh" or
+    "silu". Returns (..., N), contiguous.
+    """
+    columns = x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
+    if out.numel():
+        options = tile(columns)
+        rows = out.numel() // columns
+        grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
+        gated_kernel[grid](
+            x=x, out=out, rows=rows, columns=columns, x_row=2 * columns, activation=ACTIVATIONS[activation], **options
+        )  # fmt: skip
+    return out
+
+
+def tile(columns: int) -> dict[str, int | bool]:
+    """Of a launch: a tile as wide as the columns, up to 256 of them."""
+    wide = min(256, triton.next_power_of_2(columns))
+    return {"block_rows": _TILE // wide // 2, "block_columns": wide, "num_warps": 4, "enable_fp_fusion": True}

@@ -1,0 +1,14 @@
+"""The Triton kernels between products and norms: numbers in the interpreter, compilation ahead of time; no GPU."""
+
+import pytest
+from triton_process import TARGETS, compile_ahead, interpret
+
+
+@pytest.mark.parametrize("program", ["sums", "units"])
+def test_in_the_interpreter(program):
+    interpret("pointwise", program)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_compiles_ahead_of_time_without_spills(target, tmp_path):
+    compile_ahead("pointwise", target, tmp_path)
