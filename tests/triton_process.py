@@ -26,10 +26,10 @@ def interpret(program: str, function: str, *arguments: str) -> None:
     _run([program, function, *arguments], {**os.environ, "TRITON_INTERPRET": "1"})
 
 
-def compile_ahead(program: str, target: str, cache: Path) -> None:
+def compile_ahead(program: str, target: str, cache: Path, function: str = "compiles") -> None:
     """Run `compiles(target)` of a program, which compiles ahead of time. No GPU is needed."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    _run([program, "compiles", target], {**environment, "TRITON_CACHE_DIR": str(cache)})
+    _run([program, function, target], {**environment, "TRITON_CACHE_DIR": str(cache)})
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> None:

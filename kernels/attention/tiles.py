@@ -1,7 +1,9 @@
 """How attention is cut up: chunks of the head dimension, tiles and splits by architecture, dtype and head dimension.
 
-The tables hold the largest tiles that compile without spilled registers and fit the shared memory (docs/notes/
-gpu-attention.md); no GPU has timed them. Those of sm_80 fit 99 KiB, so that they serve 8.6, 8.9 and 12.0 as well.
+The tiles of sm_90 for the forward pass in half types without a mask are those that were the quickest on one H100
+(PyTorch 2.11, Triton 3.6; docs/notes/gpu-choice.md). All others are the largest that compile without spilled registers
+and fit the shared memory (docs/notes/gpu-attention.md); no GPU has timed them. Those of sm_80 fit 99 KiB, so that they
+serve 8.6, 8.9 and 12.0 as well.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ class Tile(NamedTuple):
     def blocks(self) -> dict[str, int]:
         """Sizes of the tile, by the kernels' names."""
         return {"block_m": self.block_m, "block_n": self.block_n}
+
+    @property
+    def said(self) -> str:
+        """Queries x keys / warps / stages."""
+        return f"{self.block_m}x{self.block_n}/{self.num_warps}/{self.num_stages}"
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -83,7 +90,7 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
         ),
     },
     ("sm_90", "half"): {
-        "forward": ((128, 128, 128, 8, 2), (256, 128, 64, 8, 2)),
+        "forward": ((64, 128, 64, 8, 3), (80, 128, 64, 4, 3), (128, 128, 64, 8, 3), (256, 128, 64, 8, 2)),
         "forward masked": ((160, 128, 64, 8, 2), (256, 64, 32, 4, 2)),
         "dq": ((160, 128, 64, 8, 2), (256, 128, 32, 8, 2)),
         "dkv": ((80, 64, 128, 8, 2), (128, 64, 64, 8, 2), (160, 64, 64, 8, 2, True), (256, 32, 64, 8, 2, True)),
@@ -125,6 +132,19 @@ TILES["gfx942", "single"]["dkv"] = TILES["gfx942", "single"]["dkv masked"] = (
 )
 TILES |= {(target, "tf32"): TILES["sm_80", "tf32"] for target in ("sm_90", "sm_100", "gfx942")}
 
+# Of the forward pass, to be timed beside the table's: tiles that were among the quickest for some head dimension on
+# that architecture, with the largest sum of the widths for which they compile without spilled registers.
+TIMED: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
+    ("sm_90", "half"): (
+        (128, Tile(128, 64, 8, 3)),
+        (80, Tile(128, 64, 4, 3)),
+        (128, Tile(64, 64, 4, 3)),
+        (160, Tile(64, 64, 4, 2)),
+        (160, Tile(64, 32, 4, 3)),
+    ),
+    ("sm_80", "half"): ((128, Tile(128, 64, 8, 2)), (128, Tile(64, 64, 4, 2)), (160, Tile(64, 32, 4, 3))),
+}
+
 # For the maps, by class of dtype: a tile is made once, from all of the head dimension.
 MAPS = {"half": Tile(64, 64, 4, 1), "single": Tile(16, 16, 4, 1), "tf32": Tile(32, 32, 4, 1)}
 
@@ -163,9 +183,9 @@ def choose(
         tile = tile._replace(block_n=chosen, num_warps=4 if few else tile.num_warps)
     idle = triton.cdiv(queries, tile.block_m) * heads < available
     if tile.block_m == 128 and width <= 160 and not masked and (idle or queries <= 64):
-        tile = tile._replace(
-            block_m=64, block_n=min(tile.block_n, 32 if kernel == "dq" or width > 128 else 64), num_warps=4
-        )
+        # 64 keys were quicker than 32 on sm_90, where they spill nothing with D = 160 either.
+        wide = kernel == "dq" or (width > 128 and target != "sm_90")
+        tile = tile._replace(block_m=64, block_n=min(tile.block_n, 32 if wide else 64), num_warps=4)
     return tile
 
 

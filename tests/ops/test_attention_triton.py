@@ -14,6 +14,27 @@ def test_compiles_ahead_of_time_without_spills(target, tmp_path):
     compile_ahead("attention", target, tmp_path)
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_tiles_to_be_timed_compile_without_spills(target, tmp_path):
+    compile_ahead("attention", target, tmp_path, "timed_compiles")
+
+
+def test_tiles_are_those_that_were_measured():
+    """The quickest of our own on an H100, by heads, queries, keys and head dimension."""
+    from fastdiff.kernels.attention.tiles import choose
+
+    for heads, queries, keys, dim, wanted in [
+        (16, 4096, 4096, 40, "128x64/8/3"),
+        (20, 4096, 4096, 64, "128x64/8/3"),
+        (48, 4096, 4096, 128, "128x64/8/3"),
+        (16, 1024, 1024, 80, "64x64/4/3"),
+        (32, 1024, 1024, 72, "128x64/4/3"),
+        (16, 256, 256, 160, "64x64/4/2"),
+    ]:
+        tile = choose("forward", "sm_90", "half", dim, queries=queries, keys=keys, heads=heads, available=132)
+        assert tile.said == wanted
+
+
 def test_tiles_follow_the_shape():
     from fastdiff.kernels.attention.tiles import TILES, choose, most_splits_of_dkv, splits_for, widths
 

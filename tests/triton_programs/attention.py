@@ -160,3 +160,16 @@ def compiles(target: str) -> None:
         fits(target, "fp16", 64, ["forward"], shape="prompt")
     for name, launch in helpers(target, "bf16", 72):
         assert_fits(launch, name)
+
+
+def timed_compiles(target: str) -> None:
+    """The tiles that are timed beside the tables', at the largest head dimension of each, with 77 keys."""
+    from fastdiff.kernels.ahead_of_time.catalogue import tensor
+    from fastdiff.kernels.ahead_of_time.compile import launches
+    from fastdiff.kernels.attention.tiles import TIMED
+
+    limit = 99 << 10 if target == "sm_80" else None
+    for dim, tile in TIMED[target, "half"]:
+        q, k = tensor("fp16", 1, 16, 4096, dim), tensor("fp16", 1, 16, 77, dim)
+        (launch,) = launches(target, attention_forward, q, k, k, tile=tile, splits=1)
+        assert_fits(launch, dim, tile, shared=limit)
