@@ -16,7 +16,7 @@ from fastdiff.compiler.explain import is_fast, write_html
 from fastdiff.engine import steps
 from fastdiff.ops import OPS, conv2d_algorithms
 from fastdiff.optimizing import is_pipeline
-from fastdiff.runtime import choice, graphs, triton
+from fastdiff.runtime import candidates, choice, graphs, triton
 from fastdiff.runtime.native import core
 
 _PLAIN = "it is not optimized: fastdiff.optimize(model) does that"
@@ -55,13 +55,15 @@ def explain(
     model: Callable[..., Any] | None = None, inputs: tuple[Any, ...] | None = None, *, html: str | Path | None = None
 ) -> Explanation:
     """Which implementation each operation takes on each kind of device, and why not another, under the backend in force
-    (fastdiff.use, FASTDIFF_BACKEND); for which calls until now no kernel was found; and which
-    algorithm each convolution until now took. Print the result.
+    (fastdiff.use, FASTDIFF_BACKEND); for which calls until now no kernel was found; which algorithm each convolution
+    until now took; and which candidate each call on a GPU took, with the times of all, or that it is from the table or
+    not measured, and why others were dropped. Print the result.
 
     With a model, instead: of one that went through `fastdiff.optimize`, what its passes matched and what not, and with
     `inputs`, the arguments of one more call, where the time goes, also as a page in the file `html`; and how its
-    sampling loop was run on a GPU: as a captured graph, or as launches and why. With a pipeline of diffusers, the same
-    of each network and scheduler; raises TypeError if there are `inputs`, which are those of one network.
+    sampling loop was run on a GPU: as a captured graph, or as launches and why, and the candidates taken there. With a
+    pipeline of diffusers, the same of each network and scheduler; raises TypeError if there are `inputs`, which are
+    those of one network.
     """
     if is_pipeline(model):
         if inputs is not None:
@@ -75,11 +77,14 @@ def explain(
         if isinstance(model, nn.Module):
             fast = is_fast(model)
             lines = str(explain_model(model, inputs, html=html)).splitlines() if fast else [_PLAIN]
+            if any(p.is_cuda for p in model.parameters()):
+                lines += candidates.lines()
         return Explanation([], model=[*lines, *graphs.explain(model)])
     choices = [choice for device in ("cpu", "cuda") for op in OPS for choice in _choices(op, device)]
     choices += [_sampling_loop(device) for device in ("cpu", "cuda")]
     notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in choice.notes().items()]
     notes += [f"conv2d of {line}" for line in conv2d_algorithms.explain().splitlines()]
+    notes += candidates.lines()
     return Explanation(choices, notes)
 
 
@@ -116,12 +121,21 @@ def _implementation(case: cases.Case, device: str) -> tuple[str, dict[str, str]]
     backend = choice.current()
     if backend == "reference":
         return "PyTorch", {"kernels": "the reference backend was chosen"}
+    if device == "cuda" and backend == "auto" and len(ways := _ways(operator.candidates(a))) > 1:
+        return f"the quickest of {', '.join(ways)}", {}
     # Each is made for one kind of device.
     name = {"triton": "triton", "cpu": "C++"}.get(backend, "triton" if device == "cuda" else "C++")
     if (reason := reasons[name]) is not None:
         optional = backend == "auto" or (backend == "triton" and not operator.has_triton)
         return "PyTorch" if optional else "an error", {name: reason}
     return f"C++ ({core.isa()})" if name == "C++" else "Triton", {}
+
+
+def _ways(found: list[candidates.Candidate]) -> list[str]:
+    """Candidates by name, all that differ in tiles or plans as one."""
+    names = {"triton": "Triton", candidates.TORCH: "PyTorch"}
+    first = [candidate.name.split()[0] for candidate in found]
+    return list(dict.fromkeys(names.get(name, name) for name in first))
 
 
 def _sampling_loop(device: str) -> Choice:

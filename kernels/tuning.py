@@ -1,102 +1,50 @@
-"""Tiles chosen by timing them, where FASTDIFF_AUTOTUNE=1 asks for it; otherwise tables are all there is.
-
-A choice is made at the first call of a shape, which then takes as long as compiling and timing all candidates, and is
-kept in a file: FASTDIFF_TILES, or fastdiff/tiles.json in the user's folder of caches (XDG_CACHE_HOME).
-"""
+"""Tiles of the backward kernels, chosen by timing them at the first call of a shape as fastdiff.runtime.tuning does it
+for the candidates of operators; the tables are all there is with FASTDIFF_TUNE=0."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import time
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-import triton
-from triton.runtime.errors import OutOfResources
 
-from fastdiff.files import replacing
-from fastdiff.runtime import environment
+from fastdiff.runtime import tuning
+from fastdiff.runtime.candidates import Candidate
+from fastdiff.runtime.device import properties
 
-Choice = TypeVar("Choice", bound=tuple)
+Choice = TypeVar("Choice", bound=NamedTuple)
 
-ROUNDS = 10
-_chosen: dict[str, list] = {}  # the numbers of a choice
+_settled: dict[tuple[object, ...], Any] = {}
 
 
 def enabled(device: torch.device) -> bool:
-    """Whether tiles are to be timed: asked for, and no graph is being captured, in which nothing can be waited for."""
-    if not environment.read("FASTDIFF_AUTOTUNE", False):
-        return False
-    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+    """Whether tiles may be timed on a device."""
+    return device.type == tuning.tuner.timer.device_type and tuning.setting() != "0"
 
 
 def best(
     key: Sequence[object], choices: Sequence[Choice], run: Callable[[Choice], object], device: torch.device
 ) -> Choice:
-    """The quickest choice, as timed now or before. key: of what is run, besides device and versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    whole = " ".join(map(str, (name, f"triton-{triton.__version__}", *key)))
-    if not _chosen:
-        _chosen.update(_read())
-    for choice in choices:
-        if list(choice) == _chosen.get(whole):
-            return choice
-    seconds = {choice: _seconds(functools.partial(run, choice), device) for choice in choices}
-    quickest = min(seconds, key=lambda choice: seconds[choice])
-    _chosen[whole] = list(quickest)
-    _write()
-    return quickest
+    """The quickest choice that agrees with the first, which is the default. key: of what is run, besides device and
+    versions."""
+    whole = (device, *key)
+    if whole in _settled:
+        return _settled[whole]
+    by_name = {name_of(choice): choice for choice in choices}
+    candidates = [Candidate(name, _with(run, choice)) for name, choice in by_name.items()]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    text = " ".join(str(part).replace("torch.", "") for part in key)
+    key_in_file = f"{name} {properties(device).exact} {tuning.versions()} {text}"
+    found = tuning.tuner.decide(tuning.Problem(key_in_file, text, device, candidates, make=lambda: None))
+    if found.settled:
+        _settled[whole] = by_name[found.name]
+    return by_name[found.name]
 
 
-def path() -> Path:
-    """The file of choices."""
-    given = environment.read("FASTDIFF_TILES")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(caches) / "fastdiff" / "tiles.json"
+def name_of(choice: NamedTuple) -> str:
+    """Of a candidate: the numbers of a choice."""
+    return "x".join(str(int(number)) for number in choice)
 
 
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The median of a call, after one that compiles; infinite where the device has too little for it."""
-    try:
-        run()
-    except OutOfResources:
-        return float("inf")
-    times = []
-    for _ in range(ROUNDS if device.type == "cuda" else 1):
-        if device.type == "cuda":
-            started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            started.record()
-            run()
-            ended.record()
-            ended.synchronize()
-            times.append(started.elapsed_time(ended) / 1e3)
-        else:
-            before = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - before)
-    return sorted(times)[len(times) // 2]
-
-
-def _read() -> dict[str, list]:
-    file = path()
-    if not file.exists():
-        return {}
-    try:
-        return {key: list(values) for key, values in json.loads(file.read_text(encoding="utf-8")).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        warnings.warn(f"fastdiff: {file} does not hold tiles ({error}); they are timed again", stacklevel=2)
-        return {}
-
-
-def _write() -> None:
-    file = path()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Another process may have added to it.
-    kept = {**_read(), **_chosen}
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+def _with(run: Callable[[Choice], object], choice: Choice) -> Callable[[Any], object]:
+    return lambda _: run(choice)

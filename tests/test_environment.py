@@ -17,16 +17,17 @@ GOOD = {
     "FASTDIFF_ISA": ("amx", "avx512", "baseline"),
     "FASTDIFF_POOL_LIMIT": ("0", "64", "007"),
     "FASTDIFF_WEIGHT_BUDGET": ("0", "1", "1.5", "1e9", ".5"),
-    "FASTDIFF_TILES": ("tiles.json", "/new/folder/tiles.json"),
+    "FASTDIFF_TUNE": ("0", "1", "all"),
+    "FASTDIFF_TUNE_FILE": ("times.json", "/new/folder/times.json"),
 }
 BAD = ("abc", "-1", "0x10", "1,5", "nan", " ", " 1 ", "1e9", "1_0", "\u0661", "9" * 40, "inf", "/tmp", "True", "1\n2")
-FLAGS = {"FASTDIFF_EXACT", "FASTDIFF_GRAPH", "FASTDIFF_MEASURE", "FASTDIFF_AUTOTUNE", "FASTDIFF_DEBUG"}
+FLAGS = {"FASTDIFF_EXACT", "FASTDIFF_GRAPH", "FASTDIFF_MEASURE", "FASTDIFF_DEBUG"}
 CASES = [
     (name, value)
     for name in environment.VARIABLES
     for value in BAD
     if (name != "FASTDIFF_WEIGHT_BUDGET" or value not in ("1e9", "9" * 40))
-    and (name != "FASTDIFF_TILES" or value in (" ", "/tmp"))
+    and (name != "FASTDIFF_TUNE_FILE" or value in (" ", "/tmp"))
 ]  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def test_bad_values(name, value, monkeypatch):
 
 @pytest.mark.parametrize("name", environment.VARIABLES)
 def test_a_command_ends_with_one_line(name):
-    value = "/" if name == "FASTDIFF_TILES" else "abc"
+    value = "/" if name == "FASTDIFF_TUNE_FILE" else "abc"
     found = _python("import sys; from fastdiff.cli.main import main; main(['solvers'])", **{name: value})
     assert (found.returncode, found.stdout) == (2, "")
     expected = environment.VARIABLES[name][1]

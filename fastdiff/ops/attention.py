@@ -12,6 +12,7 @@ from torch import Tensor
 from fastdiff.ops.op import TYPES, Op, address, check_tensor, define, dense, differentiated, runs_on_triton
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
+from fastdiff.runtime.triton import precision
 
 MAX_HEAD_DIM = 256  # that Triton's kernel takes
 _FEW_KEYS = 128
@@ -171,12 +172,13 @@ class Attention(Op[Arguments]):
             return "Triton's kernel takes heads that span less than 2^31 numbers"
         return _no_gradient_for("Triton's", a.mask)
 
-    def triton(self, a: Arguments) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def triton(self, a: Arguments, tile: Any = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """tile: of kernels.attention.tiles; by shape and device if there is none."""
         from fastdiff.kernels.attention import attention_forward, attention_maps
 
         q, k, v = a[:3]
-        given: dict[str, Any] = dict(mask=a.mask, scale=a.factor, precision=_precision())
-        out, lse = attention_forward(q, k, v, **given)
+        given: dict[str, Any] = dict(mask=a.mask, scale=a.factor, precision=precision())
+        out, lse = attention_forward(q, k, v, **given, tile=tile)
         maps = attention_maps(q, k, lse, **given) if a.return_maps else None
         return out, lse if a.return_lse else None, maps
 
@@ -225,11 +227,6 @@ def _heads(tensor: Tensor) -> tuple[int, int, int, int]:
     return tensor.data_ptr(), batch, head, row
 
 
-def _precision() -> str:
-    """Of float32 products in Triton: what torch.set_float32_matmul_precision allows torch's own."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
 def _backward_by_torch(
     gradient: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
@@ -247,7 +244,7 @@ def _triton_backward(
 ) -> tuple[Tensor, ...]:
     from fastdiff.kernels.attention import attention_backward
 
-    found = attention_backward(gradient, q, k, v, out, lse, mask=mask, scale=scale, precision=_precision())
+    found = attention_backward(gradient, q, k, v, out, lse, mask=mask, scale=scale, precision=precision())
     return tuple(t.contiguous() for t in found)
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -144,10 +144,12 @@ class GroupNormSilu(Op[Arguments]):
             return "Triton's kernel takes samples of less than 2^31 numbers"
         return None
 
-    def triton(self, a: Arguments) -> Tensor:
+    def triton(self, a: Arguments, plan: Any = None) -> Tensor:
+        """plan: of kernels.group_norm_silu.plan; by shape and device if there is none."""
         from fastdiff.kernels.group_norm_silu import group_norm_silu as kernel
 
-        return kernel(*_flat(a)[:5], scale=a.scale, shift=a.shift, activation=a.activation).view(a.x.shape)
+        given = dict(scale=a.scale, shift=a.shift, activation=a.activation)
+        return kernel(*_flat(a)[:5], **given, cut=plan).view(a.x.shape)
 
     def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.group_norm_silu import group_norm_silu_backward as kernel

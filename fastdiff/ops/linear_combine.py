@@ -34,6 +34,7 @@ class LinearCombine(Op[Arguments]):
     types = _KERNELS
     triton_types = (torch.float64, *TYPES)
     results = "Tensor[]"
+    timed = False  # coefficients are copied from the CPU, which no graph can do, and are others in each call
 
     def __call__(self, coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """`out[m] = sum over k of coefficients[m][k] * inputs[k]`, all of them in one pass over memory.

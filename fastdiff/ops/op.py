@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from fastdiff.ops import deciding
 from fastdiff.runtime import choice, dispatcher
+from fastdiff.runtime.candidates import Candidate
 from fastdiff.runtime.dispatcher import any_autocast, is_trivial
 
 # What the kernels call the types that they take.
@@ -57,6 +59,7 @@ class Op(Generic[A]):
     triton_types: ClassVar[Any] = TYPES
     results: ClassVar[str] = "Tensor"
     keeps: ClassVar[tuple[int, ...]] = ()
+    timed: ClassVar[bool] = True  # whether candidates on a GPU may be timed, and the choice kept, by signature
     Arguments: type[A]
 
     def __init__(self) -> None:
@@ -158,16 +161,53 @@ class Op(Generic[A]):
         if is_trivial(tensors):
             if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and tensors[0].is_cpu:
                 return self.kernel(a)  # as `takes` would say, at once
+            if not tensors[0].is_cpu and tensors[0].is_cuda and choice.current() == "auto":
+                return self.by_candidate(a)
             taker = self.takes(a, ordinary=True)
             if taker is None:
                 return self._plainly(a, inplace)
             return self.kernel(a) if taker == "cpu" else self.triton(a)
+        if tensors[0].is_cuda and dispatcher.is_only_profiled(tensors) and choice.current() == "auto":
+            with torch.profiler.record_function(f"fastdiff::{self.name}"):
+                return self.by_candidate(a)
         if self.takes(a) is None:
             return self._plainly(a, inplace)
-        a = self.recording(a)
-        if self._recorded is not None and dispatcher.only_wants_gradient(tensors):
-            return self._recorded(*a)
-        return self._operator(*a)
+        recorded = self.recording(a)
+        try:
+            if self._recorded is not None and dispatcher.only_wants_gradient(tensors):
+                return self._recorded(*recorded)
+            return self._operator(*recorded)
+        except Exception as error:
+            self._triton_failed(tensors[0], error)
+            return self._plainly(a, False)
+
+    # ---- who computes on a GPU, where no gradient is wanted ----------------------------------------------------------
+
+    def candidates(self, a: A) -> list[Candidate]:
+        """All ways to compute a call on a GPU without gradients, in order of preference where nothing is measured."""
+        return deciding.found(self, a).candidates
+
+    def decide(self, a: A) -> Candidate:
+        """The candidate for this call: by the table, by times kept, or by timing now. a: checked, on a GPU.
+
+        It holds for every call with the same shapes, strides, types and options if it is `settled`; otherwise the next
+        call has to ask again. Raises ValueError for an unknown FASTDIFF_TUNE.
+        """
+        return deciding.decide(self, a)
+
+    def by_candidate(self, a: A) -> Any:
+        """The results by the candidate that is decided on, or by the next best if it fails."""
+        candidate = self.decide(a)
+        try:
+            return candidate.run(a)
+        except Exception as error:
+            return deciding.instead(self, a, candidate, error)
+
+    def _triton_failed(self, x: Tensor, error: Exception) -> None:
+        """Keep why, so that PyTorch takes the place of the Triton kernel; raise the error if that would not help."""
+        if not (self.has_triton and runs_on_triton(x) and dispatcher.is_memory(x)):
+            raise error
+        deciding.triton_failed(self, x, error)
 
     def _plainly(self, a: A, inplace: bool) -> Any:
         """The reference, in the arguments' own type under autocast too, as the kernels."""
@@ -246,7 +286,7 @@ class Op(Generic[A]):
             return reason
         if x.dtype not in self.triton_types:
             return f"Triton's kernel takes {_names(self.triton_types)}, not {x.dtype}"
-        return self.triton_limits(a)
+        return deciding.why_triton_failed(self, x) or self.triton_limits(a)
 
     def _first(self, a: A) -> Tensor:
         return a[0][0] if self._list else a[0]  # type: ignore[index]
@@ -266,7 +306,22 @@ class Op(Generic[A]):
         return self._compute(a)
 
     def _compute(self, a: A) -> Any:
-        return self.triton(a) if self._on_triton(a) else self.kernel(a)
+        if not self._on_triton(a):
+            return self.kernel(a)
+        try:
+            return self.triton(a)
+        except Exception as error:
+            self._triton_failed(self._first(a), error)
+            return self._as_fake(a, error)
+
+    def _as_fake(self, a: A, error: Exception) -> Any:
+        """The reference's results with the strides that `fake` promises. Raises the error where it lacks one."""
+        made, wanted = self._plainly(a, False), self.fake(a)
+        if isinstance(wanted, Tensor):
+            return wanted.copy_(made)
+        if any(x is None and y.numel() for x, y in zip(made, wanted)):
+            raise error
+        return type(wanted)(y if x is None else y.copy_(x) for x, y in zip(made, wanted))
 
     def _on_triton(self, a: A) -> bool:
         return self.has_triton and runs_on_triton(self._first(a))
@@ -299,8 +354,11 @@ class Op(Generic[A]):
         a = self.Arguments(*(next(saved) if is_tensor else next(others) for is_tensor in ctx.is_tensor))
         again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
         if self._backward_operator is not None and not again and self.undifferentiated(a) is None:
-            by_place = dict(zip(self.tensor_places, self._gradients(a, gradients, tuple(saved))))
-            return tuple(by_place[i] if needed else None for i, needed in enumerate(ctx.needs_input_grad))
+            try:
+                by_place = dict(zip(self.tensor_places, self._gradients(a, gradients, tuple(saved))))
+                return tuple(by_place[i] if needed else None for i, needed in enumerate(ctx.needs_input_grad))
+            except Exception as error:
+                self._triton_failed(self._first(a), error)
         return differentiated(self.reference, a, ctx.needs_input_grad, gradients, again)
 
     def _gradients(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:

@@ -48,6 +48,14 @@ def is_trivial(tensors: Sequence[Tensor | None]) -> bool:
     return not (_included_keys().raw_repr() & _INTERFERING or _has_torch_function(tensors) or _profiler_enabled())
 
 
+def is_only_profiled(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call would be trivial, were it not for torch's profiler, which is to see what runs otherwise."""
+    if not _profiler_enabled() or forward_ad._current_level >= 0 or wants_gradient(tensors):
+        return False
+    interfering = _included_keys().raw_repr() & _INTERFERING or _has_torch_function(tensors)
+    return not interfering and all(tensor is None or is_memory(tensor) for tensor in tensors)
+
+
 def only_wants_gradient(tensors: Sequence[Tensor | None]) -> bool:
     """The same, but for a gradient: whether the dispatcher would only record the call for backward and then call the
     CPU kernel."""

@@ -15,6 +15,7 @@ from fastdiff.errors import expect
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 ISAS = ("amx", "avx512", "avx2", "neon", "baseline")
+TUNE = ("0", "1", "all")
 LARGEST = 1 << 40  # MiB, 2**60 bytes: more than any machine has, and less than what C++ can hold
 
 
@@ -51,8 +52,8 @@ VARIABLES: dict[str, tuple[Callable[[str], Any], str]] = {
     "FASTDIFF_POOL_LIMIT": (_mebibytes, "a whole number of MiB, 0 or more"),
     "FASTDIFF_WEIGHT_BUDGET": (_number, "a number, 0 or more"),
     "FASTDIFF_MEASURE": (_flag, "0 or 1"),
-    "FASTDIFF_AUTOTUNE": (_flag, "0 or 1"),
-    "FASTDIFF_TILES": (_file, "the path of a file"),
+    "FASTDIFF_TUNE": (_one_of(TUNE), "0, 1 or all"),
+    "FASTDIFF_TUNE_FILE": (_file, "the path of a file"),
     "FASTDIFF_DEBUG": (_flag, "0 or 1"),
 }
 

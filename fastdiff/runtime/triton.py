@@ -50,3 +50,19 @@ def too_old(device: torch.device) -> str | None:
     if (major, minor) >= OLDEST_GPU:
         return None
     return f"the GPU has compute capability {major}.{minor}, and Triton's kernels need {OLDEST_GPU[0]}.{OLDEST_GPU[1]}"
+
+
+def precision() -> str:
+    """Of float32 products in Triton, "ieee" or "tf32": what PyTorch's settings allow its own."""
+    try:
+        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    except RuntimeError:  # PyTorch 2.9 and newer refuse to say once fp32_precision was set
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def convolution_precision() -> str:
+    """The same of float32 convolutions."""
+    try:
+        return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
+    except RuntimeError:
+        return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"

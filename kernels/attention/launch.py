@@ -20,7 +20,8 @@ from .tiles import MAX_BLOCK_N, Tile, choose, kind_of, table_of, widths
 def tile_for(
     kernel: str, q: Tensor, k: Tensor, mask: Tensor | None, precision: str, run: Callable[[Tile], object]
 ) -> Tile:  # fmt: skip
-    """The tile of a kernel ("forward", "dq", "dkv") for a call, by its shape, or by timing where that is asked for.
+    """The tile of a kernel ("forward", "dq", "dkv") for a call: of the forward pass by the tables, as its tiles are
+    timed as candidates of the operator; of the others by timing, unless FASTDIFF_TUNE=0.
 
     run(tile): the call with this one. Timed are the default and the tiles that the tables hold for heads of this width
     and wider ones, which are known to need no more than there is.
@@ -29,7 +30,7 @@ def tile_for(
     kind, masked = kind_of(q.dtype, precision), mask is not None
     sizes: dict[str, int] = dict(queries=queries, keys=keys, heads=batch * heads, available=device.multiprocessors)
     default = choose(kernel, device.architecture, kind, dim, masked=masked, **sizes)
-    if not tuning.enabled(q.device):
+    if kernel == "forward" or not tuning.enabled(q.device):
         return default
     table = table_of(kernel, device.architecture, kind, masked)
     candidates = list(dict.fromkeys([default, *(Tile(*row) for limit, *row in table if limit >= sum(widths(dim)))]))

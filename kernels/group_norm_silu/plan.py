@@ -35,6 +35,11 @@ class Plan(NamedTuple):
         blocks = {"block_channels": self.block_channels, "block_pixels": self.block_pixels}
         return {**blocks, "num_warps": self.num_warps, "enable_fp_fusion": True}
 
+    @property
+    def said(self) -> str:
+        """In a word or two."""
+        return f"{'whole' if self.whole else f'{self.parts} parts'}/{self.num_warps}"
+
     def launches(self, pairs: int) -> Iterator[tuple[int, int]]:
         """The first of `pairs` groups of all samples that a launch has, and how many."""
         for first in range(0, pairs, self.pairs):
@@ -77,6 +82,14 @@ def plan(
     parts = min(most, -(-4 * device.multiprocessors // at_once))
     part_pixels = -(-pixels // parts // columns) * columns if pixels > columns else pixels
     return Plan(False, channels, columns, 8, part_pixels, -(-pixels // part_pixels), at_once)
+
+
+def alternatives(best: Plan, in_parts: Plan | None) -> list[Plan]:
+    """Plans near `best`, which was chosen without a device: with half or twice the warps, and, instead of whole groups,
+    in parts."""
+    warps = [n for n in (best.num_warps // 2, 2 * best.num_warps) if 1 <= n <= 16]
+    found = [best._replace(num_warps=n) for n in warps]
+    return [*found, in_parts] if in_parts is not None else found
 
 
 def _power(number: int) -> int:

@@ -1,31 +1,30 @@
-"""Tiles that are timed: only where it is asked for, once, and kept in a file. In Triton's interpreter; no GPU."""
+"""Tiles and plans of the Triton kernels as candidates: right, and timed where that is allowed. In Triton's interpreter
+with a stand-in for the device; no GPU."""
 
-import json
 import os
+from pathlib import Path
 
 import pytest
 from triton_process import interpret
 
+TESTS = str(Path(__file__).parents[1])
 
-@pytest.fixture
+
+@pytest.fixture(autouse=True)
 def file(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTDIFF_TILES", str(tmp_path / "new" / "tiles.json"))
-    monkeypatch.delenv("FASTDIFF_AUTOTUNE", raising=False)
-    return tmp_path / "new" / "tiles.json"
+    monkeypatch.setenv("FASTDIFF_TUNE_FILE", str(tmp_path / "new" / "times.json"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]))  # of stand_in_device
+    monkeypatch.delenv("FASTDIFF_TUNE", raising=False)
+    return tmp_path / "new" / "times.json"
 
 
-def test_nothing_is_timed_unless_it_is_asked_for(file):
-    interpret("tuning", "times", "0", "0")
-    assert not file.exists()
+@pytest.mark.parametrize("setting", ["0", "1", "all"])
+def test_tiles_of_gradients_are_timed_once(setting, file, monkeypatch):
+    monkeypatch.setenv("FASTDIFF_TUNE", setting)
+    interpret("tuning", "backward", setting)
+    assert file.exists() == (setting != "0")
 
 
-def test_choices_are_kept(file, monkeypatch):
-    monkeypatch.setenv("FASTDIFF_AUTOTUNE", "1")
-    interpret("tuning", "times", "3", "99")
-    kept = json.loads(file.read_text())
-    assert {key.split("attention ")[1].split()[0] for key in kept} == {"forward", "dq", "dkv"}
-    assert os.listdir(file.parent) == [file.name]
-    interpret("tuning", "times", "0", "0")
-    file.write_text('{"broken')
-    interpret("tuning", "times", "3", "99", "does not hold tiles")
-    assert json.loads(file.read_text()).keys() == kept.keys()
+@pytest.mark.parametrize("program", ["tiles", "operators", "wrong_tile"])
+def test_candidates(program):
+    interpret("tuning", program)

@@ -1,0 +1,93 @@
+"""Of attention: our kernel with several tiles; cuDNN's, FlashAttention 2 and the memory-efficient one in PyTorch, each
+called by name, as scaled_dot_product_attention takes the first that it can, which need not be the quickest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.backends import cuda
+
+from fastdiff.ops.candidates.shared import Found, torch_candidate, triton_candidates
+from fastdiff.runtime.candidates import Candidate
+from fastdiff.runtime.device import properties
+from fastdiff.runtime.triton import precision
+
+_MULTIPLE = 8  # of numbers in a head, without which PyTorch pads before it calls these
+MAX_SCORES = 1 << 25  # at once, in the oracle
+
+
+def find(op: Any, a: Any) -> Found:
+    """With maps or a mask, PyTorch's kernels are left to its own choice."""
+    plain = torch_candidate(op)
+    if a.return_maps or a.return_lse:
+        return Found([*triton_candidates(op, a), plain])
+    ours = triton_candidates(op, a, lambda: _tiles(op, a))
+    theirs = _by_torch(a) if a.mask is None else []
+    hopper = properties(a.q.device).exact in ("sm_90", "sm_100", "sm_103")
+    # cuDNN was the quickest on sm_90 in nearly all that was measured. Elsewhere nothing was: PyTorch's choice is safe.
+    cudnn = [c for c in theirs if c.name == "cudnn" and hopper]
+    first = [*cudnn, *ours, plain] if hopper else [plain, *ours]
+    candidates = [*first, *(c for c in theirs if c not in cudnn)]
+    if a.mask is not None:
+        return Found(candidates)
+    return Found(candidates, {"dim": a.q.shape[3], "queries": a.q.shape[2], "keys": a.k.shape[2]})
+
+
+def oracle(op: Any, a: Any) -> tuple[Tensor]:
+    """The reference for wide types, some heads at a time, so that the maps of all heads are never in memory."""
+    batch, heads, queries, _ = a.q.shape
+    keys = a.k.shape[2]
+    mask = None if a.mask is None else a.mask.expand(batch, heads, queries, keys)
+    at_once = max(1, MAX_SCORES // max(1, queries * keys))
+    out = a.q.new_empty(*a.q.shape[:3], a.v.shape[3])
+    for b in range(batch):
+        for h in range(0, heads, at_once):
+            place = (slice(b, b + 1), slice(h, h + at_once))
+            some = a._replace(q=a.q[place], k=a.k[place], v=a.v[place], mask=None if mask is None else mask[place])
+            out[place] = op._plainly(some, False)[0]
+    return (out,)
+
+
+def _tiles(op: Any, a: Any) -> list[Candidate]:
+    """Our kernel with each tile that was among the quickest somewhere on this architecture, beside its own choice."""
+    from fastdiff.kernels.attention.tiles import TIMED, kind_of, widths
+
+    kind, width = kind_of(a.q.dtype, precision()), sum(widths(a.q.shape[3]))
+    if a.mask is not None:
+        return []
+    tiles = [tile for most, tile in TIMED.get((properties(a.q.device).architecture, kind), ()) if width <= most]
+    return [Candidate(f"triton {tile.said}", _with_tile(op, tile)) for tile in tiles]
+
+
+def _with_tile(op: Any, tile: Any) -> Callable[[Any], Any]:
+    return lambda a: op.triton(a, tile)
+
+
+def _by_torch(a: Any) -> list[Candidate]:
+    """Those of PyTorch's kernels that it says can take this on this device, if not switched off."""
+    q, k, v = a.q, a.k, a.v
+    if q.shape[3] % _MULTIPLE or v.shape[3] != q.shape[3] or not q.numel() or not k.numel():
+        return []
+    given = cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+    usable = {name: getattr(cuda, f"can_use_{name}_attention", lambda given: False) for name in _CALLS}
+    return [Candidate(name, _CALLS[name]) for name in _CALLS if usable[name](given)]
+
+
+def _cudnn(a: Any) -> tuple[Tensor, None, None]:
+    aten = torch.ops.aten._scaled_dot_product_cudnn_attention.default
+    return aten(a.q, a.k, a.v, None, False, scale=a.factor)[0], None, None
+
+
+def _flash(a: Any) -> tuple[Tensor, None, None]:
+    return torch.ops.aten._scaled_dot_product_flash_attention.default(a.q, a.k, a.v, scale=a.factor)[0], None, None
+
+
+def _efficient(a: Any) -> tuple[Tensor, None, None]:
+    aten = torch.ops.aten._scaled_dot_product_efficient_attention.default
+    return aten(a.q, a.k, a.v, None, False, scale=a.factor)[0], None, None
+
+
+_CALLS = {"cudnn": _cudnn, "flash": _flash, "efficient": _efficient}

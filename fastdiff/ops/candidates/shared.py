@@ -1,0 +1,33 @@
+"""What the candidates of all operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fastdiff.runtime.candidates import TORCH, Candidate
+
+
+class Found(NamedTuple):
+    """candidates: in order of preference, PyTorch among them; features: what rows of the table ask for, None where no
+    row can hold."""
+
+    candidates: list[Candidate]
+    features: dict[str, int] | None = None
+
+
+def torch_candidate(op: Any) -> Candidate:
+    """The operator in plain PyTorch, which overwrites what it makes itself."""
+    return Candidate(TORCH, lambda a: op._plainly(a, True))
+
+
+def triton_candidates(op: Any, a: Any, more: Callable[[], list[Candidate]] | None = None) -> list[Candidate]:
+    """Our kernel as it chooses itself, and more(), where Triton can take the call; otherwise none."""
+    if op.unsupported_by_triton(a) is not None:
+        return []
+    return [Candidate("triton", op.triton), *(more() if more is not None else [])]
+
+
+def default(op: Any, a: Any) -> Found:
+    """Of an operator without candidates of its own: its Triton kernel, then PyTorch."""
+    return Found([*triton_candidates(op, a), torch_candidate(op)])

@@ -1,0 +1,398 @@
+"""Who computes a call on a GPU: candidates of the operators, tables by architecture, what takes the place of a failure.
+
+No GPU: devices are stand-ins, and candidates are called with tensors on the CPU."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from stand_in_device import Device, installed
+from torch._subclasses import FakeTensorMode
+
+import fastdiff
+from fastdiff.ops import deciding
+from fastdiff.ops import op as op_module
+from fastdiff.ops.candidates import attention as attention_candidates
+from fastdiff.runtime import candidates, choice, device, dispatcher, gpu_table, triton, tuning
+from fastdiff.runtime.candidates import TORCH, Candidate
+
+ops = fastdiff.ops
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100", "sm_999")
+
+
+@pytest.fixture(autouse=True)
+def standing_in(monkeypatch, tmp_path):
+    """A tuner that has a device of the CPU's type and no time for it."""
+    stand_in = Device()
+    installed(monkeypatch, tmp_path, stand_in)
+    monkeypatch.setenv("FASTDIFF_TUNE", "0")
+    yield stand_in
+    deciding.forget()
+    candidates.forget()
+
+
+def heads(*shape, dtype=torch.float16):
+    q = torch.randn(shape, dtype=dtype)
+    return ops.attention.Arguments(q, q, q)
+
+
+def on(monkeypatch, architecture):
+    """A device of that architecture, whose kernels all exist and give what PyTorch gives."""
+    tables = "gfx942" if architecture.startswith("gfx") else "sm_90" if architecture == "sm_90" else "sm_80"
+    monkeypatch.setattr(device, "ABSENT", device.Device(tables, 132, 50 << 20, architecture))
+    cudnn = [] if architecture in ("sm_75", "gfx942", "gfx1100") else ["cudnn"]
+    theirs = [Candidate(name, ops.attention.reference) for name in (*cudnn, "flash", "efficient")]
+    monkeypatch.setattr(attention_candidates, "_by_torch", lambda a: theirs)
+    for op in (ops.attention, ops.group_norm_silu, ops.ada_layer_norm):
+        old = "the GPU is too old" if architecture == "sm_75" else None
+        monkeypatch.setattr(op, "unsupported_by_triton", lambda a, old=old: old)
+        monkeypatch.setattr(op, "triton", lambda a, cut=None, op=op: op.reference(a))
+
+
+def lines():
+    return "\n".join(candidates.lines())
+
+
+def test_candidates_of_attention_in_order(monkeypatch):
+    on(monkeypatch, "sm_90")
+    names = [c.name for c in ops.attention.candidates(heads(1, 2, 16, 64))]
+    assert names[:2] == ["cudnn", "triton"]
+    assert {"triton 128x64/8/3", "torch", "flash", "efficient"} <= {*names}
+    assert len(names) == len({*names})
+    on(monkeypatch, "sm_80")
+    assert ops.attention.candidates(heads(1, 2, 16, 64))[0].name == "torch"
+
+
+def test_candidates_of_attention_with_masks_maps_and_odd_heads(monkeypatch):
+    on(monkeypatch, "sm_90")
+    a = heads(1, 2, 16, 64)
+    masked = a._replace(mask=torch.ones(16, 16, dtype=torch.bool))
+    assert [c.name for c in ops.attention.candidates(masked)] == ["triton", "torch"]
+    assert [c.name for c in ops.attention.candidates(a._replace(return_maps=True))] == ["triton", "torch"]
+    monkeypatch.undo()
+    for odd in (heads(1, 2, 16, 20), heads(1, 2, 0, 64), heads(1, 2, 16, 64)._replace(v=torch.zeros(1, 2, 16, 8))):
+        assert attention_candidates._by_torch(odd) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "chosen"),
+    [
+        ((2, 8, 4096, 40), 4096, "cudnn"),
+        ((2, 10, 4096, 64), 4096, "cudnn"),
+        ((2, 24, 4096, 128), 4096, "cudnn"),
+        ((2, 8, 1024, 80), 1024, "cudnn"),
+        ((2, 16, 1024, 72), 1024, "cudnn"),
+        ((2, 8, 4096, 40), 77, "cudnn"),
+        ((2, 8, 256, 160), 256, "triton 64x64/4/2"),
+    ],
+)
+def test_what_was_measured_is_in_the_table(shape, keys, chosen, monkeypatch):
+    on(monkeypatch, "sm_90")
+    monkeypatch.setenv("FASTDIFF_TUNE", "1")
+    q = torch.empty(1, dtype=torch.float16).expand(shape)
+    k = torch.empty(1, dtype=torch.float16).expand(*shape[:2], keys, shape[3])
+    found = ops.attention.decide(ops.attention.Arguments(q, k, k))
+    assert (found.name, found.settled) == (chosen, True)
+    assert "from the table (" in lines()
+    assert "one H100, in a graph)" in lines()
+
+
+@pytest.mark.parametrize("row", gpu_table.ROWS, ids=lambda row: f"{row.op}-{row.bounds}")
+def test_rows_name_candidates_times_and_sources(row, monkeypatch):
+    assert row.op in ops.OPS
+    assert row.source.startswith("one H100")
+    assert f"{row.candidate.split()[0]} " in row.measured
+    assert " us" in row.measured
+    assert all(least < below for _, least, below in row.bounds)
+    for other in gpu_table.ROWS:  # no two rows hold for one call
+        if other is not row and other[:3] == row[:3]:
+            apart = [(a, b) for a in row.bounds for b in other.bounds if a[0] == b[0]]
+            assert any(a[2] <= b[1] or b[2] <= a[1] for a, b in apart), (row, other)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("setting", ["0", "1"])
+def test_other_architectures_take_the_next_best_and_say_so(architecture, setting, monkeypatch, standing_in):
+    on(monkeypatch, architecture)
+    monkeypatch.setenv("FASTDIFF_TUNE", setting)
+    torch.manual_seed(0)
+    if setting == "1":
+        monkeypatch.setattr(standing_in, "device_type", "cuda", raising=False)  # which cannot be timed here
+    a = heads(1, 2, 160, 160)
+    row, _ = gpu_table.find("attention", architecture, "half", {"dim": 160, "queries": 160, "keys": 160})
+    assert (row is not None) == (architecture == "sm_90")
+    found = ops.attention.decide(a)
+    assert (found.settled, len(candidates.lines())) == (setting == "0" or architecture == "sm_90", 1)
+    assert ("from the table (" in lines()) == (architecture == "sm_90")
+    assert ("not measured" in lines()) == (architecture != "sm_90")
+    if architecture == "sm_75":
+        assert not found.name.startswith("triton")
+    torch.testing.assert_close(ops.attention.by_candidate(a)[0], ops.attention.reference(a)[0])
+
+
+def test_a_card_without_triton_takes_torchs_own(monkeypatch):
+    monkeypatch.setattr(triton, "too_old", lambda device: "the GPU has compute capability 7.5")
+    with FakeTensorMode():
+        x = torch.empty(2, 64, 8, 8, device="cuda", dtype=torch.float16)
+        a = ops.group_norm_silu.Arguments(x, 8)
+        assert [c.name for c in ops.group_norm_silu.candidates(a)] == [TORCH]
+        monkeypatch.setattr(triton, "MISSING", "Triton 3.1 is older than 3.2")
+        assert [c.name for c in ops.group_norm_silu.candidates(a)] == [TORCH]
+
+
+# ---- a call ----
+
+
+def test_a_call_on_a_gpu_asks_for_a_candidate(monkeypatch):
+    asked = []
+
+    def decide(self, a):
+        asked.append(self.name)
+        return Candidate("mine", lambda a: a[0])
+
+    monkeypatch.setattr(op_module.Op, "decide", decide)
+    monkeypatch.setattr(op_module, "is_trivial", lambda tensors: True)
+    with FakeTensorMode():
+        x = torch.empty(2, 64, 8, 8, device="cuda", dtype=torch.float16)
+        assert ops.group_norm_silu(x, 8) is x
+        assert ops.conv2d(x, torch.empty(64, 64, 3, 3, device="cuda", dtype=torch.float16)) is x
+        assert asked == ["group_norm_silu", "conv2d"]
+        with fastdiff.use("reference"):
+            assert ops.group_norm_silu(x, 8) is not x
+    ops.group_norm_silu(torch.zeros(2, 64, 8, 8), 8)
+    assert len(asked) == 2
+
+
+def test_a_profiled_call_runs_what_others_run(monkeypatch):
+    x = torch.zeros(2, 3)
+    assert not dispatcher.is_only_profiled([x])
+    with torch.profiler.profile():
+        assert dispatcher.is_only_profiled([x, None])
+        assert not dispatcher.is_only_profiled([x.clone().requires_grad_()])
+        with FakeTensorMode():
+            assert not dispatcher.is_only_profiled([x])
+
+
+def broken(error):
+    def run(a):
+        raise error
+
+    return Candidate("triton", run)
+
+
+def finder(monkeypatch, name, *found):
+    """The operator's candidates: these, then PyTorch."""
+    plain = Candidate(TORCH, ops.OPS[name].reference)
+    monkeypatch.setitem(deciding.FINDERS, name, lambda op, a: deciding.Found([*found, plain]))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("PassManager::run failed\nat line 3"), OSError("no compiler"), NotImplementedError()]
+)
+def test_a_kernel_that_fails_gives_way_with_one_warning(error, monkeypatch):
+    finder(monkeypatch, "group_norm_silu", broken(error))
+    a = ops.group_norm_silu.Arguments(torch.randn(1, 8, 3, 3), 2)
+    with pytest.warns(UserWarning, match="group_norm_silu: triton failed") as caught:
+        ours = ops.group_norm_silu.by_candidate(a)
+    assert torch.equal(ours, ops.group_norm_silu.reference(a))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ops.group_norm_silu.by_candidate(a), ours)
+    (line,) = candidates.lines()
+    assert f"not triton: {type(error).__name__}" in line
+    assert line in str(fastdiff.explain())
+
+
+def test_candidates_fail_one_after_another(monkeypatch):
+    failing = [Candidate(f"triton {n}", broken(RuntimeError(f"no {n}")).run) for n in range(3)]
+    finder(monkeypatch, "ada_layer_norm", *failing)
+    x = torch.randn(1, 4, 8)
+    a = ops.ada_layer_norm.Arguments(x, x, x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert torch.equal(ops.ada_layer_norm.by_candidate(a), ops.ada_layer_norm.reference(a))
+    assert len(caught) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("of 80 GiB"), RuntimeError("CUDA error: an illegal memory access was encountered"),
+     KeyboardInterrupt()],
+)  # fmt: skip
+def test_what_no_other_candidate_can_mend_is_raised(error, monkeypatch):
+    finder(monkeypatch, "group_norm_silu", broken(error))
+    a = ops.group_norm_silu.Arguments(torch.randn(1, 8, 3, 3), 2)
+    with pytest.raises(type(error)):
+        ops.group_norm_silu.by_candidate(a)
+
+
+def test_an_error_of_torchs_own_is_raised(monkeypatch):
+    monkeypatch.setitem(
+        deciding.FINDERS, "linear", lambda op, a: deciding.Found([Candidate(TORCH, broken(RuntimeError("no")).run)])
+    )
+    x = torch.zeros(1, 2, 3)
+    with pytest.raises(RuntimeError, match="no"):
+        ops.linear.by_candidate(ops.linear.Arguments(x, torch.zeros(4, 3)))
+
+
+def test_coefficients_are_not_timed(monkeypatch, standing_in):
+    monkeypatch.setenv("FASTDIFF_TUNE", "1")
+    x = [torch.randn(4), torch.randn(4)]
+    a = ops.linear_combine.Arguments(x, [1.0, 2.0], 1)
+    found = ops.linear_combine.decide(a)
+    assert (found.name, found.settled, candidates.lines()) == (TORCH, False, [])
+    assert torch.equal(ops.linear_combine.by_candidate(a)[0], x[0] + 2 * x[1])
+    monkeypatch.setattr(
+        deciding, "default", lambda op, a: deciding.Found(
+            [*([] if deciding.why_triton_failed(op, x[0]) else [broken(RuntimeError("no"))]), found]
+        ),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="linear_combine: Triton's kernel failed"):
+        assert torch.equal(ops.linear_combine.by_candidate(a)[0], x[0] + 2 * x[1])
+
+
+def test_with_a_gradient_torch_takes_the_place_of_a_failed_kernel(monkeypatch):
+    """As under torch.compile, where the operator is called by its name."""
+    op = ops.group_norm_silu
+    monkeypatch.setattr(op_module, "runs_on_triton", lambda x: True)
+    monkeypatch.setattr(op, "triton", broken(RuntimeError("no kernel image")).run)
+    x = torch.randn(1, 8, 3, 3).to(memory_format=torch.channels_last)
+    with pytest.warns(UserWarning, match="group_norm_silu: Triton's kernel failed") as caught:
+        ours = torch.ops.fastdiff.group_norm_silu(x, 2)
+    assert len(caught) == 1
+    torch.testing.assert_close(ours, op.reference(op.Arguments(x, 2)))
+    assert ours.stride() == x.stride()
+    monkeypatch.setattr(choice, "out_of_reach", lambda name, x: None)
+    assert "no kernel image" in op.unsupported_by_triton(op.Arguments(x, 2))
+
+
+# ---- signatures ----
+
+
+def test_what_decides_is_in_the_signature():
+    op, x = ops.group_norm_silu, torch.randn(1, 8, 4, 4)
+    weight, storage = torch.ones(8), torch.randn(129)
+
+    def of(x, *rest, **options):
+        return deciding.signature(op, op.Arguments(x, *rest, **options))
+
+    base = of(x, 2)
+    assert of(torch.zeros(1, 8, 4, 4), 2) == base
+    assert of(x, 2, eps=1e-6) == base
+    different = [
+        of(x.half(), 2), of(x.to(memory_format=torch.channels_last), 2), of(x, 4), of(x, 2, weight),
+        of(x, 2, activation="none"), of(torch.randn(2, 8, 4, 4), 2), of(storage[1:].view(1, 8, 4, 4), 2),
+    ]  # fmt: skip
+    assert len({base, *different}) == 1 + len(different)
+
+
+def test_settings_of_precision_are_in_the_signature():
+    op = ops.linear
+    a = op.Arguments(torch.zeros(1, 2, 3), torch.zeros(4, 3))
+    before = deciding.signature(op, a)
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert deciding.signature(op, a) != before
+        half = op.Arguments(*(t.half() for t in a[:2]))
+        assert "tf32" not in deciding.signature(op, half)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_precision_by_either_of_torchs_settings():
+    code = """
+import torch
+from fastdiff.runtime.triton import convolution_precision, precision
+said = [(precision(), convolution_precision())]
+torch.set_float32_matmul_precision("high")
+said.append((precision(), convolution_precision()))
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    said.append((precision(), convolution_precision()))
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    said.append((precision(), convolution_precision()))
+print(said)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    expected = [("ieee", "tf32"), ("tf32", "tf32"), ("ieee", "ieee"), ("tf32", "ieee")]
+    new = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    assert result.stdout.strip() == str(expected if new else expected[:2])
+
+
+def test_a_decision_is_asked_for_once(monkeypatch):
+    finder(monkeypatch, "linear", Candidate("mine", ops.linear.reference))
+    a = ops.linear.Arguments(torch.zeros(1, 2, 3), torch.zeros(4, 3))
+    first = ops.linear.decide(a)
+    monkeypatch.setattr(tuning.tuner, "decide", lambda problem: pytest.fail("asked again"))
+    assert ops.linear.decide(a) is first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_candidates_of_an_operator_are_checked_and_timed(dtype, monkeypatch, standing_in):
+    monkeypatch.setenv("FASTDIFF_TUNE", "1")
+    standing_in.seconds = {"good": 2e-6, "wrong": 1e-6, TORCH: 3e-6}
+
+    def named(name, compute):
+        return Candidate(name, lambda a: (standing_in.ran.append(name), compute(a))[1])
+
+    linear = ops.linear
+    wrong = named("wrong", lambda a: linear.reference(a) * 1.05)
+    found = [named("good", linear.reference), wrong, named(TORCH, linear.reference)]
+    monkeypatch.setitem(deciding.FINDERS, "linear", lambda op, a: deciding.Found(found))
+    a = linear.Arguments(torch.zeros(1, 2, 3, dtype=dtype), torch.zeros(4, 3, dtype=dtype))
+    with pytest.warns(UserWarning, match="linear .* x 1x2x3 weight 4x3: wrong is not taken"):
+        assert linear.decide(a).name == "good"
+    assert standing_in.timed == ["good", TORCH]
+
+
+# ---- candidates of PyTorch's ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_epilogues_and_layouts_of_torchs_own_agree(dtype, monkeypatch, standing_in):
+    torch.manual_seed(0)
+    x, w, b = torch.randn(2, 5, 16, dtype=dtype), torch.randn(8, 16, dtype=dtype), torch.randn(8, dtype=dtype)
+    image, kernel = torch.randn(2, 4, 6, 6, dtype=dtype), torch.randn(8, 4, 3, 3, dtype=dtype)
+    residual = torch.randn(2, 5, 8, dtype=dtype)
+    linear, conv2d = ops.linear, ops.conv2d
+    cases = [
+        (linear, linear.Arguments(x, w, b, activation="gelu_tanh"), ["torch", "cublas with gelu"]),
+        (linear, linear.Arguments(x, w, residual=residual), ["torch", "cublas with residual"]),
+        (linear, linear.Arguments(x, w, b, residual=residual), ["torch"]),
+        (linear, linear.Arguments(x, w, b, activation="gelu"), ["torch"]),
+        (linear, linear.Arguments(x, w, b, activation="gelu_tanh", gate=residual), ["torch"]),
+        (linear, linear.Arguments(x, w, b, activation="gelu_tanh", weight_2=w, bias_2=b), ["torch"]),
+        (linear, linear.Arguments(x, w, b, activation="gelu_tanh", glu=True), ["torch"]),
+        (
+            conv2d,
+            conv2d.Arguments(image, None, kernel, b),
+            ["torch", "torch channels-last"][: 3 - x.element_size() // 2],
+        ),
+        (conv2d, conv2d.Arguments(image.to(memory_format=torch.channels_last), None, kernel), ["torch"]),
+    ]
+    monkeypatch.setenv("FASTDIFF_TUNE", "1")
+    for op, a, names in cases:
+        found = op.candidates(a)
+        assert [c.name for c in found] == names
+        untouched = [t.clone() for t in op._tensors(a) if t is not None]
+        for candidate in found:
+            if candidate.name == "cublas with gelu":
+                continue  # on the CPU it is GELU without tanh; on a GPU it is checked before it is taken
+            exact = op.reference(type(a)(*(t.double() if isinstance(t, torch.Tensor) else t for t in a)))
+            ours, theirs = ((y.double() - exact).abs().max() for y in (candidate.run(a), op.reference(a)))
+            assert ours <= 2 * theirs + 4 * torch.finfo(dtype).eps * exact.abs().max(), (candidate.name, a)
+        assert all(torch.equal(x, y) for x, y in zip(untouched, (t for t in op._tensors(a) if t is not None)))
+
+
+def test_the_oracle_of_attention_goes_through_the_heads(monkeypatch):
+    a = heads(2, 5, 7, 16, dtype=torch.float64)
+    for mask in (None, torch.rand(2, 1, 7, 7) < 0.8, torch.randn(7, 7, dtype=torch.float64)):
+        given = a._replace(mask=mask)
+        for limit in (1, 100):
+            monkeypatch.setattr(attention_candidates, "MAX_SCORES", 49 * limit)
+            (found,) = attention_candidates.oracle(ops.attention, given)
+            torch.testing.assert_close(found, ops.attention.reference(given)[0])
