@@ -21,6 +21,6 @@ own_build cmake.build-type=RelWithDebInfo cmake.define.FASTDIFF_SANITIZE=ON
 export LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
 check_own_build
 if [ $# = 0 ]; then
-  set -- tests/ops tests/test_memory.py tests/test_engine.py tests/test_noise.py -k "not triton"
+  set -- tests/ops tests/test_memory.py tests/test_engine.py tests/test_noise.py -k "not triton and not nvcc"
 fi
 "$scratch/bin/python" -m pytest -q -p no:cacheprovider --capture=sys "$@"
