@@ -118,8 +118,14 @@ def _problem(op: Any, a: Any, key: tuple[Any, ...]) -> tuning.Problem:
     return tuning.Problem(
         key=whole, title=_title(op, a), device=x.device, candidates=candidates, row=row, nearest=nearest,
         make=lambda: agreement.random_like(a), reference=lambda b: op._plainly(b, False),
-        oracle=lambda b: _exact(op, agreement.widened(b)),
+        oracle=lambda b: _exact(op, agreement.widened(b)), absent=_absent(op, a),
     )  # fmt: skip
+
+
+def _absent(op: Any, a: Any) -> dict[str, str]:
+    """Why there is no kernel of ours for a call, where the operator has one."""
+    reason = op.unsupported_by_triton(a) if op.has_triton else None
+    return {} if reason is None else {"triton": reason}
 
 
 def _exact(op: Any, wide: Any) -> Any:

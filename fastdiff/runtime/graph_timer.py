@@ -37,6 +37,8 @@ class PrivateGraph:
         stream = self._streams.setdefault(self._device, torch.cuda.Stream(self._device))
         torch.cuda.synchronize(self._device)
         with torch.cuda.device(self._device), torch.cuda.stream(stream):
+            body()  # what libraries allocate for a stream is not to come from the graph's memory
+            torch.cuda.synchronize(self._device)
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
                 body()

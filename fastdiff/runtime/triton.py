@@ -54,15 +54,15 @@ def too_old(device: torch.device) -> str | None:
 
 def precision() -> str:
     """Of float32 products in Triton, "ieee" or "tf32": what PyTorch's settings allow its own."""
-    try:
+    given = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # from PyTorch 2.9 on, which refuses the others
+    if given is None:
         return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    except RuntimeError:  # PyTorch 2.9 and newer refuse to say once fp32_precision was set
-        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if given == "tf32" else "ieee"
 
 
 def convolution_precision() -> str:
     """The same of float32 convolutions."""
     try:
         return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
-    except RuntimeError:
+    except RuntimeError:  # where only one of cuDNN's settings was changed
         return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"

@@ -33,9 +33,10 @@ _FATAL = ("CUDA error", "illegal memory access", "misaligned address", "launch f
 class Problem:
     """A call to choose for. candidates: in order of preference, at least one; the last resort is among them.
 
-    key: of device, versions and signature; title: for the reader. row: of the table, for this architecture;
-    nearest: a row of another one. make: arguments to time with; reference: torch's own results for them; oracle: the
-    same in float64, None: there is none, and candidates are checked against the first.
+    key: of device, versions and signature; title: for the reader. row: of the table, for this architecture; nearest: a
+    row of another one. absent: what cannot be a candidate here, with the reason. make: arguments to time with;
+    reference: torch's own results for them; oracle: the same in float64, None: there is none, and candidates are
+    checked against the first.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Problem:
     oracle: Callable[[Any], Any] | None = None
     row: Row | None = None
     nearest: Row | None = None
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 def setting() -> str:
@@ -69,9 +71,10 @@ class Tuner:
 
     def decide(self, problem: Problem) -> Candidate:
         """The candidate to take now; one that is not settled where its choice has to wait."""
-        dropped = {c.name: self._failed[problem.key, c.name] for c in problem.candidates
-                   if (problem.key, c.name) in self._failed}  # fmt: skip
-        left = [c for c in problem.candidates if c.name not in dropped]
+        names = [c.name for c in problem.candidates]
+        failed = {name: self._failed[problem.key, name] for name in names if (problem.key, name) in self._failed}
+        left = [c for c in problem.candidates if c.name not in failed]
+        dropped = {**problem.absent, **failed}
         how = setting()
         table = problem.row if how != "all" else None
         by_name = {c.name: c for c in left}

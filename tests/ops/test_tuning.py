@@ -1,16 +1,13 @@
 """Choices by timing: checked, within a budget, kept in a file; with a stand-in for the device and the clock."""
 
-import json
 import threading
-import warnings
 
 import pytest
 import torch
 from stand_in_device import Device
 
-from fastdiff.runtime import agreement, candidates, graphs, kept_times, tuning
+from fastdiff.runtime import candidates, graphs
 from fastdiff.runtime.candidates import Row
-from fastdiff.runtime.graph_timer import CALLS, GraphTimer
 
 
 @pytest.fixture(autouse=True)
@@ -273,147 +270,3 @@ def test_threads_time_a_shape_once():
     assert sorted(device.timed) == ["ours", "torch"]
     assert {(c.name, c.settled) for c in found} <= {("torch", True), ("ours", False)}
     assert tuner.decide(device.problem()).name == "torch"
-
-
-# ---- the file ----
-
-
-def test_times_are_kept_whole(file):
-    device = Device(ours=2e-6, torch=1e-6)
-    device.tuner().decide(device.problem())
-    assert [path.name for path in file.parent.iterdir()] == ["times.json"]
-    assert json.loads(file.read_text()) == {"sin": {"seconds": device.seconds, "dropped": {}}}
-
-
-def test_two_processes_share_the_file(file):
-    device = Device(ours=2e-6, torch=1e-6)
-    one, other = device.tuner(), device.tuner()
-    for number, tuner in enumerate([one, other, one, other]):
-        tuner.decide(device.problem(f"shape{number}"))
-    assert json.loads(file.read_text()).keys() == {f"shape{number}" for number in range(4)}
-    for number in range(4):
-        device.tuner().decide(device.problem(f"shape{number}"))
-    assert len(device.timed) == 8
-
-
-@pytest.mark.parametrize("text", ['{"broken', "[1, 2]", "7", "\x00\xff", ""])
-def test_a_damaged_file_is_replaced(file, text):
-    file.parent.mkdir()
-    file.write_text(text)
-    device = Device(ours=2e-6, torch=1e-6)
-    with pytest.warns(UserWarning, match="does not hold times") as caught:
-        assert device.tuner().decide(device.problem()).name == "torch"
-    assert len(caught) == 1
-    assert "sin" in json.loads(file.read_text())
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        3,
-        {},
-        {"seconds": {}},
-        {"seconds": {"ours": "1"}, "dropped": {}},
-        {"seconds": {"ours": -1.0}, "dropped": {}},
-        {"seconds": {"ours": float("nan")}, "dropped": {}},
-        {"seconds": {}, "dropped": {"ours": None}},
-    ],
-)
-def test_a_damaged_entry_is_timed_again(file, entry):
-    device = Device(ours=2e-6, torch=1e-6)
-    device.tuner().decide(device.problem("other"))
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"sin": entry}))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert device.tuner().decide(device.problem()).name == "torch"
-    assert json.loads(file.read_text()).keys() == {"sin", "other"}
-    assert len(device.timed) == 4
-
-
-def test_a_file_that_cannot_be_written(file, tmp_path):
-    (tmp_path / "new").write_text("in the way of the folder")
-    device = Device(ours=2e-6, torch=1e-6)
-    tuner = device.tuner()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = {tuner.decide(device.problem(f"shape{number}")).name for number in range(3)}
-    assert found == {"torch"}
-    assert sum("kept for this process only" in str(w.message) for w in caught) == 1
-    assert tuner.decide(device.problem("shape0")).name == "torch"
-    assert len(device.timed) == 6
-
-
-def test_the_file_is_in_the_users_caches(monkeypatch, tmp_path):
-    monkeypatch.delenv("FASTDIFF_TUNE_FILE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kept_times.path() == tmp_path / "fastdiff" / "times.json"
-
-
-def test_other_versions_are_another_key(monkeypatch):
-    tuning.versions.cache_clear()
-    before = tuning.versions()
-    for part in ("driver-", "torch-", "triton-", "fastdiff-"):
-        assert part in before
-    monkeypatch.setattr(tuning, "_driver", lambda: "999.1")
-    tuning.versions.cache_clear()
-    assert tuning.versions() != before
-    tuning.versions.cache_clear()
-
-
-# ---- checks and timing ----
-
-
-def test_numbers_for_a_check_have_the_strides_and_leave_the_generator():
-    from fastdiff.ops import attention
-
-    storage = torch.zeros(2, 5, 3, 8, dtype=torch.float16)
-    q, k, v = (
-        storage.transpose(1, 2).unbind(1)[0][None],
-        storage[:1].transpose(1, 2)[:, :1],
-        storage.new_zeros(1, 1, 5, 8),
-    )
-    mask = torch.ones(1, 5, dtype=torch.bool).expand(5, 5)
-    a = attention.Arguments(q.transpose(0, 1)[:1], k, v, mask)
-    before = torch.get_rng_state()
-    made = agreement.random_like(a)
-    assert torch.equal(before, torch.get_rng_state())
-    for given, other in zip(a[:3], made[:3]):
-        assert (given.shape, given.stride(), given.dtype) == (other.shape, other.stride(), other.dtype)
-        assert given.data_ptr() % 16 == other.data_ptr() % 16
-        assert other.float().std() > 0.1
-    assert made.mask is mask
-    assert all(torch.equal(x, y) for x, y in zip(made[:3], agreement.random_like(a)[:3]))
-
-
-def test_a_row_that_is_expanded_stays_expanded():
-    from fastdiff.ops import ada_layer_norm
-
-    x, row = torch.zeros(2, 3, 8), torch.zeros(2, 1, 1).expand(2, 1, 8)
-    made = agreement.random_like(ada_layer_norm.Arguments(x, row, row))
-    assert made.scale.stride() == row.stride()
-    assert made.scale[0].unique().numel() == 1
-
-
-def test_the_graph_timer_takes_the_median_of_replays():
-    ran, watched = [], []
-
-    class Graph:
-        def __init__(self, device):
-            pass
-
-        def capture(self, body):
-            body()
-
-        def replay(self):
-            watched.append("replay")
-
-    times = iter([5.0, 1.0, 9.0, 2.0, 3.0])
-
-    def watch(queue, device):
-        queue()
-        return next(times)
-
-    timer = GraphTimer(Graph, watch)
-    assert timer(lambda: ran.append(1), torch.device("cpu")) == 3.0 / CALLS
-    assert len(ran) == CALLS
-    assert len(watched) == 6  # one warms up
