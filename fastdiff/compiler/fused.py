@@ -49,7 +49,7 @@ def columns(y: Tensor, start: int, size: int) -> Tensor:
 
 def gated(x: Tensor, activation: str) -> Tensor:
     """a act(b), where x is [a, b] in its last dimension. activation: "gelu", "gelu_tanh" or "silu"."""
-    if _on_triton(x) and x.is_contiguous():
+    if on_triton(x) and x.is_contiguous():
         from fastdiff.kernels.pointwise import gated as kernel
 
         return kernel(x, activation)
@@ -65,7 +65,7 @@ def add_bias(
     """activation(x + bias + channel_bias + residual), of channels (C,), of samples and channels (N, C), and all. It may
     overwrite x, (N, C, H, W)."""
     dense = x.is_contiguous() or is_channels_last(x)
-    if dense and _on_triton(x):
+    if dense and on_triton(x):
         from fastdiff.kernels.pointwise import add_bias as kernel
 
         return kernel(x, bias, channel_bias, residual, activation)
@@ -75,7 +75,7 @@ def add_bias(
     return F.silu(x, inplace=True) if activation == "silu" else x
 
 
-def _on_triton(x: Tensor) -> bool:
+def on_triton(x: Tensor) -> bool:
     """Whether the kernels that are no operators take this; float64 and what runs no Triton goes to PyTorch."""
     if x.is_cpu or x.dtype not in TYPES or choice.current() == "reference" or not is_memory(x):
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ class StackedEmbedding(nn.Module):
         return f"{self.count} tables"
 
 
-JOINED: tuple[Callable[..., nn.Module], ...] = (JoinedLinear, StackedLinear, StackedEmbedding)
+JOINED: tuple[type[nn.Module], ...] = (JoinedLinear, StackedLinear, StackedEmbedding)
 
 
 def _stack(joint: _Joint, tensors: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from checks import assert_fits, assert_no_worse
 from torch import Tensor
 
 from fastdiff.kernels.ahead_of_time.compile import launches
-from fastdiff.kernels.pointwise import add_bias, gated
+from fastdiff.kernels.pointwise import add_bias, gated, interleave, phases
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SINGLE = torch.finfo(torch.float32).eps
@@ -64,6 +64,70 @@ def units() -> None:
         assert_no_worse(gated(x, activation), unit(x, activation), exact, floor, shape, dtype, activation)
 
 
+def upsampled() -> None:
+    """By phases, against the convolution of the upsampled image."""
+    torch.manual_seed(0)
+    shapes = [(2, 3, 4, 5, 7), (1, 20, 9, 1, 1), (1, 4, 40, 3, 2)]
+    for (n, c, k, height, width), dtype, last, biased in itertools.product(
+        shapes, DTYPES, [False, True], [False, True]
+    ):
+        layout = torch.channels_last if last else torch.contiguous_format
+        x = torch.randn(n, c, height, width).to(dtype)
+        weight = torch.randn(k, c, 3, 3).to(dtype).contiguous(memory_format=layout)
+        bias = torch.randn(k).to(dtype) if biased else None
+        summed = phases(weight)
+        assert summed.is_contiguous(memory_format=torch.channels_last)
+        # The sums are rounded once, the product here not at all.
+        y = F.conv2d(x.float(), summed.float(), padding=1).contiguous(memory_format=torch.channels_last)
+        ours = interleave(y, None if bias is None else bias.float())
+        large = F.interpolate(x.double(), scale_factor=2.0)
+        exact = F.conv2d(large, weight.double(), None if bias is None else bias.double(), padding=1)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        # Of each of 4 c terms half a unit, 16 at most of a sum of 4 normal numbers; they do not all point one way.
+        size = float(F.conv2d(large.abs(), weight.double().abs(), padding=1).max())
+        eps = torch.finfo(dtype).eps if dtype is not torch.float32 else 0.0
+        assert_no_worse(ours, exact.float(), exact, size * (eps / 2 + 16 * SINGLE), n, c, k, dtype, last, biased)
+
+
+def layers() -> None:
+    """An upsampled convolution of a graph: halves by phases, with at most 1.25 times the error of PyTorch's own."""
+    from fastdiff.compiler import convolution, fused
+
+    torch.manual_seed(0)
+    convolution._FEW_PIXELS = 64
+    convolution.on_triton = fused.on_triton = lambda x: True
+    made = []
+
+    def conv2d(
+        x: Tensor, weight: Tensor, bias: Tensor | None = None, *options: int, f=F.conv2d, **named: int
+    ) -> Tensor:
+        """Rounded once, as by cuDNN; on the CPU parts of sums are."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return f(x.to(wide), weight.to(wide), bias, *options, **named).to(x.dtype)
+
+    convolution.F.conv2d = conv2d
+    convolution.F.interpolate = lambda *args, f=F.interpolate, **options: (made.append(args), f(*args, **options))[1]
+    # In bfloat16 the interpreter cuts off where a GPU rounds.
+    for dtype, last, more in itertools.product(DTYPES[:2], [False, True], [False, True]):
+        layout = torch.channels_last if last else torch.contiguous_format
+        x = torch.randn(2, 24, 7, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = (torch.randn(40, 24, 3, 3) / 12).to(dtype).contiguous(memory_format=layout)
+        bias, row, residual = (torch.randn(shape).to(dtype) for shape in ((40,), (2, 40), (2, 40, 14, 12)))
+        row, residual, activation = (row, residual, "silu") if more else (None, None, None)
+        layer = convolution.Conv2d(1, 1, 2, activation)
+        layer.on_gpu = layer.channels_last = True
+        found = layer(x, weight, bias, row, residual)
+        assert bool(made) is (dtype is torch.float32)
+        results = []
+        for wide in (False, True):
+            a, b, *rest = (t if t is None else t.double() if wide else t for t in (x, weight, bias, row, residual))
+            results.append(summed(F.conv2d(F.interpolate(a, scale_factor=2.0), b, padding=1), *rest, activation))
+        theirs, exact = results
+        made.clear()
+        errors = [float((t.double() - exact).square().mean().sqrt()) for t in (found, theirs)]
+        assert errors[0] <= 1.25 * errors[1] + 4 * SINGLE * float(exact.abs().max()), (dtype, last, more, errors)
+
+
 def compiles(target: str) -> None:
     for dtype, last in itertools.product(DTYPES, [False, True]):
         layout = torch.channels_last if last else torch.contiguous_format
@@ -71,6 +135,10 @@ def compiles(target: str) -> None:
         vector, row = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((320,), (2, 320)))
         (launch,) = launches(target, add_bias, x, vector, row, x, "silu")
         assert_fits(launch, str(dtype), last)
+        weight = torch.empty((320, 320, 3, 3), dtype=dtype, device="meta").to(memory_format=layout)
+        y = torch.empty((2, 1280, 33, 33), dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+        for (launch,) in (launches(target, phases, weight), launches(target, interleave, y, vector)):
+            assert_fits(launch, str(dtype), last)
         for activation in ("silu", "gelu", "gelu_tanh"):
             (launch,) = launches(target, gated, torch.empty((8192, 2560), dtype=dtype, device="meta"), activation)
             assert_fits(launch, str(dtype), activation)

@@ -83,7 +83,8 @@ def _join(layers: list[Node]) -> None:
 
 def _is_vector(x: Any) -> bool:
     """Whether this is one vector a sample, of which a layer makes no large result."""
-    return rank(x) == 2 or (rank(x) == 3 and same((shape(x) or ())[1], 1))
+    sizes = shape(x)
+    return sizes is not None and (len(sizes) == 2 or (len(sizes) == 3 and same(sizes[1], 1)))
 
 
 def _seen_as_heads(layer: Node) -> bool:
