@@ -75,9 +75,11 @@ def test_calls_give_the_same_launched_and_replayed(make, device, monkeypatch):
         other = model(*again)
         monkeypatch.setenv("FASTDIFF_GRAPH", "0")
         launched, launched_other = model(*inputs), model(*again)
-    assert all(torch.equal(call, launched) for call in calls)  # the results are the caller's
-    assert torch.equal(other, launched_other)
-    assert not torch.equal(other, launched)
+    close = dict(rtol=1e-2, atol=1e-2)  # a library may choose another kernel inside a capture
+    for call in calls:  # of which none was overwritten by a later one: the results are the caller's
+        torch.testing.assert_close(call, launched, **close)
+    torch.testing.assert_close(other, launched_other, **close)
+    assert not torch.allclose(other, launched, **close)
 
 
 @torch.no_grad()
