@@ -278,3 +278,13 @@ def random_model(kind: type[nn.Module], seed: int = 0) -> nn.Module:
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
+
+
+def reference(model, inputs):
+    """What an optimized model's own forward gives."""
+    with torch.no_grad():
+        return model._call_impl(*inputs)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from compiler.spelled import TokenModel, random_model
+from compiler.spelled import TokenModel, close, random_model, reference
 
 import fastdiff
 from fastdiff.compiler import capture
@@ -18,15 +18,6 @@ from fastdiff.runtime import eager
 @pytest.fixture
 def model():
     return random_model(TokenModel)
-
-
-def reference(model, inputs):
-    with torch.no_grad():
-        return model._call_impl(*inputs)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def said(call):

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from compiler.spelled import LargeBlock, LatentUNet, TokenModel, random_model
+from compiler.spelled import LargeBlock, LatentUNet, TokenModel, close, random_model, reference
 from torch import nn
 
 import fastdiff
@@ -19,15 +19,6 @@ from fastdiff.compiler.report import reports_of
 @pytest.fixture
 def model():
     return random_model(TokenModel)
-
-
-def reference(model, inputs):
-    with torch.no_grad():
-        return model._call_impl(*inputs)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_it_is_the_same_object_and_restore_undoes_it(model):
