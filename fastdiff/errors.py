@@ -20,10 +20,15 @@ def expect(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
-    """A ValueError that names the nearest known names, e.g. unknown("solver", "dpmp-2m", SOLVERS)."""
+def unknown(kind: str, name: object, known: Iterable[str], listed: str = "") -> ValueError:
+    """A ValueError that names the nearest known names, e.g. unknown("solver", "dpmp-2m", SOLVERS); all if they are few.
+
+    listed: where many are listed, e.g. "which `fastdiff solvers` lists".
+    """
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    known_names = f"known: {', '.join(names)}" if len(names) <= 20 or not near else f"there are {len(names)}"
+    known_names = (
+        f"known: {', '.join(names)}" if len(names) <= 20 else f"there are {len(names)}{f', {listed}' if listed else ''}"
+    )
     return ValueError(f"unknown {kind} {name!r}; {hint}{known_names}")

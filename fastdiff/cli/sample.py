@@ -59,6 +59,10 @@ def run(
             where if device else None, kind,
         )  # fmt: skip
         return
+    expect(
+        model_name in bundled.names() or "/" not in model_name,
+        f"--model {model_name!r}: there is no such folder; bundled models are {', '.join(bundled.names())}",
+    )
     model = fastdiff.load(model_name, device=where, dtype=kind)
     # Refuses bad steps before the progress bar.
     times = make_grid(grid or model.info.schedule.grid or solver.grid, model.info.schedule, steps)
@@ -68,7 +72,9 @@ def run(
     names = [name] if prompts is None else _lines(prompts, model.info)
     each = count or (16 if prompts is None else 1)
     names = [name for name in names for _ in range(each)]
-    total = len(names)
+    total, guided = len(names), names[0] is not None
+    if not guided and guidance not in (None, 1):
+        raise ValueError(f"--guidance {guidance:g} needs a condition to guide to: --class or --prompt")
     cond = model.info.condition(names, total)
     expect(strength is None or image is not None, "--strength needs --image")
     start, left = None, steps
@@ -98,9 +104,9 @@ def run(
                         solver=solver,
                         steps=steps,
                         grid=grid,
-                        guidance=cfg if names[0] is not None else None,
+                        guidance=cfg if guided else None,
                         cond={key: value[first : first + size] for key, value in cond.items()},
-                        uncond=model.info.condition(None, size),
+                        uncond=model.info.condition(None, size) if guided else None,
                         seed=seed,
                         first_sample=first,
                         # with a callback a GPU could not replay the loop as one graph

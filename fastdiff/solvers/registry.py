@@ -126,5 +126,5 @@ def get_solver(name: str | Solver, **options: Any) -> Solver:
     if not isinstance(name, str):
         raise TypeError(f"solver must be a name or a fastdiff Solver, got {described(name)}")
     if name not in SOLVERS:
-        raise unknown("solver", name, SOLVERS)
+        raise unknown("solver", name, SOLVERS, "which `fastdiff solvers` lists")
     return SOLVERS[name].with_options(**options)

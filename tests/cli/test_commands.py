@@ -171,6 +171,8 @@ def test_sample_from_a_picture(tmp_path):
         assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 2)).max() <= 2
         distances.append(float((expected - x0).square().mean()))
     assert distances == sorted(distances)
+    plain = fastdiff_command("sample", "--image", "picture.png", "--count", 1, "--steps", 2)  # without guidance
+    assert (plain.returncode, "Warning" in plain.stderr) == (0, False)
 
 
 def test_sample_a_list_of_conditions(tmp_path):
@@ -267,6 +269,9 @@ def test_a_condition_that_the_model_does_not_take(arguments, message, tmp_path, 
         (["sample", "--class", "animal"], "did you mean 'animals'"),
         (["sample", "--steps", "0"], "steps must be a whole number >= 1"),
         (["sample", "--guidance", "nan"], "guidance scale must be a finite number"),
+        (["sample", "--guidance", "3"], "--guidance 3 needs a condition to guide to: --class or --prompt"),
+        (["sample", "--model", "./folder"], "--model './folder': there is no such folder; bundled models are"),
+        (["sample", "--solver", "none"], ", which `fastdiff solvers` lists"),
         (["sample", "--grid", "even"], "unknown grid 'even'"),
         (["sample", "--out", "grid.jpg"], "--out must end in .png"),
         (["demo", "--model", "emoji"], "unknown model 'emoji'"),
@@ -406,7 +411,12 @@ def test_the_other_fastdiff_is_recognised(tmp_path):
     (package / "compare.py").write_text("def compare(a, b): ...\n")
     for part in ("cli", "errors.py"):
         (package / part).symlink_to(source / part)
-    result = subprocess.run(COMMAND, capture_output=True, text=True, check=False, cwd=tmp_path,
+    # An editable install finds its modules before the path is asked: Python's own finders alone.
+    code = (
+        "import sys; sys.meta_path = [each for each in sys.meta_path if isinstance(each, type)]; "
+        "from fastdiff.cli.main import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path,
                             env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
     assert result.returncode != 0
     assert "text-diff library" in result.stderr
