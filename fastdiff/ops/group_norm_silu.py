@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -116,7 +117,8 @@ class GroupNormSilu(Op[Arguments]):
             x.numel() // (samples * channels or 1), num_groups, form is not torch.contiguous_format,
             activation == "silu", eps, torch.get_num_threads(),
         )  # fmt: skip
-        return results_in_double(self, a, lambda x: _centered(x, num_groups)) if huge else out
+        # No lambda, which would make num_groups a cell in every call.
+        return results_in_double(self, a, partial(_centered, num_groups)) if huge else out
 
     def fake(self, a: Arguments) -> Tensor:
         return torch.empty_like(a.x, memory_format=layout(a.x))
@@ -181,7 +183,7 @@ def _flat(a: Arguments) -> Arguments:
     return a._replace(x=a.x.flatten(3)) if layout(a.x) is torch.channels_last_3d else a
 
 
-def _centered(x: Tensor, num_groups: int) -> Tensor:
+def _centered(num_groups: int, x: Tensor) -> Tensor:
     """Without the first number of each group."""
     width = x.shape[1] // num_groups
     first = x[:, ::width].flatten(2)[..., 0] if x.ndim > 2 else x[:, ::width]
