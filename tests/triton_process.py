@@ -26,10 +26,13 @@ def interpret(program: str, function: str, *arguments: str) -> None:
     _run([program, function, *arguments], {**os.environ, "TRITON_INTERPRET": "1"})
 
 
-def compile_ahead(program: str, target: str, cache: Path, function: str = "compiles") -> None:
-    """Run `compiles(target)` of a program, which compiles ahead of time. No GPU is needed."""
+def compile_ahead(program: str, target: str, function: str = "compiles") -> None:
+    """Run `compiles(target)`, or another function, of a program, which compiles ahead of time. No GPU is needed.
+
+    In Triton's own cache, so that a kernel is compiled once for all tests, and by later runs not at all.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    _run([program, function, target], {**environment, "TRITON_CACHE_DIR": str(cache)})
+    _run([program, function, target], environment)
 
 
 def _run(arguments: list[str], environment: dict[str, str]) -> None:

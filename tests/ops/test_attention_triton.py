@@ -10,13 +10,13 @@ def test_numbers_in_the_interpreter(dtype):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_compiles_ahead_of_time_without_spills(target, tmp_path):
-    compile_ahead("attention", target, tmp_path)
+def test_compiles_ahead_of_time_without_spills(target):
+    compile_ahead("attention", target)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_tiles_to_be_timed_compile_without_spills(target, tmp_path):
-    compile_ahead("attention", target, tmp_path, "timed_compiles")
+def test_tiles_to_be_timed_compile_without_spills(target):
+    compile_ahead("attention", target, "timed_compiles")
 
 
 def test_tiles_are_those_that_were_measured():

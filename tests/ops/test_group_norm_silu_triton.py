@@ -14,8 +14,8 @@ def test_in_the_interpreter(program):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_compiles_ahead_of_time_without_spills(target, tmp_path):
-    compile_ahead("group_norm_silu", target, tmp_path)
+def test_compiles_ahead_of_time_without_spills(target):
+    compile_ahead("group_norm_silu", target)
 
 
 def test_plans_cover_every_group_once():

@@ -10,5 +10,5 @@ def test_in_the_interpreter(program):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_compiles_ahead_of_time_without_spills(target, tmp_path):
-    compile_ahead("pointwise", target, tmp_path)
+def test_compiles_ahead_of_time_without_spills(target):
+    compile_ahead("pointwise", target)
