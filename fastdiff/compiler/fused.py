@@ -12,7 +12,7 @@ from fastdiff import ops
 from fastdiff.ops.conv2d import is_channels_last
 from fastdiff.ops.linear import Arguments as LinearArguments
 from fastdiff.ops.linear import few
-from fastdiff.ops.op import TYPES
+from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime import choice
 from fastdiff.runtime.dispatcher import is_memory
 from fastdiff.runtime.memory import empty

@@ -9,18 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
-from fastdiff.ops.op import (
-    TYPES,
-    Gradients,
-    Op,
-    Tensors,
-    address,
-    check_tensor,
-    contiguous,
-    dense,
-    rows,
-    runs_on_triton,
-)
+from fastdiff.ops.op import A, Gradients, Op, Tensors, runs_on_triton
+from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -39,7 +29,20 @@ class Arguments(NamedTuple):
     eps: float = 1e-6
 
 
-class AdaLayerNorm(Op[Arguments]):
+class LayerNorm(Op[A]):
+    """What the layer norms of tokens have in common; their first tensor is (B, S, C)."""
+
+    def slower_backward(self, a: A) -> str | None:
+        if a[0].numel() < FEW:
+            return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
+        reason = self.undifferentiated(a)
+        return None if reason is None else f"a gradient is wanted, and {reason}"
+
+    def triton_limits(self, a: A) -> str | None:
+        return None if a[0].shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"
+
+
+class AdaLayerNorm(LayerNorm[Arguments]):
     """`ada_layer_norm`."""
 
     name = "ada_layer_norm"
@@ -85,12 +88,6 @@ class AdaLayerNorm(Op[Arguments]):
         if bias is not None:
             check_tensor("bias", bias, x, (channels,))
 
-    def slower_backward(self, a: Arguments) -> str | None:
-        if a.x.numel() < FEW:
-            return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
-        reason = self.undifferentiated(a)
-        return None if reason is None else f"a gradient is wanted, and {reason}"
-
     def kernel(self, a: Arguments) -> Tensor:
         x, scale, shift, weight, bias, eps = a
         held: list[Tensor] = []  # copies, until the kernel has run
@@ -123,9 +120,6 @@ class AdaLayerNorm(Op[Arguments]):
             torch.get_num_threads(),
         )  # fmt: skip
         return gradients_in_double(self, a, gradients) if huge else found
-
-    def triton_limits(self, a: Arguments) -> str | None:
-        return None if a.x.shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"
 
     def triton(self, a: Arguments) -> Tensor:
         from fastdiff.kernels.ada_layer_norm import ada_layer_norm as kernel

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops.op import TYPES, Op, address, check_tensor, define, dense, differentiated, runs_on_triton
+from fastdiff.ops.op import Op, runs_on_triton
+from fastdiff.ops.registration import define, differentiated
+from fastdiff.ops.tensors import TYPES, address, check_tensor, dense
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 from fastdiff.runtime.triton import precision

@@ -16,7 +16,8 @@ from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
 from fastdiff.ops.conv2d_weights import packed
 from fastdiff.ops.linear import Arguments as Layer
 from fastdiff.ops.linear import linear
-from fastdiff.ops.op import Op, address, check_tensor, contiguous
+from fastdiff.ops.op import Op
+from fastdiff.ops.tensors import address, check_tensor, contiguous
 from fastdiff.runtime import choice
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core

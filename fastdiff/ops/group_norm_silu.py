@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastdiff.errors import unknown
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
-from fastdiff.ops.op import TYPES, Gradients, Op, Tensors, address, check_tensor, contiguous
+from fastdiff.ops.op import Gradients, Op, Tensors
+from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 

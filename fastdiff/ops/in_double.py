@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.ops.op import Gradients, Op, Tensors, differentiated
+from fastdiff.ops.op import Gradients, Op, Tensors
+from fastdiff.ops.registration import differentiated
 from fastdiff.runtime import choice
 
 _WHY = "numbers are so large that their squares leave float32's range, and are computed again in float64"

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.errors import expect
-from fastdiff.ops.op import Op, address, check_tensor, contiguous, dense, rows
+from fastdiff.ops.op import Op
+from fastdiff.ops.tensors import address, check_tensor, contiguous, dense, rows
 from fastdiff.runtime import choice
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core

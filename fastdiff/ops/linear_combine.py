@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdiff.ops.op import TYPES, Op
+from fastdiff.ops.op import Op
+from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime.native import core
 
 _KERNELS = {torch.float32: core.linear_combine_float32, torch.float64: core.linear_combine_float64}

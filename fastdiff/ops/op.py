@@ -1,8 +1,7 @@
 """What an operator is: one object that checks its arguments, decides who computes, and is known to torch by its name.
 
 A subclass of `Op` says what is particular to an operator. What all have in common is here: the choice between the C++
-kernel, the Triton kernel and plain PyTorch, the short way past torch's dispatcher, registration with shapes and
-gradients. See docs/write-an-op.md.
+kernel, the Triton kernel and plain PyTorch, the short way past torch's dispatcher, gradients. See docs/write-an-op.md.
 """
 
 from __future__ import annotations
@@ -11,25 +10,18 @@ import copy
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, get_type_hints
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastdiff.ops import deciding
+from fastdiff.ops.registration import differentiated, kinds_of, recorded, register, register_backward
+from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime import choice, dispatcher
 from fastdiff.runtime.candidates import Candidate
 from fastdiff.runtime.dispatcher import any_autocast, is_trivial
-
-# What the kernels call the types that they take.
-TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-_library = torch.library.Library("fastdiff", "FRAGMENT")
-_SCHEMA = {
-    Tensor: "Tensor", Tensor | None: "Tensor?", list[Tensor]: "Tensor[]", float: "float", float | None: "float?",
-    list[float]: "float[]", int: "int", bool: "bool", str: "str", str | None: "str?",
-}  # fmt: skip
 
 A = TypeVar("A", bound=NamedTuple)
 Tensors = Sequence[Tensor]
@@ -65,8 +57,7 @@ class Op(Generic[A]):
     def __init__(self) -> None:
         self.__name__, self.__module__ = self.name, type(self).__module__
         self.Arguments = type(self).__orig_bases__[0].__args__[0]  # type: ignore[attr-defined]
-        hints = get_type_hints(self.Arguments)
-        kinds = [_SCHEMA[hints[name]] for name in self.Arguments._fields]
+        kinds = kinds_of(self.Arguments)
         places = [index for index, kind in enumerate(kinds) if kind.startswith("Tensor")]
         # A tuple of tensors, or the one list of them.
         self._tensors: Callable[[A], Any] = itemgetter(*places)
@@ -75,13 +66,10 @@ class Op(Generic[A]):
         # Whether, with no gradient wanted, device and dtype are all that the C++ kernel asks for.
         self._simple = type(self).limits is Op.limits and type(self).slower is Op.slower
         self._has_backward = type(self).kernel_backward is not Op.kernel_backward
-        self._operator = self._registered(kinds)
-        self._backward_operator = self._registered_backward(kinds) if self._has_backward else None
-        torch.library.register_autograd(
-            f"fastdiff::{self.name}", self.backward, setup_context=self._setup, lib=_library
-        )
+        self._operator = register(self)
+        self._backward_operator = register_backward(self) if self._has_backward else None
         # torch.autograd.Function does not follow gradients in lists.
-        self._recorded = None if self._list else self._function()
+        self._recorded = None if self._list else recorded(self)
         # The same operator in plain PyTorch, with the same signature, unchecked.
         self.plain: Any = copy.copy(self)
         self.plain.run = self.plain.reference  # type: ignore[method-assign]
@@ -301,9 +289,13 @@ class Op(Generic[A]):
         """A call of torch.ops.fastdiff.<name>, which may come from anywhere: the kernel gets bare addresses."""
         a = self.Arguments(*values)
         self.check(a)
+        self.check_reach(a)
+        return self._compute(a)
+
+    def check_reach(self, a: A) -> None:
+        """Raise ValueError where the kernel of x's device cannot take the arguments."""
         if not self._on_triton(a) and (reason := self._beyond(a, self._first(a))) is not None:
             raise ValueError(reason)
-        return self._compute(a)
 
     def _compute(self, a: A) -> Any:
         if not self._on_triton(a):
@@ -325,19 +317,6 @@ class Op(Generic[A]):
 
     def _on_triton(self, a: A) -> bool:
         return self.has_triton and runs_on_triton(self._first(a))
-
-    def _registered(self, kinds: list[str]) -> torch._ops.OpOverload:
-        defaults = self.Arguments._field_defaults
-        fields = [
-            f"{kind} {name}" + (f"={_literal(defaults[name])}" if name in defaults else "")
-            for name, kind in zip(self.Arguments._fields, kinds)
-        ]
-        return define(
-            f"{self.name}({', '.join(fields)}) -> {self.results}",
-            self.named,
-            lambda *values: self.fake(self.Arguments(*values)),
-            on_gpu=self.has_triton,
-        )
 
     # ---- gradients ---------------------------------------------------------------------------------------------------
 
@@ -366,53 +345,11 @@ class Op(Generic[A]):
         if is_compiling() or not is_trivial((*gradients, *kept, *self._tensors(a))):
             assert self._backward_operator is not None
             return self._backward_operator(*gradients, *kept, *a)
+        return self.compute_backward(a, gradients, kept)
+
+    def compute_backward(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:
+        """By the kernel of x's device."""
         return (self.triton_backward if self._on_triton(a) else self.kernel_backward)(a, gradients, kept)
-
-    def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        self.save(ctx, inputs, output)
-
-    def _function(self) -> Callable[..., Any]:
-        """The kernel with its gradients, for a call that goes past the dispatcher."""
-
-        def forward(ctx: Any, *values: Any) -> Any:
-            results = self._compute(self.Arguments(*values))
-            self.save(ctx, values, results)  # not as setup_context, for which torch looks up signatures in every call
-            return results
-
-        functions = {"forward": staticmethod(forward), "backward": staticmethod(self.backward)}
-        function: Any = type(f"fastdiff_{self.name}", (torch.autograd.Function,), functions)
-        return function.apply
-
-    def _registered_backward(self, kinds: list[str]) -> torch._ops.OpOverload:
-        """Gradients as an operator of their own, so that torch.compile traces past them."""
-        results, kept = self.results.count("Tensor"), len(self.keeps)
-        names = [f"Tensor gradient_{k}" for k in range(results)] + [f"Tensor result_{k}" for k in self.keeps]
-        fields = [f"{kind} {name}" for name, kind in zip(self.Arguments._fields, kinds)]
-
-        def split(values: tuple[Any, ...]) -> tuple[A, Sequence[Tensor], Sequence[Tensor]]:
-            a = self.Arguments(*values[results + kept :])
-            return a, values[:results], values[results : results + kept]
-
-        def compute(*values: Any) -> tuple[Tensor, ...]:
-            a, gradients, saved = split(values)
-            self.check(a)
-            x = self._first(a)
-            for gradient in (*gradients, *saved):
-                check_tensor("gradient", gradient, x, x.shape)
-            if (reason := self.undifferentiated(a)) is not None:
-                raise ValueError(f"there is no kernel for these gradients: {reason}")
-            if not self._on_triton(a) and (reason := self._beyond(a, self._first(a))) is not None:
-                raise ValueError(reason)
-            found = self.triton_backward if self._on_triton(a) else self.kernel_backward
-            return tuple(x.new_empty((0,)) if t is None else t for t in found(a, gradients, saved))
-
-        def fake(*values: Any) -> tuple[Tensor, ...]:
-            a, *_ = split(values)
-            return tuple(self._first(a).new_empty((0,)) if t is None else t for t in self.empty_gradients(a))
-
-        tensors = ", ".join(["Tensor"] * len(self.tensor_places))
-        schema = f"{self.name}_backward({', '.join([*names, *fields])}) -> ({tensors})"
-        return define(schema, compute, fake, on_gpu=self.has_triton)
 
     def empty_gradients(self, a: A) -> list[Tensor | None]:
         """A tensor without values for the gradient of each tensor, contiguous; None where that is None."""
@@ -433,81 +370,6 @@ def runs_on_triton(x: Tensor) -> bool:
     return x.is_cuda or choice.current() == "triton"
 
 
-def differentiated(
-    reference: Callable[..., Any], a: Any, wanted: Sequence[bool], gradients: Sequence[Tensor | None], again: bool
-) -> tuple[Tensor | None, ...]:
-    """Gradients of the arguments `a` that are wanted, by differentiating the reference. again: themselves to be
-    differentiated."""
-    with torch.enable_grad():
-        inputs: list[Any] = [x if not isinstance(x, Tensor) or again else x.detach() for x in a]
-        leaves = [x.requires_grad_() for x, needed in zip(inputs, wanted) if needed]
-        found = reference(type(a)(*inputs))
-        pairs = [(y, g) for y, g in zip([found] if isinstance(found, Tensor) else found, gradients) if g is not None]
-        results, directions = zip(*((y, g) for y, g in pairs if y is not None and y.requires_grad))
-        values = iter(torch.autograd.grad(results, leaves, directions, create_graph=again))
-    return tuple(next(values) if needed else None for needed in wanted)
-
-
-def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...], beside: str = "x") -> None:
-    """Whether a tensor that goes with x, by the name `beside`, has one of `shapes`, and x's device and dtype.
-
-    Raises ValueError or TypeError that names the tensor, what was given and what was expected.
-    """
-    if tensor.shape in shapes and tensor.dtype is x.dtype and tensor.is_cpu and x.is_cpu:
-        return  # as nearly always, and quickly
-    if tensor.shape not in shapes:
-        wanted = " or ".join(map(str, dict.fromkeys(map(tuple, shapes))))
-        raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {wanted} for {beside} of {tuple(x.shape)}")
-    if tensor.device != x.device:
-        raise ValueError(f"{name} is on {tensor.device}, {beside} on {x.device}")
-    if tensor.dtype != x.dtype:
-        raise TypeError(f"{name} is {tensor.dtype}, {beside} is {x.dtype}")
-
-
-def address(tensor: Tensor | None) -> int:
-    """Of a contiguous tensor; 0 where there is none."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def rows(tensor: Tensor | None, held: list[Tensor]) -> tuple[int, int, int]:
-    """(address, stride of a batch, stride of a row; 0 where the row is the same for all) of (B, S, C).
-
-    Of a copy, appended to `held` so that it lives until the kernel has run, where rows are not contiguous.
-    """
-    if tensor is None:
-        return 0, 0, 0
-    batch, row, step = tensor.stride()
-    if step != 1:
-        tensor = tensor.contiguous()
-        held.append(tensor)
-        batch, row, _ = tensor.stride()
-    return tensor.data_ptr(), batch, row if tensor.shape[1] > 1 else 0
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where its last dimension is not contiguous."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    """The tensor, contiguous, if there is one."""
-    return None if tensor is None else tensor.contiguous()
-
-
 def _names(types: Any) -> str:
     *first, last = [str(dtype).removeprefix("torch.") for dtype in types]
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _literal(value: Any) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any], *, on_gpu: bool) -> torch._ops.OpOverload:
-    """Define `torch.ops.fastdiff.<name>` and return it. schema: "name(Tensor x, ...) -> Tensor"."""
-    name = schema.split("(", 1)[0]
-    _library.define(schema)
-    for key in ("CPU", "CUDA") if on_gpu else ("CPU",):
-        _library.impl(name, kernel, key)
-    torch.library.register_fake(f"fastdiff::{name}", fake, lib=_library)
-    return getattr(torch.ops.fastdiff, name).default

@@ -9,20 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.ops.ada_layer_norm import FEW, MAX_CHANNELS, centered
+from fastdiff.ops.ada_layer_norm import LayerNorm, centered
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
-from fastdiff.ops.op import (
-    TYPES,
-    Gradients,
-    Op,
-    Tensors,
-    address,
-    check_tensor,
-    contiguous,
-    dense,
-    rows,
-    runs_on_triton,
-)
+from fastdiff.ops.op import Gradients, Tensors, runs_on_triton
+from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -40,7 +30,7 @@ class Arguments(NamedTuple):
     eps: float = 1e-6
 
 
-class ResidualAdaLayerNorm(Op[Arguments]):
+class ResidualAdaLayerNorm(LayerNorm[Arguments]):
     """`residual_ada_layer_norm`."""
 
     name = "residual_ada_layer_norm"
@@ -97,12 +87,6 @@ class ResidualAdaLayerNorm(Op[Arguments]):
             if tensor is not None:
                 check_tensor(name, tensor, y, vector, beside="y")
 
-    def slower_backward(self, a: Arguments) -> str | None:
-        if a.y.numel() < FEW:
-            return "a gradient is wanted, and with so few numbers the calls from Python take longer than the work"
-        reason = self.undifferentiated(a)
-        return None if reason is None else f"a gradient is wanted, and {reason}"
-
     def kernel(self, a: Arguments) -> tuple[Tensor, Tensor]:
         y, residual, gate, scale, shift, weight, bias, eps = a
         held: list[Tensor] = []  # copies, until the kernel has run
@@ -137,9 +121,6 @@ class ResidualAdaLayerNorm(Op[Arguments]):
             address(weight), address(bias), a.y.shape, a.eps, torch.get_num_threads(),
         )  # fmt: skip
         return gradients_in_double(self, a, gradients) if huge else found
-
-    def triton_limits(self, a: Arguments) -> str | None:
-        return None if a.y.shape[2] <= MAX_CHANNELS else f"Triton's kernel takes up to {MAX_CHANNELS} channels"
 
     def triton(self, a: Arguments) -> tuple[Tensor, Tensor]:
         from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm as kernel

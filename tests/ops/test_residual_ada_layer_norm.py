@@ -12,7 +12,8 @@ from operators import TYPES, check_threads
 import fastdiff
 from fastdiff.bench.cases import tensors, wanting_gradients, wide
 from fastdiff.bench.cases.residual_ada_layer_norm import make
-from fastdiff.ops import ada_layer_norm, op, residual_ada_layer_norm
+from fastdiff.ops import ada_layer_norm, residual_ada_layer_norm
+from fastdiff.ops import tensors as passed
 from fastdiff.runtime.native import core
 
 # (B, S, C): sizes of DiT and of nothing in particular; a row that fills no vector, one of several, and empty ones.
@@ -121,8 +122,9 @@ def found_by_kernel(given, h, of_h, of_z, wanted=NAMES):
     held = []
     rows = [of_h, of_z, h, *(given[name] for name in ("y", "gate", "scale", "shift"))]
     core.residual_ada_layer_norm_backward(
-        op.TYPES[h.dtype], [op.address(found.get(name)) for name in NAMES], *(op.rows(t, held) for t in rows),
-        op.address(given["weight"]), op.address(given["bias"]), h.shape, 1e-6, torch.get_num_threads(),
+        passed.TYPES[h.dtype], [passed.address(found.get(name)) for name in NAMES],
+        *(passed.rows(t, held) for t in rows), passed.address(given["weight"]), passed.address(given["bias"]),
+        h.shape, 1e-6, torch.get_num_threads(),
     )  # fmt: skip
     return found
 
