@@ -152,14 +152,14 @@ class Op(Generic[A]):
             if not tensors[0].is_cpu and tensors[0].is_cuda and choice.current() == "auto":
                 return self.by_candidate(a)
             taker = self.takes(a, ordinary=True)
-            if taker is None:
-                return self._plainly(a, inplace)
-            return self.kernel(a) if taker == "cpu" else self.triton(a)
+            if taker is not None:
+                return self.kernel(a) if taker == "cpu" else self.triton(a)
+            return self.reference(a, inplace) if not any_autocast() else self._plainly(a, inplace)
         if tensors[0].is_cuda and dispatcher.is_only_profiled(tensors) and choice.current() == "auto":
             with torch.profiler.record_function(f"fastdiff::{self.name}"):
                 return self.by_candidate(a)
         if self.takes(a) is None:
-            return self._plainly(a, inplace)
+            return self.reference(a, inplace) if not any_autocast() else self._plainly(a, inplace)
         recorded = self.recording(a)
         try:
             if self._recorded is not None and dispatcher.only_wants_gradient(tensors):
@@ -240,16 +240,21 @@ class Op(Generic[A]):
         if backend == "reference":
             return None
         x = a[0][0] if self._list else a[0]
-        reason, slower = None if ordinary else dispatcher.transformed(), None
-        reason = reason or self._beyond(a, x)
+        simple = self._simple and x.is_cpu and x.dtype in self.types  # then there is nothing to ask beside the gradient
+        reason = slower = None
+        if not simple:
+            reason = (None if ordinary else dispatcher.transformed()) or self._beyond(a, x)
         if reason is None and backend == "auto":
-            slower = self.slower(a)
+            slower = None if simple else self.slower(a)
             if slower is None and not ordinary and dispatcher.wants_gradient(a[0] if self._list else a):
                 slower = self.slower_backward(a)
-            if slower is None:
-                return "cpu"
-            choice.note(self.name, slower)
-            return None
+            if slower is not None:
+                choice.note(self.name, slower)
+                return None
+        if simple and not ordinary:
+            reason = dispatcher.transformed()
+        if reason is None and backend == "auto":
+            return "cpu"
         on_gpu = (lambda: self.unsupported_by_triton(a)) if self.has_triton else None
         picked = choice.pick(reason, slower, triton=on_gpu, op=self.name)
         return None if picked == "reference" else picked

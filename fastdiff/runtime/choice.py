@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fastdiff.errors import unknown
 from fastdiff.runtime import environment
@@ -111,7 +111,7 @@ def notes() -> dict[tuple[str, str], int]:
 
 def note(op: str, reason: str) -> None:
     """Keep for `notes` that the reference ran."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     count = _notes.get((op, reason))
     if count is not None or len(_notes) < MAX_NOTES:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 _C = torch._C
 _has_torch_function = _C._has_torch_function
@@ -102,6 +103,6 @@ def transformed() -> str | None:
     """Why no operator can be called: a transform is in force that goes through plain PyTorch only; or None."""
     if forward_ad._current_level >= 0:
         return "forward-mode gradients are being computed, and the operator has only backward ones"
-    if not torch.compiler.is_compiling() and _C._are_functorch_transforms_active():
+    if not is_compiling() and _C._are_functorch_transforms_active():
         return "a transform of torch.func is in force, and the operator has no rule for it"
     return None
