@@ -1,6 +1,6 @@
 """adaLN in Triton, and its gradients."""
 
 from .backward import ada_layer_norm_backward
-from .forward import ada_layer_norm
+from .forward import Forward, ada_layer_norm
 
-__all__ = ["ada_layer_norm", "ada_layer_norm_backward"]
+__all__ = ["Forward", "ada_layer_norm", "ada_layer_norm_backward"]

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launching import Launch
+
 LARGEST = tl.constexpr(3.4e38)
 SMALL = tl.constexpr(2.0**-96)
 LEAST = tl.constexpr(2.0**-120)
@@ -96,23 +98,48 @@ def row_options(channels: int) -> dict[str, int | bool]:
     return {"block": block, "num_warps": min(16, max(1, block // 256)), "enable_fp_fusion": True}
 
 
+class Forward:
+    """The launch of the kernel for tensors like these, whose last dimension is contiguous. Arguments of `forward`."""
+
+    def __init__(
+        self, x: Tensor, *, residual: Tensor | None = None, gate: Tensor | None = None, scale: Tensor | None,
+        shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
+    ) -> None:  # fmt: skip
+        batch, rows, channels = x.shape
+        self._shape, self._strides = (batch, rows, channels), (rows * channels, channels, 1)
+        self._dtype, self._device, self._has_residual = x.dtype, x.device, residual is not None
+        modulation = dict(residual=residual, gate=gate, scale=scale, shift=shift)
+        optional = dict(**modulation, weight=weight, bias=bias)
+        self._launch = None
+        if x.numel():
+            self._launch = Launch(
+                ada_layer_norm_kernel, (batch * rows,), rows=rows, channels=channels, eps=float(eps),
+                **{f"has_{name}": t is not None for name, t in optional.items()},
+                **row_strides(x=x, **modulation), **row_options(channels),
+            )  # fmt: skip
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+        weight: Tensor | None, bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """h and the result."""
+        out = torch.empty_strided(self._shape, self._strides, dtype=self._dtype, device=self._device)
+        h = torch.empty_like(out) if self._has_residual else x
+        if self._launch is not None:
+            self._launch(
+                x, x if residual is None else residual, x if gate is None else gate, x if scale is None else scale,
+                x if shift is None else shift, x if weight is None else weight, x if bias is None else bias, h, out,
+            )  # fmt: skip
+        return h, out
+
+
 def forward(
     x: Tensor, *, residual: Tensor | None = None, gate: Tensor | None = None, scale: Tensor | None,
     shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """h (x itself without a residual) and the result of the kernel, for tensors whose last dimension is contiguous."""
-    batch, rows, channels = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = x if residual is None else torch.empty_like(out)
-    modulation = dict(residual=residual, gate=gate, scale=scale, shift=shift)
-    optional = dict(**modulation, weight=weight, bias=bias)
-    if out.numel():
-        ada_layer_norm_kernel[(batch * rows,)](
-            x=x, h=h, out=out, **{name: x if t is None else t for name, t in optional.items()},
-            **{f"has_{name}": t is not None for name, t in optional.items()},
-            rows=rows, channels=channels, eps=eps, **row_strides(x=x, **modulation), **row_options(channels),
-        )  # fmt: skip
-    return h, out
+    given = dict(residual=residual, gate=gate, scale=scale, shift=shift, weight=weight, bias=bias)
+    return Forward(x, **given, eps=eps)(x, **given)  # type: ignore[arg-type]
 
 
 def ada_layer_norm(

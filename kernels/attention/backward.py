@@ -29,7 +29,7 @@ from .blocks import (
     store_tile,
     zero_tile,
 )
-from .launch import contiguous_rows, head_shape, prepare_mask, strides, tile_for, unit_of
+from .launch import PreparedMask, contiguous_rows, head_shape, strides, tile_for, unit_of
 from .tiles import Tile, choose, kind_of, most_splits_of_dkv, samples_at_once, splits_for
 
 DELTA_ROWS = 16
@@ -230,9 +230,11 @@ def _backward(
         out=out, grad=grad, delta=delta, heads=heads, queries=queries, **strides(unit, out=out, grad=grad),
         **shape, block_m=DELTA_ROWS, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
+    masking = PreparedMask(mask, q, k)
     both = dict(
         q=q, k=k, v=v, grad=grad, lse=lse, delta=delta, heads=heads, queries=queries, keys=keys, scale=scale,
-        **prepare_mask(mask, q, k), **strides(unit, q=q, k=k, v=v, grad=grad), **shape, precision=precision,
+        mask=q if mask is None else masking(mask, q, k), **masking.arguments,
+        **strides(unit, q=q, k=k, v=v, grad=grad), **shape, precision=precision,
     )  # fmt: skip
     attention_backward_dq_kernel[(triton.cdiv(queries, tile_dq.block_m) * batch * heads,)](
         **both, dq=dq, **strides(unit, dq=dq), whole_keys=keys % tile_dq.block_n == 0,

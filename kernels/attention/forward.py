@@ -8,8 +8,6 @@ GPU has run it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from fastdiff.runtime.device import properties
 
+from ..launching import Launch
 from .blocks import (
     LN_2,
     LOG2_E,
@@ -32,7 +31,7 @@ from .blocks import (
     store_tile,
     zero_tile,
 )
-from .launch import contiguous_rows, head_shape, prepare_mask, strides, tile_for, unit_of
+from .launch import PreparedMask, contiguous_rows, head_shape, strides, tile_for, unit_of
 from .tiles import MAPS, Tile, kind_of, splits_for
 
 COMBINE_ROWS = 16
@@ -168,6 +167,68 @@ def attention_maps_kernel(
     tl.store(place, p.to(maps.dtype.element_ty), mask=(m[:, None] < queries) & (n[None, :] < keys))
 
 
+class Forward:
+    """The launches for tensors like these. Arguments as of attention_forward."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None,
+        precision: str = "ieee", tile: Tile | None = None, splits: int | None = None,
+    ) -> None:  # fmt: skip
+        batch, heads, queries, dim = q.shape
+        keys = k.shape[2]
+        given, (q, k, v) = (q, k, v), (contiguous_rows(q), contiguous_rows(k), contiguous_rows(v))
+        self._as_it_is = all(one is other for one, other in zip(given, (q, k, v)))
+        self._dtype, self._device = q.dtype, q.device
+        self._shape, self._strides = q.shape, (queries * heads * dim, dim, heads * dim, 1)  # a view of (B, Sq, H, D)
+        self._lse = (batch, heads, queries), (heads * queries, queries, 1)
+        self._launch: Launch | None = None
+        self._combine: Launch | None = None
+        if not batch * heads * queries:
+            return
+        tile = tile or tile_for(
+            "forward", q, k, mask, precision,
+            lambda tile: attention_forward(q, k, v, mask=mask, scale=scale, precision=precision, tile=tile),
+        )  # fmt: skip
+        scale = dim**-0.5 if scale is None else float(scale)
+        programs, blocks = triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)
+        self._splits = splits = splits or splits_for(programs, blocks, properties(q.device).multiprocessors)
+        out = torch.empty_strided(self._shape, self._strides, dtype=q.dtype, device="meta")
+        unit = unit_of(q, k, v, out)
+        to = out if splits == 1 else torch.empty(q.shape, dtype=torch.float32, device="meta")
+        self._mask = PreparedMask(mask, q, k)
+        self._launch = Launch(
+            attention_forward_kernel, (programs, splits), **self._mask.arguments, batch=batch, heads=heads,
+            queries=queries, keys=keys, split_blocks=triton.cdiv(blocks, splits), scale=scale,
+            **strides(unit, q=q, k=k, v=v, out=to), out_split=out.numel(), **head_shape(dim, unit),
+            whole_keys=keys % tile.block_n == 0, positive=scale > 0, precision=precision, **tile.blocks, **tile.options,
+        )  # fmt: skip
+        if splits > 1:
+            self._combine = Launch(
+                attention_combine_kernel, (triton.cdiv(queries, COMBINE_ROWS) * batch * heads,), batch=batch,
+                heads=heads, queries=queries, splits=splits, **strides(unit, out=out), dim=dim,
+                width=triton.next_power_of_2(dim), unit=unit, block_m=COMBINE_ROWS, num_warps=4, enable_fp_fusion=True,
+            )  # fmt: skip
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The output and the log-sum-exp."""
+        device = self._device
+        out = torch.empty_strided(self._shape, self._strides, dtype=self._dtype, device=device)
+        lse = torch.empty_strided(*self._lse, dtype=torch.float32, device=device)
+        if self._launch is None:
+            return out, lse
+        if not self._as_it_is:
+            q, k, v = contiguous_rows(q), contiguous_rows(k), contiguous_rows(v)
+        read = q if mask is None else self._mask(mask, q, k)
+        if self._combine is None:
+            self._launch(q, k, v, read, out, lse)
+            return out, lse
+        parts = torch.empty((self._splits, *q.shape), dtype=torch.float32, device=device)
+        part_lse = torch.empty((self._splits, *lse.shape), dtype=torch.float32, device=device)
+        self._launch(q, k, v, read, parts, part_lse)
+        self._combine(parts, part_lse, out, lse)
+        return out, lse
+
+
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None,
     precision: str = "ieee", tile: Tile | None = None, splits: int | None = None,
@@ -181,39 +242,44 @@ def attention_forward(
     Returns (B, H, Sq, D) in q's dtype, a view of (B, Sq, H, D) storage, and (B, H, Sq) in float32, -inf where there is
     no key. Raises ValueError for a head dimension above 256, and for a head that spans more than 2^31 numbers.
     """
-    batch, heads, queries, dim = q.shape
-    keys = k.shape[2]
-    q, k, v = (contiguous_rows(t) for t in (q, k, v))
-    out = torch.empty((batch, queries, heads, dim), dtype=q.dtype, device=q.device).transpose(1, 2)
-    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
-    if not lse.numel():
-        return out, lse
-    given: dict[str, Any] = {"mask": mask, "scale": scale, "precision": precision}
-    tile = tile or tile_for(
-        "forward", q, k, mask, precision, lambda tile: attention_forward(q, k, v, tile=tile, **given)
-    )
-    scale = dim**-0.5 if scale is None else scale
-    programs, blocks = triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)
-    splits = splits or splits_for(programs, blocks, properties(q.device).multiprocessors)
-    unit = unit_of(q, k, v, out)
-    to, to_lse = out, lse
-    if splits > 1:
-        to = torch.empty((splits, *q.shape), dtype=torch.float32, device=q.device)
-        to_lse = torch.empty((splits, *lse.shape), dtype=torch.float32, device=q.device)
-    attention_forward_kernel[programs, splits](
-        q=q, k=k, v=v, out=to, lse=to_lse, **prepare_mask(mask, q, k),
-        batch=batch, heads=heads, queries=queries, keys=keys, split_blocks=triton.cdiv(blocks, splits), scale=scale,
-        **strides(unit, q=q, k=k, v=v, out=out if splits == 1 else to[0]), out_split=out.numel(),
-        **head_shape(dim, unit), whole_keys=keys % tile.block_n == 0, positive=scale > 0, precision=precision,
-        **tile.blocks, **tile.options,
-    )  # fmt: skip
-    if splits > 1:
-        attention_combine_kernel[(triton.cdiv(queries, COMBINE_ROWS) * batch * heads,)](
-            parts=to, part_lse=to_lse, out=out, lse=lse, batch=batch, heads=heads, queries=queries, splits=splits,
-            **strides(unit, out=out), dim=dim, width=triton.next_power_of_2(dim), unit=unit, block_m=COMBINE_ROWS,
-            num_warps=4, enable_fp_fusion=True,
+    forward = Forward(q, k, v, mask=mask, scale=scale, precision=precision, tile=tile, splits=splits)
+    return forward(q, k, v, mask)
+
+
+class Maps:
+    """The launch of attention_maps for tensors like these. Arguments as of it."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, *, mask: Tensor | None = None, scale: float | None = None,
+        precision: str = "ieee", tile: Tile | None = None,
+    ) -> None:  # fmt: skip
+        batch, heads, queries, dim = q.shape
+        keys = k.shape[2]
+        given, (q, k) = (q, k), (contiguous_rows(q), contiguous_rows(k))
+        self._as_it_is = all(one is other for one, other in zip(given, (q, k)))
+        self._shape, self._dtype, self._device = (batch, heads, queries, keys), q.dtype, q.device
+        self._launch: Launch | None = None
+        if not batch * heads * queries * keys:
+            return
+        tile = tile or MAPS[kind_of(q.dtype, precision)]
+        unit = unit_of(q, k)
+        self._mask = PreparedMask(mask, q, k)
+        self._launch = Launch(
+            attention_maps_kernel,
+            (triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)),
+            **self._mask.arguments, heads=heads, queries=queries, keys=keys,
+            scale=dim**-0.5 if scale is None else float(scale), **strides(unit, q=q, k=k), **head_shape(dim, unit),
+            precision=precision, **tile.blocks, **tile.options,
         )  # fmt: skip
-    return out, lse
+
+    def __call__(self, q: Tensor, k: Tensor, lse: Tensor, mask: Tensor | None) -> Tensor:
+        """The probabilities."""
+        maps = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        if self._launch is not None:
+            if not self._as_it_is:
+                q, k = contiguous_rows(q), contiguous_rows(k)
+            self._launch(q, k, q if mask is None else self._mask(mask, q, k), lse, maps)
+        return maps
 
 
 def attention_maps(
@@ -221,17 +287,4 @@ def attention_maps(
     precision: str = "ieee", tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
     """The probabilities (B, H, Sq, Sk), in q's dtype, of what attention_forward returned `lse` for."""
-    batch, heads, queries, dim = q.shape
-    keys = k.shape[2]
-    q, k = contiguous_rows(q), contiguous_rows(k)
-    maps = torch.empty((batch, heads, queries, keys), dtype=q.dtype, device=q.device)
-    if not maps.numel():
-        return maps
-    tile = tile or MAPS[kind_of(q.dtype, precision)]
-    unit = unit_of(q, k)
-    attention_maps_kernel[triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)](
-        q=q, k=k, lse=lse, maps=maps, **prepare_mask(mask, q, k),
-        heads=heads, queries=queries, keys=keys, scale=dim**-0.5 if scale is None else scale,
-        **strides(unit, q=q, k=k), **head_shape(dim, unit), precision=precision, **tile.blocks, **tile.options,
-    )  # fmt: skip
-    return maps
+    return Maps(q, k, mask=mask, scale=scale, precision=precision, tile=tile)(q, k, lse, mask)

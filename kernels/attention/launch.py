@@ -75,18 +75,39 @@ def contiguous_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def prepare_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> dict[str, Any]:
-    """`masking`, the mask and its strides, by the kernels' names. Copied only where rows are not aligned or not full
-    blocks."""
-    if mask is None:
-        return {"masking": "none", "mask": q, "mask_batch": 0, "mask_head": 0, "mask_row": 0}
-    masking = "boolean" if mask.dtype == torch.bool else "additive"
-    mask = mask.view(torch.uint8) if masking == "boolean" else mask
-    keys = k.shape[2]
-    mask = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)
-    aligned = mask.stride(3) == 1 and mask.shape[3] == keys and keys % MAX_BLOCK_N == 0 and mask.data_ptr() % 16 == 0
-    if not aligned or any(n % MASK_UNIT.value for n, size in zip(mask.stride()[:3], mask.shape) if size > 1):
+class PreparedMask:
+    """A mask as the kernels read it: copied where its rows are not aligned or not full blocks.
+
+    arguments: `masking` and the strides, by the kernels' names. Called with a mask like this one, it is what to read.
+    """
+
+    def __init__(self, mask: Tensor | None, q: Tensor, k: Tensor) -> None:
+        self._in_place, self._boolean = True, mask is not None and mask.dtype == torch.bool
+        masking, strides = "none", {"mask_batch": 0, "mask_head": 0, "mask_row": 0}
+        if mask is not None:
+            masking = "boolean" if self._boolean else "additive"
+            whole = mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)
+            keys = k.shape[2]
+            aligned = whole.stride(3) == 1 and whole.shape[3] == keys and keys % MAX_BLOCK_N == 0
+            steps = [step for step, size in zip(whole.stride()[:3], whole.shape) if size > 1]
+            self._in_place = aligned and in_blocks(mask) and not any(step % MASK_UNIT.value for step in steps)
+            strides = dict(_in_units("mask", whole if self._in_place else self._padded(whole, keys), MASK_UNIT.value))
+        self.arguments: dict[str, Any] = {"masking": masking, **strides}
+
+    def __call__(self, mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """What the kernels read."""
+        read = mask.view(torch.uint8) if self._boolean else mask
+        if self._in_place:
+            return read
+        return self._padded(read.reshape(*[1] * (4 - mask.ndim), *mask.shape), k.shape[2])
+
+    @staticmethod
+    def _padded(mask: Tensor, keys: int) -> Tensor:
         padded = mask.new_zeros(*mask.shape[:3], max(1, triton.cdiv(keys, MAX_BLOCK_N)) * MAX_BLOCK_N)
         padded[..., :keys] = mask
-        mask = padded
-    return {"masking": masking, "mask": mask, **dict(_in_units("mask", mask, MASK_UNIT.value))}
+        return padded
+
+
+def in_blocks(mask: Tensor | None) -> bool:
+    """Whether blocks of the mask can be read from where its first number is."""
+    return mask is None or mask.data_ptr() % 16 == 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastdiff.runtime.device import properties
 
+from ..launching import Launch
 from .plan import Plan, alternatives, plan
 
 # Not specialized: a kernel compiled for one size serves all.
@@ -188,6 +189,64 @@ def group_norm_silu_apply_kernel(
             tl.store(out + place, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
 
 
+class Forward:
+    """The launches for tensors like these. Arguments as of group_norm_silu, which describes them."""
+
+    def __init__(
+        self, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+        *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
+        cut: Plan | None = None,
+    ) -> None:  # fmt: skip
+        read, last = in_layout(x)
+        self._as_it_is = read is x
+        form = torch.channels_last if last else torch.contiguous_format
+        out = torch.empty_like(read, memory_format=form, device="meta")
+        self._shape, self._strides, self._dtype, self._device = out.shape, out.stride(), x.dtype, x.device
+        self._flat = x.shape[:2]
+        self._parts: list[tuple[Launch, Launch]] = []
+        self._whole: Launch | None = None
+        if not x.numel():
+            return
+        cut = cut or plan_for(read, num_groups, last)
+        place, rest = arguments(read, num_groups, weight, bias, float(eps), scale, shift, activation)
+        rest = {name: value for name, value in rest.items() if not isinstance(value, Tensor)}
+        pairs = x.shape[0] * num_groups
+        if cut.whole:
+            self._whole = Launch(
+                group_norm_silu_whole_kernel, (pairs,), **place, **rest, **cut.options, more_channels=cut.more_channels
+            )
+            return
+        self._partial = (pairs, cut.parts, 2), (cut.parts * 2, 2, 1)
+        for first, count in cut.launches(pairs):
+            part = dict(first_pair=first, part_pixels=cut.part_pixels, **place, **cut.options)
+            statistics = Launch(group_norm_silu_statistics_kernel, (count, cut.parts), **part)
+            apply = Launch(
+                group_norm_silu_apply_kernel, (count, cut.parts), **part, **rest, parts=cut.parts,
+                parts_block=triton.next_power_of_2(cut.parts),
+            )  # fmt: skip
+            self._parts.append((statistics, apply))
+
+    def __call__(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
+    ) -> Tensor:
+        """The result."""
+        out = torch.empty_strided(self._shape, self._strides, dtype=self._dtype, device=self._device)
+        if not self._as_it_is:
+            x = in_layout(x)[0]
+        weight = x if weight is None else weight.contiguous()
+        bias = x if bias is None else bias.contiguous()
+        scale = x if scale is None else scale.reshape(self._flat).contiguous()
+        shift = x if shift is None else shift.reshape(self._flat).contiguous()
+        if self._whole is not None:
+            self._whole(x, weight, bias, scale, shift, out)
+        elif self._parts:
+            partial = torch.empty_strided(*self._partial, dtype=torch.float32, device=self._device)
+            for statistics, apply in self._parts:
+                statistics(x, partial)
+                apply(x, weight, bias, scale, shift, partial, out)
+        return out
+
+
 def group_norm_silu(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *,
     scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
@@ -197,26 +256,9 @@ def group_norm_silu(
 
     cut: into parts; chosen by shape and device by default.
     """
-    x, last = in_layout(x)
-    out = torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
-    if not x.numel():
-        return out
-    cut = cut or plan_for(x, num_groups, last)
-    place, rest = arguments(x, num_groups, weight, bias, eps, scale, shift, activation)
-    pairs = x.shape[0] * num_groups
-    if cut.whole:
-        group_norm_silu_whole_kernel[(pairs,)](
-            x=x, out=out, **place, **rest, **cut.options, more_channels=cut.more_channels
-        )
-        return out
-    partial = torch.empty((pairs, cut.parts, 2), dtype=torch.float32, device=x.device)
-    for first, count in cut.launches(pairs):
-        part = dict(x=x, partial=partial, first_pair=first, part_pixels=cut.part_pixels, **place, **cut.options)
-        group_norm_silu_statistics_kernel[count, cut.parts](**part)
-        group_norm_silu_apply_kernel[count, cut.parts](
-            out=out, **part, **rest, parts=cut.parts, parts_block=triton.next_power_of_2(cut.parts)
-        )
-    return out
+    vectors = dict(scale=scale, shift=shift)
+    forward = Forward(x, num_groups, weight, bias, eps, **vectors, activation=activation, cut=cut)  # type: ignore[arg-type]
+    return forward(x, weight, bias, scale, shift)
 
 
 def arguments(

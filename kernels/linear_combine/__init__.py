@@ -1,5 +1,5 @@
 """The solver's step in Triton."""
 
-from .forward import launch_step, linear_combine, make_table
+from .forward import Forward, launch_step, linear_combine, make_table
 
-__all__ = ["launch_step", "linear_combine", "make_table"]
+__all__ = ["Forward", "launch_step", "linear_combine", "make_table"]

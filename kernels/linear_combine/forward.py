@@ -8,13 +8,18 @@ GPU has run it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.driver import driver
 
+from ..launching import Launch
+
+MAX_KEPT = 1024  # launches of steps; tables and coefficients on devices, some 100 bytes each
 BLOCK = 1024  # numbers of every output that a program instance makes; whole groups of the noise
 TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 # Kinds of inputs: places in fastdiff.program.KINDS.
@@ -136,11 +141,22 @@ def launch_step(
         return
     if not noisy:  # samples matter to the noise alone
         batch, elements = 1, batch * elements
-    linear_combine_kernel[triton.cdiv(elements, BLOCK), batch](
-        cond=cond, uncond=uncond, table=table, coefficients=coefficients, keys=keys, broken=broken,
-        elements=elements, num_inputs=num_inputs, num_outputs=num_outputs,
-        padded_outputs=triton.next_power_of_2(num_outputs), state=TYPES[state], sum_type=TYPES[coefficients.dtype],
-        noisy=noisy, block=BLOCK, num_warps=4, enable_fp_fusion=False,
+    launch = _step(
+        batch, elements, num_inputs, num_outputs, state, coefficients.dtype, noisy, cond.dtype, uncond.dtype
+    )  # fmt: skip
+    launch(cond, uncond, table, coefficients, keys, broken)
+
+
+@functools.lru_cache(MAX_KEPT)
+def _step(
+    batch: int, elements: int, num_inputs: int, num_outputs: int, state: torch.dtype, sums: torch.dtype, noisy: bool,
+    *pointers: torch.dtype,
+) -> Launch:  # fmt: skip
+    """The launch of a step; pointers: dtypes of cond and uncond."""
+    return Launch(
+        linear_combine_kernel, (triton.cdiv(elements, BLOCK), batch), elements=elements, num_inputs=num_inputs,
+        num_outputs=num_outputs, padded_outputs=triton.next_power_of_2(num_outputs), state=TYPES[state],
+        sum_type=TYPES[sums], noisy=noisy, block=BLOCK, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -154,24 +170,68 @@ def make_table(
     return torch.tensor(flat, dtype=torch.int64, device="cpu").to(device)
 
 
+class Forward:
+    """The launch of linear_combine for inputs like these.
+
+    The kernel reads coefficients and addresses from the device's memory. What was copied there is kept by its values,
+    as the steps of a loop come again, and its allocations with them; a copy is waited for, and takes about 10 us.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor], num_outputs: int) -> None:
+        first = inputs[0]
+        self._outputs, self._dtype, self._device = num_outputs, first.dtype, first.device
+        self._as_it_is = all(x.is_contiguous() for x in inputs)
+        self._sums = torch.float64 if first.dtype == torch.float64 else torch.float32
+        self._launch: Launch | None = None
+        if first.numel():
+            types = (first.dtype, self._sums, False, first.dtype, first.dtype)
+            self._launch = _step(1, first.numel(), len(inputs), num_outputs, *types)
+        strides = torch.empty(first.shape, device="meta").stride()
+        self._like = first.shape, strides
+        self._padding = (0.0,) * (triton.next_power_of_2(num_outputs) - num_outputs)
+
+    def __call__(self, coefficients: Sequence[float], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs. coefficients: flat, [k * num_outputs + m]."""
+        device, count = self._device, self._outputs
+        outputs = [torch.empty_strided(*self._like, dtype=self._dtype, device=device) for _ in range(count)]
+        if self._launch is None:
+            return outputs
+        if not self._as_it_is:
+            inputs = [x.contiguous() for x in inputs]
+        stream = driver.active.get_current_stream(device.index) if device.type == "cuda" else 0
+        addresses = tuple([x.data_ptr() for x in inputs]), tuple([y.data_ptr() for y in outputs])
+        table = _table(*addresses, device, stream)
+        sums = _coefficients(tuple(coefficients), count, self._padding, device, self._sums, stream)
+        keys, broken = _unused(device)
+        self._launch(inputs[0], inputs[0], table, sums, keys, broken)
+        return outputs
+
+
+# By stream as well: on another one, a copy might not have arrived yet, and memory that is given up be in use.
+@functools.lru_cache(MAX_KEPT)
+def _table(inputs: tuple[int, ...], outputs: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    return make_table([BUFFER.value] * len(inputs), inputs, [(address, 0, 0) for address in outputs], device)
+
+
+@functools.lru_cache(MAX_KEPT)
+def _coefficients(
+    flat: tuple[float, ...], count: int, padding: tuple[float, ...], device: torch.device, dtype: torch.dtype,
+    stream: int,
+) -> Tensor:  # fmt: skip
+    columns = [[*flat[first : first + count], *padding] for first in range(0, len(flat), count)]
+    return torch.tensor(columns, dtype=torch.float64, device="cpu").to(device, dtype)
+
+
+@functools.lru_cache(64)
+def _unused(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Keys of the noise, of which there is none, and where a result that is not finite is told, which nobody reads."""
+    keys = torch.empty(0, dtype=torch.int64, device=device)
+    return keys, torch.empty(1, dtype=torch.int32, device=device)
+
+
 def linear_combine(coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """out[m] = sum over k of coefficients[m][k] * inputs[k]: as fastdiff.ops.linear_combine, for tensors that Triton
     can reach, all of one shape and dtype. Sums are in float32, or in float64 for that.
     """
-    inputs = [x.contiguous() for x in inputs]
-    first = inputs[0]
-    outputs = [torch.empty_like(first) for _ in coefficients]
-    padding = [0.0] * (triton.next_power_of_2(len(outputs)) - len(outputs))
-    columns = [[*column, *padding] for column in zip(*coefficients)]
-    sum_type = torch.float64 if first.dtype == torch.float64 else torch.float32
-    device = first.device
-    addresses = [x.data_ptr() for x in inputs], [(y.data_ptr(), 0, 0) for y in outputs]
-    launch_step(
-        table=make_table([BUFFER.value] * len(inputs), *addresses, device),
-        coefficients=torch.tensor(columns, dtype=torch.float64, device="cpu").to(device, sum_type),
-        keys=torch.empty(0, dtype=torch.int64, device=device),
-        broken=torch.empty(1, dtype=torch.int32, device=device),
-        cond=first, uncond=first, batch=1, elements=first.numel(), num_inputs=len(inputs), num_outputs=len(outputs),
-        state=first.dtype, noisy=False,
-    )  # fmt: skip
-    return tuple(outputs)
+    flat = [c for column in zip(*coefficients) for c in column]
+    return tuple(Forward(inputs, len(coefficients))(flat, inputs))
