@@ -85,6 +85,10 @@ def explain(
     notes = [f"{op}: in PyTorch {count} times, as {reason}" for (op, reason), count in choice.notes().items()]
     notes += [f"conv2d of {line}" for line in conv2d_algorithms.explain().splitlines()]
     notes += candidates.lines()
+    if triton.unavailable() is None and not triton.INTERPRETED:
+        from fastdiff.kernels.launching import unknown_launcher
+
+        notes += [] if (reason := unknown_launcher()) is None else [reason]
     return Explanation(choices, notes)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.ops.calls import Plan
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import A, Gradients, Op, Tensors, runs_on_triton
 from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows
@@ -121,11 +122,18 @@ class AdaLayerNorm(LayerNorm[Arguments]):
         )  # fmt: skip
         return gradients_in_double(self, a, gradients) if huge else found
 
-    def triton(self, a: Arguments) -> Tensor:
-        from fastdiff.kernels.ada_layer_norm import ada_layer_norm as kernel
+    def plan(self, a: Arguments, cut: Any = None) -> Plan:
+        from fastdiff.kernels.ada_layer_norm import Forward
 
-        x, scale, shift = dense(a.x), dense(a.scale), dense(a.shift)
-        return kernel(x, scale, shift, weight=contiguous(a.weight), bias=contiguous(a.bias), eps=a.eps)
+        x = _dense(a)
+        as_it_is = all(one is other for one, other in zip(a, x))
+        launch = Forward(x.x, scale=x.scale, shift=x.shift, weight=x.weight, bias=x.bias, eps=x.eps)
+
+        def run(a: Arguments) -> Tensor:
+            x, scale, shift, weight, bias, _ = a if as_it_is else _dense(a)
+            return launch(x, None, None, scale, shift, weight, bias)[1]
+
+        return run
 
     def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.ada_layer_norm import ada_layer_norm_backward as kernel
@@ -138,6 +146,11 @@ class AdaLayerNorm(LayerNorm[Arguments]):
 def centered(x: Tensor) -> Tensor:
     """Without the first number of each row."""
     return x - x[..., :1]
+
+
+def _dense(a: Arguments) -> Arguments:
+    """With copies of what Triton's kernel cannot read in place."""
+    return Arguments(dense(a.x), dense(a.scale), dense(a.shift), contiguous(a.weight), contiguous(a.bias), a.eps)
 
 
 ada_layer_norm = AdaLayerNorm()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdiff.ops.calls import Plan
 from fastdiff.ops.op import Op, runs_on_triton
 from fastdiff.ops.registration import define, differentiated
 from fastdiff.ops.tensors import TYPES, address, check_tensor, dense
@@ -174,15 +175,23 @@ class Attention(Op[Arguments]):
             return "Triton's kernel takes heads that span less than 2^31 numbers"
         return _no_gradient_for("Triton's", a.mask)
 
-    def triton(self, a: Arguments, tile: Any = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """tile: of kernels.attention.tiles; by shape and device if there is none."""
-        from fastdiff.kernels.attention import attention_forward, attention_maps
+    def state(self, a: Arguments) -> tuple[str, bool]:
+        """The precision of products, and whether a mask can be read in blocks."""
+        return precision(), a.mask is None or a.mask.data_ptr() % 16 == 0
 
-        q, k, v = a[:3]
+    def plan(self, a: Arguments, cut: Any = None) -> Plan:
+        """cut: a tile of kernels.attention.tiles; by shape and device if there is none."""
+        from fastdiff.kernels.attention import Forward, Maps
+
         given: dict[str, Any] = dict(mask=a.mask, scale=a.factor, precision=precision())
-        out, lse = attention_forward(q, k, v, **given, tile=tile)
-        maps = attention_maps(q, k, lse, **given) if a.return_maps else None
-        return out, lse if a.return_lse else None, maps
+        forward, maps = Forward(*a[:3], **given, tile=cut), Maps(*a[:2], **given) if a.return_maps else None
+
+        def run(a: Arguments) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            q, k, v, mask, _, _, return_lse = a
+            out, lse = forward(q, k, v, mask)
+            return out, lse if return_lse else None, None if maps is None else maps(q, k, lse, mask)
+
+        return run
 
     def _compute(self, a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         """With tensors in all places, as torch's dispatcher wants them."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.errors import unknown
+from fastdiff.ops.calls import Plan
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import Gradients, Op, Tensors
 from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous
@@ -147,12 +148,15 @@ class GroupNormSilu(Op[Arguments]):
             return "Triton's kernel takes samples of less than 2^31 numbers"
         return None
 
-    def triton(self, a: Arguments, plan: Any = None) -> Tensor:
-        """plan: of kernels.group_norm_silu.plan; by shape and device if there is none."""
-        from fastdiff.kernels.group_norm_silu import group_norm_silu as kernel
+    def plan(self, a: Arguments, cut: Any = None) -> Plan:
+        """cut: of kernels.group_norm_silu.plan; by shape and device if there is none."""
+        from fastdiff.kernels.group_norm_silu import Forward
 
-        given = dict(scale=a.scale, shift=a.shift, activation=a.activation)
-        return kernel(*_flat(a)[:5], **given, cut=plan).view(a.x.shape)
+        flat = _flat(a)
+        forward = Forward(*flat[:5], scale=a.scale, shift=a.shift, activation=a.activation, cut=cut)
+        if flat is a:
+            return lambda a: forward(a.x, a.weight, a.bias, a.scale, a.shift)
+        return lambda a: forward(_flat(a).x, a.weight, a.bias, a.scale, a.shift).view(a.x.shape)
 
     def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.group_norm_silu import group_norm_silu_backward as kernel

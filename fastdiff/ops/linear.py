@@ -91,8 +91,10 @@ class Linear(Op[Arguments]):
         return self.run(Arguments(x, first, first_bias, gate, residual, activation, glu, *more))  # type: ignore[arg-type]
 
     def reference(self, a: Arguments, inplace: bool = False) -> Tensor:
-        pairs = a.pairs
-        y = F.linear(a.x, *pairs[0]) if len(pairs) == 1 else torch.cat([F.linear(a.x, w, b) for w, b in pairs], -1)
+        if a.weight_2 is None:
+            y = F.linear(a.x, a.weight, a.bias)
+        else:
+            y = torch.cat([F.linear(a.x, weight, bias) for weight, bias in a.pairs], -1)
         value, y = y.chunk(2, -1) if a.glu else (None, y)
         if a.activation == "silu":
             y = F.silu(y, inplace=inplace and value is None)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdiff.ops.calls import Plan
 from fastdiff.ops.op import Op
 from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime.native import core
@@ -36,6 +37,7 @@ class LinearCombine(Op[Arguments]):
     triton_types = (torch.float64, *TYPES)
     results = "Tensor[]"
     timed = False  # coefficients are copied from the CPU, which no graph can do, and are others in each call
+    by_state = ("coefficients",)
 
     def __call__(self, coefficients: Sequence[Sequence[float]], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """`out[m] = sum over k of coefficients[m][k] * inputs[k]`, all of them in one pass over memory.
@@ -95,10 +97,15 @@ class LinearCombine(Op[Arguments]):
             return "a CUDA graph is being captured, into which no coefficients can be copied from the CPU"
         return None
 
-    def triton(self, a: Arguments) -> list[Tensor]:
-        from fastdiff.kernels.linear_combine import linear_combine as kernel
+    def state(self, a: Arguments) -> tuple[int, bool]:
+        """How many coefficients, and whether a graph is being captured."""
+        return len(a.coefficients), a.inputs[0].is_cuda and torch.cuda.is_current_stream_capturing()
 
-        return list(kernel(a.rows, a.inputs))
+    def plan(self, a: Arguments, cut: Any = None) -> Plan:
+        from fastdiff.kernels.linear_combine import Forward
+
+        forward = Forward(a.inputs, a.num_outputs)
+        return lambda a: forward(a.coefficients, a.inputs)
 
     def save(self, ctx: Any, values: tuple[Any, ...], results: Any) -> None:
         """Keep for `backward` the coefficients."""

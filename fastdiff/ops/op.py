@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastdiff.ops import deciding
+from fastdiff.ops.calls import Calls, Plan, Run, is_observed
 from fastdiff.ops.registration import differentiated, kinds_of, recorded, register, register_backward
 from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime import choice, dispatcher
-from fastdiff.runtime.candidates import Candidate
+from fastdiff.runtime.candidates import TORCH, Candidate
 from fastdiff.runtime.dispatcher import any_autocast, is_trivial
 
 A = TypeVar("A", bound=NamedTuple)
@@ -36,7 +37,11 @@ class Op(Generic[A]):
     - `name`: its name everywhere; `types`, `triton_types`: the dtypes of its kernels; `results`: "Tensor", or several.
     - `check(a)`: raises ValueError or TypeError where arguments do not fit.
     - `reference(a, inplace=False)`: the same in plain PyTorch; inplace: it may overwrite what it makes itself.
-    - `kernel(a)`: the C++ kernel, `triton(a)`: the Triton kernel, if there is one. Both get checked arguments.
+    - `kernel(a)`: the C++ kernel. `plan(a, cut=None)`, if there is a Triton kernel: all that its launches need and that
+      is the same for all arguments of a signature, as a function of such arguments, which launches. It must keep no
+      tensor. cut: a tile or plan other than its own choice. Both get checked arguments.
+    - `state(a)`: what the plan and the choice depend on beside the arguments and the backend in force, or None.
+      `by_state`: names of arguments of which they depend on nothing but what `state` says.
     - `fake(a)`: the results' shapes, dtypes and strides, without values.
     - `limits(a)`, `triton_limits(a)`: why a kernel cannot take this, beyond device and dtype, or None.
     - `slower(a)`: why torch is faster, so that it computes unless the kernel is insisted on, or None;
@@ -52,6 +57,7 @@ class Op(Generic[A]):
     results: ClassVar[str] = "Tensor"
     keeps: ClassVar[tuple[int, ...]] = ()
     timed: ClassVar[bool] = True  # whether candidates on a GPU may be timed, and the choice kept, by signature
+    by_state: ClassVar[tuple[str, ...]] = ()  # arguments that no signature has: `state` says what depends on them
     Arguments: type[A]
 
     def __init__(self) -> None:
@@ -60,9 +66,11 @@ class Op(Generic[A]):
         kinds = kinds_of(self.Arguments)
         places = [index for index, kind in enumerate(kinds) if kind.startswith("Tensor")]
         # A tuple of tensors, or the one list of them.
-        self._tensors: Callable[[A], Any] = itemgetter(*places)
+        self.tensors: Callable[[A], Any] = itemgetter(*places)
         self.tensor_places, self._list = places, "Tensor[]" in kinds
-        self.has_triton = type(self).triton is not Op.triton
+        by_state = [self.Arguments._fields.index(name) for name in self.by_state]
+        self.calls: Calls[A] = Calls(self, [i for i in range(len(kinds)) if i not in places and i not in by_state])
+        self.has_triton = type(self).plan is not Op.plan
         # Whether, with no gradient wanted, device and dtype are all that the C++ kernel asks for.
         self._simple = type(self).limits is Op.limits and type(self).slower is Op.slower
         self._has_backward = type(self).kernel_backward is not Op.kernel_backward
@@ -90,9 +98,13 @@ class Op(Generic[A]):
         """By the C++ kernel."""
         raise NotImplementedError
 
-    def triton(self, a: A) -> Any:
-        """By the Triton kernel."""
+    def plan(self, a: A, cut: Any = None) -> Plan:
+        """The launches of the Triton kernel for arguments like these. cut: a tile or plan other than its own choice."""
         raise NotImplementedError
+
+    def state(self, a: A) -> Any:
+        """What else the choice depends on."""
+        return None
 
     def fake(self, a: A) -> Any:
         """The results without values."""
@@ -135,38 +147,58 @@ class Op(Generic[A]):
     def run(self, a: A, inplace: bool = False) -> Any:
         """The results, by whoever is chosen. inplace: where that is PyTorch, it may overwrite what it makes itself."""
         if is_compiling():  # Dynamo leaves a function whose `try` it cannot trace, and tries the kernels in its place
-            a = self._in_one_type(a) if any_autocast() else a
+            a = self.in_one_type(a) if any_autocast() else a
             self.check(a)
             return self.reference(a, inplace) if self.takes(a) is None else self._operator(*self.recording(a))
+        tensors = self.tensors(a)
+        on_cpu = not tensors or tensors[0].is_cpu
+        if not on_cpu and tensors[0].is_cuda:
+            return self.calls.run(a, tensors, inplace)
         try:
             self.check(a)
         except TypeError:
             if not any_autocast():
                 raise
-            a = self._in_one_type(a)
+            a = self.in_one_type(a)
             self.check(a)
-        tensors = self._tensors(a)
+            tensors = self.tensors(a)
         if is_trivial(tensors):
-            if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and tensors[0].is_cpu:
+            if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and on_cpu:
                 return self.kernel(a)  # as `takes` would say, at once
-            if not tensors[0].is_cpu and tensors[0].is_cuda and choice.current() == "auto":
-                return self.by_candidate(a)
             taker = self.takes(a, ordinary=True)
             if taker is not None:
                 return self.kernel(a) if taker == "cpu" else self.triton(a)
             return self.reference(a, inplace) if not any_autocast() else self._plainly(a, inplace)
-        if tensors[0].is_cuda and dispatcher.is_only_profiled(tensors) and choice.current() == "auto":
+        return self._dispatched(a, inplace)
+
+    def dispatched(self, a: A, inplace: bool) -> Any:
+        """The results where somebody traces, transforms or observes the call, on a GPU."""
+        try:
+            self.check(a)
+        except TypeError:
+            if not any_autocast():
+                raise
+            a = self.in_one_type(a)
+            self.check(a)
+        if dispatcher.is_only_profiled(self.tensors(a)) and choice.current() == "auto":
             with torch.profiler.record_function(f"fastdiff::{self.name}"):
                 return self.by_candidate(a)
+        return self._dispatched(a, inplace)
+
+    def _dispatched(self, a: A, inplace: bool) -> Any:
         if self.takes(a) is None:
             return self.reference(a, inplace) if not any_autocast() else self._plainly(a, inplace)
-        recorded = self.recording(a)
+        return self._recording(a)
+
+    def _recording(self, a: A) -> Any:
+        """By the kernel, through torch's dispatcher or with its gradients noted."""
+        recorded, tensors = self.recording(a), self.tensors(a)
         try:
             if self._recorded is not None and dispatcher.only_wants_gradient(tensors):
                 return self._recorded(*recorded)
             return self._operator(*recorded)
         except Exception as error:
-            self._triton_failed(tensors[0], error)
+            self._triton_failed(self._first(a), error)
             return self._plainly(a, False)
 
     # ---- who computes on a GPU, where no gradient is wanted ----------------------------------------------------------
@@ -183,6 +215,46 @@ class Op(Generic[A]):
         """
         return deciding.decide(self, a)
 
+    def chosen(self, a: A, wants_gradient: bool) -> tuple[Run, bool]:
+        """What computes calls that have a's signature, on a GPU with nobody observing, and whether it may be kept."""
+        if not wants_gradient and choice.current() == "auto":
+            candidate = self.decide(a)
+            run = self._by_torch(None) if candidate.name == TORCH else self._guarded(candidate, a)
+            return run, candidate.settled or not self.timed
+        taker, why = self._weigh(a, ordinary=not wants_gradient)
+        if taker is None:
+            return self._by_torch(why), True
+        if taker == "triton" and not wants_gradient:
+            plan = self.calls.plan(a)
+            return lambda a, inplace: plan(a), True
+        return (lambda a, inplace: self._recording(a)) if wants_gradient else lambda a, inplace: self.kernel(a), True
+
+    def _guarded(self, candidate: Candidate, a: A) -> Run:
+        """A candidate for calls like a, or the next best if it fails."""
+        watched = not self.has_triton  # then Calls asks nobody
+        run = candidate.run if candidate.prepare is None else candidate.prepare(a)
+
+        def guarded(a: A, inplace: bool) -> Any:
+            if watched and is_observed(self.tensors(a)):
+                return self.dispatched(a, inplace)
+            try:
+                return run(a)
+            except Exception as error:
+                self.calls.clear()
+                return deciding.instead(self, a, candidate, error)
+
+        return guarded
+
+    def _by_torch(self, why: str | None) -> Run:
+        """The reference, in as few calls of Python as can be. why: for `explain`, if there is a reason to give."""
+        count, reference, plainly = choice.counter(self.name, why), self.reference, self._plainly
+
+        def run(a: A, inplace: bool) -> Any:
+            count()
+            return plainly(a, inplace) if any_autocast() else reference(a, inplace)
+
+        return run
+
     def by_candidate(self, a: A) -> Any:
         """The results by the candidate that is decided on, or by the next best if it fails."""
         candidate = self.decide(a)
@@ -196,6 +268,7 @@ class Op(Generic[A]):
         if not (self.has_triton and runs_on_triton(x) and dispatcher.is_memory(x)):
             raise error
         deciding.triton_failed(self, x, error)
+        self.calls.clear()
 
     def _plainly(self, a: A, inplace: bool) -> Any:
         """The reference, in the arguments' own type under autocast too, as the kernels."""
@@ -204,7 +277,7 @@ class Op(Generic[A]):
         with torch.autocast(self._first(a).device.type, enabled=False):
             return self.reference(a, inplace)
 
-    def _in_one_type(self, a: A) -> A:
+    def in_one_type(self, a: A) -> A:
         """Under autocast some tensors are halves and others are not: all in the widest of their types, as in torch."""
 
         def one(value: Any) -> Any:
@@ -212,7 +285,7 @@ class Op(Generic[A]):
                 return type(value)(map(one, value))
             return value.to(widest) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        found = [t.dtype for t in self._tensors(a) if t is not None and t.is_floating_point()]
+        found = [t.dtype for t in self.tensors(a) if t is not None and t.is_floating_point()]
         widest = functools.reduce(torch.promote_types, found)
         return type(a)(*map(one, a))
 
@@ -236,9 +309,16 @@ class Op(Generic[A]):
         NotImplementedError if the backend that was insisted on (`fastdiff.use`) cannot take this. What goes to PyTorch
         is kept for `fastdiff.explain`.
         """
+        taker, why = self._weigh(a, ordinary)
+        if why is not None:
+            choice.note(self.name, why)
+        return taker
+
+    def _weigh(self, a: A, ordinary: bool) -> tuple[str | None, str | None]:
+        """Who computes, and why it is PyTorch where that was not asked for."""
         backend = choice.current()
         if backend == "reference":
-            return None
+            return None, None
         x = a[0][0] if self._list else a[0]
         simple = self._simple and x.is_cpu and x.dtype in self.types  # then there is nothing to ask beside the gradient
         reason = slower = None
@@ -249,15 +329,14 @@ class Op(Generic[A]):
             if slower is None and not ordinary and dispatcher.wants_gradient(a[0] if self._list else a):
                 slower = self.slower_backward(a)
             if slower is not None:
-                choice.note(self.name, slower)
-                return None
+                return None, slower
         if simple and not ordinary:
             reason = dispatcher.transformed()
         if reason is None and backend == "auto":
-            return "cpu"
+            return "cpu", None
         on_gpu = (lambda: self.unsupported_by_triton(a)) if self.has_triton else None
-        picked = choice.pick(reason, slower, triton=on_gpu, op=self.name)
-        return None if picked == "reference" else picked
+        picked, why = choice.weigh(reason, slower, triton=on_gpu)
+        return None if picked == "reference" else picked, why
 
     def unsupported(self, a: A) -> str | None:
         """Why the C++ kernel cannot take this, or None."""
@@ -287,6 +366,10 @@ class Op(Generic[A]):
     @property
     def _first_name(self) -> str:
         return f"{self.Arguments._fields[0]}[0]" if self._list else self.Arguments._fields[0]
+
+    def triton(self, a: A, cut: Any = None) -> Any:
+        """By the Triton kernel, whose launches are prepared once per signature."""
+        return self.calls.plan(a, cut)(a)
 
     # ---- torch.ops.fastdiff.<name> -----------------------------------------------------------------------------------
 
@@ -347,7 +430,7 @@ class Op(Generic[A]):
 
     def _gradients(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:
         """By the kernels, past the dispatcher where it would only call them."""
-        if is_compiling() or not is_trivial((*gradients, *kept, *self._tensors(a))):
+        if is_compiling() or not is_trivial((*gradients, *kept, *self.tensors(a))):
             assert self._backward_operator is not None
             return self._backward_operator(*gradients, *kept, *a)
         return self.compute_backward(a, gradients, kept)
@@ -359,7 +442,7 @@ class Op(Generic[A]):
     def empty_gradients(self, a: A) -> list[Tensor | None]:
         """A tensor without values for the gradient of each tensor, contiguous; None where that is None."""
         return [None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
-                for t in self._tensors(a)]  # fmt: skip
+                for t in self.tensors(a)]  # fmt: skip
 
 
 def _by_position(op: Op[Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops.ada_layer_norm import LayerNorm, centered
+from fastdiff.ops.calls import Plan
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import Gradients, Tensors, runs_on_triton
 from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows
@@ -122,16 +123,31 @@ class ResidualAdaLayerNorm(LayerNorm[Arguments]):
         )  # fmt: skip
         return gradients_in_double(self, a, gradients) if huge else found
 
-    def triton(self, a: Arguments) -> tuple[Tensor, Tensor]:
-        from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm as kernel
+    def plan(self, a: Arguments, cut: Any = None) -> Plan:
+        from fastdiff.kernels.ada_layer_norm import Forward
 
-        return kernel(dense(a.y), dense(a.residual), **_options(a))
+        x = _dense(a)
+        as_it_is = all(one is other for one, other in zip(a, x))
+        launch = Forward(
+            x.y, residual=x.residual, gate=x.gate, scale=x.scale, shift=x.shift, weight=x.weight, bias=x.bias, eps=x.eps
+        )
+
+        def run(a: Arguments) -> tuple[Tensor, Tensor]:
+            y, residual, gate, scale, shift, weight, bias, _ = a if as_it_is else _dense(a)
+            return launch(y, residual, gate, scale, shift, weight, bias)
+
+        return run
 
     def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.residual_ada_layer_norm import residual_ada_layer_norm_backward as kernel
 
         found = kernel(dense(gradients[0]), dense(gradients[1]), kept[0], dense(a.y), **_options(a))
         return [found.get(name) for name in ("y", "residual", "gate", "scale", "shift", "weight", "bias")]
+
+
+def _dense(a: Arguments) -> Arguments:
+    """With copies of what Triton's kernel cannot read in place."""
+    return Arguments(dense(a.y), dense(a.residual), **_options(a))
 
 
 def _options(a: Arguments) -> dict[str, Any]:

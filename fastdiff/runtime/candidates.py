@@ -14,6 +14,7 @@ MAX_LINES = 200  # of what `lines` gives
 class Candidate:
     """A way to compute a call. run: takes the operator's arguments and gives its results, without gradients.
 
+    prepare: makes of arguments what runs those of their signature, with less work in every call, if there is such.
     settled: it is the choice for calls of this signature. Otherwise it stands in until the candidates can be timed, and
     is not to be kept: the next call asks again.
     """
@@ -21,6 +22,7 @@ class Candidate:
     name: str
     run: Callable[[Any], Any] = field(compare=False)
     settled: bool = True
+    prepare: Callable[[Any], Callable[[Any], Any]] | None = field(default=None, compare=False)
 
 
 @dataclass

@@ -72,24 +72,32 @@ def pick(
     triton: says why Triton's kernels cannot take the input, None if they can. op: who asks; where the reference runs,
     the reason is kept for fastdiff.explain. Raises NotImplementedError if what was insisted on cannot take the input.
     """
+    picked, why = weigh(reason, slower, triton=triton)
+    if op and why is not None:
+        note(op, why)
+    return picked
+
+
+def weigh(
+    reason: str | None, slower: str | None = None, *, triton: Callable[[], str | None] | None = None
+) -> tuple[str, str | None]:
+    """What `pick` picks, and why it is the reference where that was not asked for. Arguments as those of `pick`."""
     backend = current()
     if backend == "reference":
-        return "reference"
+        return "reference", None
     if backend == "cpu" and reason:
         raise NotImplementedError(f"the cpu backend was asked for, but {reason}")
     if backend == "cpu" or (backend == "auto" and not reason and not slower):
-        return "cpu"
+        return "cpu", None
     why: str | None = slower
     if reason or backend == "triton":
         why = "there is no Triton kernel for this" if triton is None else triton()
         if backend == "triton" and why and triton is not None:
             raise NotImplementedError(f"the triton backend was asked for, but {triton_kernels.unavailable() or why}")
         if not why:
-            return "triton"
+            return "triton", None
         why = f"{reason}; {why}" if reason else why
-    if op:
-        note(op, str(why))
-    return "reference"
+    return "reference", str(why)
 
 
 def out_of_reach(name: str, tensor: Tensor) -> str | None:

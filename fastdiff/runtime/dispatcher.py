@@ -83,6 +83,11 @@ def is_watched(tensors: Sequence[Tensor | None] = ()) -> bool:
     )
 
 
+def in_forward_mode() -> bool:
+    """Whether forward-mode gradients are being computed."""
+    return forward_ad._current_level >= 0
+
+
 def is_ordinary(tensor: Tensor) -> bool:
     """Whether this is memory on the CPU and nothing else: not fake, wrapped, negated, sparse ..."""
     return not _keys_of(tensor).raw_repr() & _UNUSUAL

@@ -251,14 +251,14 @@ def test_epilogues_and_layouts_of_torchs_own_agree(dtype, monkeypatch, standing_
     for op, a, names in cases:
         found = op.candidates(a)
         assert [c.name for c in found] == names
-        untouched = [t.clone() for t in op._tensors(a) if t is not None]
+        untouched = [t.clone() for t in op.tensors(a) if t is not None]
         for candidate in found:
             if candidate.name == "cublas with gelu":
                 continue  # on the CPU it is GELU without tanh; on a GPU it is checked before it is taken
             exact = op.reference(type(a)(*(t.double() if isinstance(t, torch.Tensor) else t for t in a)))
             ours, theirs = ((y.double() - exact).abs().max() for y in (candidate.run(a), op.reference(a)))
             assert ours <= 2 * theirs + 4 * torch.finfo(dtype).eps * exact.abs().max(), (candidate.name, a)
-        assert all(torch.equal(x, y) for x, y in zip(untouched, (t for t in op._tensors(a) if t is not None)))
+        assert all(torch.equal(x, y) for x, y in zip(untouched, (t for t in op.tensors(a) if t is not None)))
 
 
 def test_the_oracle_of_attention_goes_through_the_heads(monkeypatch):

@@ -3,14 +3,13 @@ called by name, as scaled_dot_product_attention takes the first that it can, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.backends import cuda
 
-from fastdiff.ops.candidates.shared import Found, torch_candidate, triton_candidates
+from fastdiff.ops.candidates.shared import Found, torch_candidate, triton_candidate, triton_candidates
 from fastdiff.runtime.candidates import Candidate
 from fastdiff.runtime.device import properties
 from fastdiff.runtime.triton import precision
@@ -59,11 +58,7 @@ def _tiles(op: Any, a: Any) -> list[Candidate]:
     if a.mask is not None:
         return []
     tiles = [tile for most, tile in TIMED.get((properties(a.q.device).architecture, kind), ()) if width <= most]
-    return [Candidate(f"triton {tile.said}", _with_tile(op, tile)) for tile in tiles]
-
-
-def _with_tile(op: Any, tile: Any) -> Callable[[Any], Any]:
-    return lambda a: op.triton(a, tile)
+    return [triton_candidate(op, f"triton {tile.said}", tile) for tile in tiles]
 
 
 def _by_torch(a: Any) -> list[Candidate]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from fastdiff.ops.candidates.shared import Found, torch_candidate, triton_candidates
+from fastdiff.ops.candidates.shared import Found, torch_candidate, triton_candidate, triton_candidates
 from fastdiff.runtime.candidates import Candidate
 
 
@@ -30,8 +29,4 @@ def _plans(op: Any, a: Any) -> list[Candidate]:
     from fastdiff.kernels.group_norm_silu.forward import other_plans
 
     x = a.x.flatten(3) if a.x.ndim == 5 and not a.x.is_contiguous() else a.x
-    return [Candidate(f"triton {plan.said}", _with_plan(op, plan)) for plan in other_plans(x, a.num_groups)]
-
-
-def _with_plan(op: Any, plan: Any) -> Callable[[Any], Any]:
-    return lambda a: op.triton(a, plan)
+    return [triton_candidate(op, f"triton {plan.said}", plan) for plan in other_plans(x, a.num_groups)]

@@ -25,7 +25,12 @@ def triton_candidates(op: Any, a: Any, more: Callable[[], list[Candidate]] | Non
     """Our kernel as it chooses itself, and more(), where Triton can take the call; otherwise none."""
     if op.unsupported_by_triton(a) is not None:
         return []
-    return [Candidate("triton", op.triton), *(more() if more is not None else [])]
+    return [triton_candidate(op, "triton"), *(more() if more is not None else [])]
+
+
+def triton_candidate(op: Any, name: str, cut: Any = None) -> Candidate:
+    """Our kernel, with a tile or plan that is not its own choice if there is a `cut`."""
+    return Candidate(name, lambda a: op.triton(a, cut), prepare=lambda a: op.calls.plan(a, cut))
 
 
 def default(op: Any, a: Any) -> Found:
