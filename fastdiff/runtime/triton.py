@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from typing import Any
 
 import torch
 
@@ -65,4 +66,5 @@ def convolution_precision() -> str:
     try:
         return "tf32" if torch.backends.cudnn.allow_tf32 else "ieee"
     except RuntimeError:  # where only one of cuDNN's settings was changed
-        return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+        convolutions: Any = torch.backends.cudnn
+        return "tf32" if convolutions.conv.fp32_precision == "tf32" else "ieee"
