@@ -232,7 +232,10 @@ class Op(Generic[A]):
     def _guarded(self, candidate: Candidate, a: A) -> Run:
         """A candidate for calls like a, or the next best if it fails."""
         watched = not self.has_triton  # then Calls asks nobody
-        run = candidate.run if candidate.prepare is None else candidate.prepare(a)
+        try:
+            run = candidate.run if candidate.prepare is None else candidate.prepare(a)
+        except Exception:
+            run = candidate.run  # which fails as well, in the call
 
         def guarded(a: A, inplace: bool) -> Any:
             if watched and is_observed(self.tensors(a)):

@@ -124,3 +124,18 @@ def note(op: str, reason: str) -> None:
     count = _notes.get((op, reason))
     if count is not None or len(_notes) < MAX_NOTES:
         _notes[op, reason] = (count or 0) + 1
+
+
+def counter(op: str, reason: str | None) -> Callable[[], None]:
+    """`note` of these, for one who calls it often and not in torch.compile; without a reason it does nothing."""
+    if reason is None:
+        return lambda: None
+    key = (op, reason)
+
+    def count() -> None:
+        try:
+            _notes[key] += 1
+        except KeyError:
+            note(op, reason)
+
+    return count
