@@ -1,8 +1,6 @@
 """What reaches the driver of a GPU from calls of operators: the same as by Triton's own path, however often and from
 wherever a call is made. The GPU is a stand-in, for which kernels are compiled; nothing is computed."""
 
-import contextlib
-import copy
 import functools
 import gc
 import random
@@ -11,7 +9,7 @@ import weakref
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
+from launches import OnDevice, as_on_gpu, half, launches
 
 triton = pytest.importorskip("triton")
 
@@ -19,7 +17,6 @@ from fastdiff import ops  # noqa: E402
 from fastdiff.explain import explain  # noqa: E402
 from fastdiff.kernels import launching  # noqa: E402
 from fastdiff.kernels.ada_layer_norm.forward import Forward, ada_layer_norm_kernel  # noqa: E402
-from fastdiff.kernels.ahead_of_time.stand_in import stand_in  # noqa: E402
 from fastdiff.kernels.launching import Launch  # noqa: E402
 from fastdiff.ops import calls  # noqa: E402
 from fastdiff.runtime import choice  # noqa: E402
@@ -31,37 +28,8 @@ HOOKS = hasattr(triton, "knobs") and hasattr(triton.knobs.runtime.launch_enter_h
 
 @pytest.fixture
 def launched(monkeypatch):
-    """What the launcher was given, by launch. Operators take tensors on the CPU for such on a GPU."""
-    found = []
-    monkeypatch.setattr(choice, "_chosen", "triton")
-    monkeypatch.setattr(choice, "out_of_reach", lambda name, tensor: None)
-    with stand_in("sm_90", lambda *arguments: found.append(arguments)) as device:
-        found_on = Launched(found, device)
-        yield found_on
-
-
-class Launched:
-    def __init__(self, found, device):
-        self.found, self.device = found, device
-
-    def by(self, call):
-        """The arguments of the launches that a call makes."""
-        self.found.clear()
-        call()
-        return list(self.found)
-
-
-def as_on_gpu(op):
-    """The operator, with the way that calls on a GPU take, and no call before."""
-    found = copy.copy(op)
-    found.calls = calls.Calls(found, op.others)
-    found.run = lambda a, inplace=False: found.calls.run(a, found.tensors(a), inplace)
-    return found
-
-
-def half(*shape, offset=0):
-    numbers = torch.Size(shape).numel()
-    return torch.randn(numbers + offset, dtype=torch.float16)[offset:].view(shape)
+    with launches(monkeypatch) as found:
+        yield found
 
 
 def normal(launches, tensors):
@@ -205,13 +173,6 @@ def test_threads_launch_what_they_ask_for(launched):
         assert launch[0] == grids[x]
 
 
-class OnDevice(torch.Tensor):
-    """A tensor that says that it is on another device."""
-
-    def get_device(self):
-        return 3
-
-
 def test_a_launch_is_on_the_device_and_stream_of_its_tensors(launched):
     here = half(1, 4, 64)
     there = half(1, 4, 64).as_subclass(OnDevice)
@@ -274,116 +235,3 @@ def test_an_unknown_triton_launches_by_its_own_path_and_is_named(launched, monke
 def test_pointers_are_a_kernels_first_parameters():
     with pytest.raises(AssertionError, match="lacks"):
         Launch(ada_layer_norm_kernel, (1,), rows=1, eps=1e-6)
-
-
-# ---- what is asked in every call -----------------------------------------------------------------------------------
-
-
-def test_errors_are_as_before_whatever_is_kept(launched):
-    op, x, row = as_on_gpu(ops.ada_layer_norm), half(2, 4, 64), half(2, 1, 64)
-    op(x, row, row)
-    with pytest.raises(ValueError, match="scale is"):
-        op(x, row[:, :, :32], row)
-    with pytest.raises(TypeError, match="shift is"):
-        op(x, row, row.float())
-    op(x, row, row)
-
-
-def test_gradients_are_recorded_where_they_are_wanted(launched):
-    op, x, row = as_on_gpu(ops.ada_layer_norm), half(2, 4, 64), half(2, 1, 64)
-    leaf = x.clone().requires_grad_()
-    for _ in range(2):
-        assert op(x, row, row).grad_fn is None
-        assert op(leaf, row, row).grad_fn is not None
-        with torch.no_grad():
-            assert op(leaf, row, row).grad_fn is None
-
-
-def test_the_backend_in_force_is_asked(launched, monkeypatch):
-    op, x, row = as_on_gpu(ops.ada_layer_norm), half(2, 4, 64), half(2, 1, 64)
-    for _ in range(2):
-        monkeypatch.setattr(choice, "_chosen", "triton")
-        assert len(launched.by(lambda: op(x, row, row))) == 1
-        monkeypatch.setattr(choice, "_chosen", "reference")
-        assert not launched.by(lambda: op(x, row, row))
-        assert torch.equal(op(x, row, row), ops.ada_layer_norm.plain(x, row, row))
-
-
-def test_the_precision_of_products_is_asked(launched):
-    op, q = as_on_gpu(ops.attention), torch.randn(1, 1, 16, 64)
-    before = torch.get_float32_matmul_precision()
-    try:
-        functions = []
-        for precision in ("highest", "high", "highest", "high"):
-            torch.set_float32_matmul_precision(precision)
-            functions.append(launched.by(lambda: op(q, q, q))[0][4])
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert functions[0] != functions[1]
-    assert functions == functions[:2] * 2
-
-
-def test_transforms_and_modes_go_their_own_way(launched, monkeypatch):
-    op, x, row = as_on_gpu(ops.ada_layer_norm), torch.randn(2, 4, 64), torch.randn(2, 1, 64)
-    op(x, row, row)
-    monkeypatch.setattr(choice, "_chosen", "reference")
-    op(x, row, row)
-    expected = ops.ada_layer_norm.plain(x, row, row)
-    found = torch.func.vmap(lambda one: op(one[None], row[:1], row[:1])[0])(torch.stack([x[0], x[0]]))
-    assert torch.allclose(found[0], ops.ada_layer_norm.plain(x[:1], row[:1], row[:1])[0], atol=1e-5)
-    _, tangent = torch.func.jvp(lambda x: op(x, row, row), (x,), (torch.zeros_like(x),))
-    assert tangent.shape == expected.shape
-    assert not tangent.any()
-
-
-def test_tensors_without_memory_give_such(monkeypatch):
-    monkeypatch.setattr(triton_kernels, "too_old", lambda device: None)
-    mode = FakeTensorMode()
-    with mode:
-        q, row = torch.empty(2, 4, 16, 64, device="cuda"), torch.empty(2, 4, 1, 16, device="cuda")
-    for context in (mode, contextlib.nullcontext()):
-        with context:
-            assert ops.attention(q, q, q, mask=row).shape == q.shape
-            assert ops.group_norm_silu(q, 2).device.type == "cuda"
-
-
-@pytest.mark.parametrize(
-    "unusual",
-    [
-        torch._to_functional_tensor,
-        lambda x: torch.complex(x, x).conj().imag,  # negated when it is read
-        lambda x: torch._efficientzerotensor(x.shape),
-        torch.Tensor.to_sparse,
-        lambda x: x.as_subclass(OnDevice),
-    ],
-    ids=["functional", "negative", "zero", "sparse", "subclass"],
-)
-def test_a_tensor_that_is_not_plain_memory_is_no_call_of_the_same_signature(launched, monkeypatch, unusual):
-    op, x, row = as_on_gpu(ops.ada_layer_norm), torch.randn(2, 4, 64), torch.randn(2, 1, 64)
-    other = unusual(x)
-    if not other.is_sparse and other.stride() != x.stride():
-        x = torch.randn(2, 4, 128)[..., ::2]
-    for _ in range(2):
-        assert len(launched.by(lambda: op(x, row, row))) == 1
-    went = []
-    monkeypatch.setattr(op, "dispatched", lambda a, inplace: went.append(a.x))
-    for _ in range(2):
-        assert not launched.by(lambda: op(other, row, row))
-    assert len(went) == 2
-
-
-def test_who_computes_in_pytorch_is_counted_in_every_call(monkeypatch):
-    monkeypatch.setattr(choice, "_notes", {})
-    op, x, weight = as_on_gpu(ops.linear), torch.randn(1, 4, 8), torch.randn(8, 8)
-    op.takes = op._beyond = lambda a, *rest, **named: "it is on a GPU"
-    for _ in range(3):
-        assert torch.equal(op(x, weight), torch.nn.functional.linear(x, weight))
-    assert list(choice.notes().values()) == [3]
-
-
-def test_types_are_made_one_under_autocast(launched):
-    op, x, row = as_on_gpu(ops.ada_layer_norm), torch.randn(2, 4, 64), half(2, 1, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        for _ in range(2):
-            (launch,) = launched.by(lambda: op(x, row, row))
-    assert launch[0] == 8
