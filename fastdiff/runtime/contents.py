@@ -3,13 +3,17 @@
 PyTorch counts changes in place (`_version`), but not those through `.data`, which merges of LoRAs, averaged weights and
 `Module.half` use. So a weight is known by which tensor it is, its version, which storage it has, address, dtype and
 strides; by a sample with numbers of every row and column, compared at every use; and by sums over all of its memory,
-compared in turns (`look`), all at once in `changed`. See docs/notes/changes.md.
+compared in turns (`look`), all at once in `changed`. Of a weight on a GPU there is the sample alone, and a use does not
+wait for it: `Watch` compares it beside the calls. See docs/notes/changes.md.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
+import weakref
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,6 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from fastdiff.runtime import graphs
 from fastdiff.runtime.dispatcher import is_memory, is_ordinary
 from fastdiff.runtime.native import core
 
@@ -31,22 +36,26 @@ class Content:
     number: no other content has it. derived: by name, what others made of the weight and keep with it.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, sampled: bool = True) -> None:
         self.number = next(_numbers)
         self.derived: dict[str, Any] = {}
         self._state = _state(weight)
         # With a weak reference to it no other storage has its number.
         self._storage = StorageWeakRef(weight.untyped_storage())
-        self._memory: Any = _memory(weight) if is_ordinary(weight) else None
-        self._sample = _Sample(weight) if self._memory is None else None
+        self._memory: Any = _memory(weight) if sampled and is_ordinary(weight) else None
+        self._sample = _Sample(weight) if sampled and self._memory is None else None
 
     def holds(self, weight: Tensor) -> bool:
-        """Whether the weight is in the state it was in, and the sample the same."""
+        """Whether the weight is in the state it was in, and, in this machine's memory, the sample the same."""
         if self._state != _state(weight):
             return False
-        if self._sample is not None:
-            return self._sample.same(weight)
-        return bool(self._memory.same_sample(weight.data_ptr()))
+        return self._memory is None or bool(self._memory.same_sample(weight.data_ptr()))
+
+    def differs(self, weight: Tensor) -> Tensor | None:
+        """Whether the sample of a weight on a GPU differs, as a tensor there; None if it is known without."""
+        if self._sample is None or self._state != _state(weight):
+            return None
+        return self._sample.differs(weight)
 
     def same(self, weight: Tensor, share: float) -> bool:
         """Whether this share of the memory, the next in turn, is as it was; True where that is not known."""
@@ -56,6 +65,7 @@ class Content:
 
 
 _known: Any = WeakTensorKeyDictionary()
+_noted: ContextVar[list[tuple[Tensor, Content]] | None] = ContextVar("noted", default=None)
 
 
 def watchable(weight: Tensor) -> bool:
@@ -64,11 +74,31 @@ def watchable(weight: Tensor) -> bool:
 
 
 def of(weight: Tensor) -> Content:
-    """What is known of a watchable weight, made anew if it has changed."""
-    found = _known.get(weight)
+    """What is known of a watchable weight, made anew if it has changed.
+
+    While a graph is captured nothing new is known for longer than the capture: what is made of it then is made again by
+    every replay, in the graph's memory.
+    """
+    found: Content | None = _known.get(weight)
     if found is None or not found.holds(weight):
+        if graphs.capturing():
+            return Content(weight, sampled=False)
         found = _known[weight] = Content(weight)
+    noted = _noted.get()
+    if noted is not None:
+        noted.append((weight, found))
     return found
+
+
+@contextmanager
+def noted() -> Iterator[list[tuple[Tensor, Content]]]:
+    """The weights of which something is asked for inside the block, with what is known of them."""
+    found: list[tuple[Tensor, Content]] = []
+    token = _noted.set(found)
+    try:
+        yield found
+    finally:
+        _noted.reset(token)
 
 
 def look(weights: list[Tensor], share: float) -> None:
@@ -81,9 +111,50 @@ def look(weights: list[Tensor], share: float) -> None:
 
 
 def changed(weight: Tensor) -> bool:
-    """Whether the weight differs, anywhere, from what something was made of."""
+    """Whether the weight differs, anywhere, from what something was made of; of one on a GPU, in the sample. Waits."""
     found = _known.get(weight)
-    return found is not None and not (found.holds(weight) and found.same(weight, 1.0))
+    if found is None:
+        return False
+    differs = found.differs(weight)
+    return not (found.holds(weight) and found.same(weight, 1.0)) or (differs is not None and bool(differs))
+
+
+class Watch:
+    """Compares the samples of weights on a GPU without waiting: an answer is looked at when the device has given it."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[list[weakref.ref[Tensor]], Tensor, Any] | None = None
+
+    def answered(self) -> None:
+        """Forget what was made of weights that differed when it was last asked, if that is known by now."""
+        if self._asked is None:
+            return
+        weights, differ, event = self._asked
+        if event is not None and not event.query():
+            return
+        self._asked = None
+        for reference, differs in zip(weights, differ.tolist()):
+            weight = reference()
+            if differs and weight is not None:
+                forget(weight)
+
+    def ask(self, weights: Sequence[Tensor]) -> None:
+        """Queue the comparison of the weights of which something is kept, if none is under way."""
+        if self._asked is not None:
+            return
+        known = [(weight, _known.get(weight)) for weight in weights]
+        pairs = [(w, found.differs(w)) for w, found in known if found is not None]
+        pairs = [(weight, differs) for weight, differs in pairs if differs is not None]
+        if not pairs or len({weight.device for weight, _ in pairs}) > 1:
+            return
+        on_device = torch.stack([differs for _, differs in pairs])
+        event = None
+        if on_device.is_cuda:
+            host = torch.empty(on_device.shape, dtype=torch.bool, device="cpu", pin_memory=True)
+            on_device = host.copy_(on_device, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(pairs[0][0].device))
+        self._asked = [weakref.ref(weight) for weight, _ in pairs], on_device, event
 
 
 def forget(weight: Tensor) -> None:
@@ -120,8 +191,8 @@ class _Sample:
         self._places = places.unique().to(weight.device)
         self._numbers = self._of(weight)
 
-    def same(self, weight: Tensor) -> bool:
-        return torch.equal(self._of(weight), self._numbers)
+    def differs(self, weight: Tensor) -> Tensor:
+        return (self._of(weight) != self._numbers).any()
 
     def _of(self, weight: Tensor) -> Tensor:
         flat = torch.as_strided(weight.detach(), (_span(weight),), (1,))
