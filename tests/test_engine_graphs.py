@@ -19,7 +19,7 @@ from fastdiff.engine import Inputs, recorded
 from fastdiff.models.parts.attention import Controller, controlled
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.noise import CounterNoise
-from fastdiff.runtime import graphs
+from fastdiff.runtime import cuda_graph, graphs
 from fastdiff.schedules import VPDiscrete
 
 
@@ -147,60 +147,118 @@ def test_a_model_that_cannot_be_captured_is_launched_and_that_is_said(on_cuda, m
 
 
 class FakeCuda:
-    """As much of torch.cuda as a capture touches. A broken capture ends with an exception, and the stream and the
-    generator stay as they were during it, as with torch's."""
+    """As much of torch.cuda as a capture touches. A broken capture ends with an exception, and the stream, the
+    allocator and the generator stay as they were during it, as with torch's."""
 
     def __init__(self, monkeypatch):
-        self.stream, self.generator_is_captured, self.broken = "main", False, False
-        for name in ("CUDAGraph", "graph", "Stream"):
+        self.stream, self.generator_is_captured, self.broken, self.stuck = "main", False, False, False
+        self.pools, self.users, self.default_generators, self.numbers = [], {}, [self.Generator(self)], 0
+        for name in ("CUDAGraph", "graph", "Stream", "graph_pool_handle", "default_generators"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.stream)
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream))
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
         monkeypatch.setattr(graphs.CudaGraph, "_captured", weakref.WeakSet())
         monkeypatch.setattr(graphs.CudaGraph, "_streams", {})
+        monkeypatch.setattr(cuda_graph, "_draws", lambda generator, device: not self.generator_is_captured)
 
     class CUDAGraph:
-        def pool(self):
-            return self.memory
+        pass
 
     class Stream:
         pass
 
+    class Generator:
+        def __init__(self, fake):
+            self.fake = fake
+
+        def clone_state(self):
+            return "clone"
+
+        def graphsafe_set_state(self, state):
+            assert state == "clone"
+            self.fake.generator_is_captured = False
+
+    def graph_pool_handle(self):
+        self.numbers += 1
+        return (0, self.numbers)
+
+    def end(self, device, pool):
+        if pool not in self.pools:
+            raise RuntimeError("not currently recording to this pool")
+        self.pools.remove(pool)
+
+    def release(self, device, pool):
+        self.users[pool] -= 1
+
     @contextlib.contextmanager
-    def graph(self, graph, pool=None, stream=None):
-        before, self.stream, self.generator_is_captured = self.stream, stream, True
-        graph.memory, graph.stream = pool or object(), stream
+    def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
+        graph.memory, graph.stream, graph.mode = pool or self.graph_pool_handle(), stream, capture_error_mode
+        before, self.stream = self.stream, stream
+        self.generator_is_captured = True
+        self.pools.append(graph.memory)
+        self.users[graph.memory] = self.users.get(graph.memory, 0) + 1
         try:
             yield
         finally:
             if self.broken:
                 self.broken = False
                 raise RuntimeError("operation failed due to a previous error during capture")
-            self.stream, self.generator_is_captured = before, False
+            self.end(0, graph.memory)
+            self.stream, self.generator_is_captured = before, self.stuck
 
 
-def test_a_capture_that_fails_leaves_nothing_behind(monkeypatch):
+class Interrupted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Interrupted, torch.cuda.OutOfMemoryError, None])
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_capture_that_fails_leaves_nothing_behind(monkeypatch, error, stuck):
     fake = FakeCuda(monkeypatch)
     made = []
 
-    def capture(device=0):
+    def capture(device=0, error=None):
+        def body():
+            if error is not None:
+                raise error("the first error")
+
         made.append(graphs.CudaGraph(torch.device("cuda", device)))
-        made[-1].capture(lambda: None)
+        made[-1].capture(body)
         return made[-1].graph
 
     first, second, elsewhere = capture(), capture(), capture(1)
     assert (second.memory, second.stream) == (first.memory, first.stream)
     assert elsewhere.memory is not first.memory
-    fake.broken = True
-    with pytest.raises(RuntimeError, match="previous error during capture"):
-        capture()
+    assert first.mode == "thread_local"  # other threads may allocate memory meanwhile
+    users = fake.users[first.memory]
+    fake.broken, fake.stuck = True, stuck
+    with pytest.raises(error or RuntimeError, match="the first error" if error else "previous error during capture"):
+        capture(error=error)
     assert fake.stream == "main"
     assert not fake.generator_is_captured
+    assert fake.pools == []
+    assert fake.users[first.memory] == users
+    fake.stuck = False
     broken, third, fourth = made[-1].graph, capture(), capture()
     assert third.memory is not broken.memory
     assert third.stream is not broken.stream
     assert (fourth.memory, fourth.stream) == (third.memory, third.stream)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_of_the_model_in_a_capture_is_no_failure_of_torch(monkeypatch, error):
+    """The capture ends as it should, with what was queued until then."""
+    fake = FakeCuda(monkeypatch)
+
+    def body():
+        raise error("of the model")
+
+    with pytest.raises(error, match="of the model"):
+        graphs.CudaGraph(torch.device("cuda", 0)).capture(body)
+    assert (fake.stream, fake.generator_is_captured, fake.pools) == ("main", False, [])
 
 
 def test_why_a_run_is_not_captured(monkeypatch):

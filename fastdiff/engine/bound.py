@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fastdiff.engine import cpu, device
 from fastdiff.engine.calls import call_network, join
@@ -94,6 +95,11 @@ class Bound:
             call = next((i for i in reversed(program.instructions[:bad]) if not isinstance(i, Combine)), None)
             raise _not_finite(program, call, ())
         return self.buffers[program.result][: self.batch].to(self.dtype, copy=self.copied)
+
+    def memory(self) -> list[Tensor]:
+        """All tensors that a graph of the loop reads and writes, apart from its activations and the model's."""
+        held = [self.buffers, self.read, vars(self.engine), vars(self.evaluate)]
+        return [each for each in pytree.tree_leaves(held) if isinstance(each, Tensor)]
 
 
 class _Evaluator:

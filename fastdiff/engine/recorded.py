@@ -7,6 +7,7 @@ copied to where the graph reads them. So one graph serves Programs that differ i
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,8 @@ from fastdiff.engine.bound import Bound
 from fastdiff.engine.device import DeviceEngine
 from fastdiff.engine.inputs import Inputs
 from fastdiff.program import Apply, Call, Program
-from fastdiff.runtime import graphs
+from fastdiff.runtime import contents, graphs
+from fastdiff.runtime.cuda_graph import ordered
 from fastdiff.runtime.fingerprint import Unseen, fingerprint
 
 
@@ -35,8 +37,12 @@ def run(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) 
         recording = graphs.find(model, key)
         if recording is not None and recording.graph is None and recording.reason is None:
             _capture(recording, program, model, x, inputs)
+        if recording is not None and not recording.is_good():
+            recording.graph, recording.held, recording.made_of = None, None, []
+            recording = None  # what it reads of the weights is made anew by launches
         if recording is None:
-            result = _launch(program, model, x, inputs)
+            with graphs.one():
+                result = _launch(program, model, x, inputs)
             graphs.check_unchanged(model, key, seen)
             return result
         if recording.graph is None:
@@ -70,8 +76,10 @@ def _capture(
 ) -> None:
     own = replace(inputs, cond=_copy(inputs.cond), uncond=_copy(inputs.uncond))
     bound = Bound("device", program, model, x, own)
-    graphs.capture(recording, bound.loop, x.device)
+    with contents.noted() as noted:
+        graphs.capture(recording, bound.loop, x.device)
     if recording.graph is not None:
+        recording.made_of = [(weakref.ref(weight), known) for weight, known in noted]
         bound.evaluate.release()
         recording.held = bound
 
@@ -81,11 +89,13 @@ def _replay(recording: graphs.Recording, program: Program, x: Tensor, inputs: In
     assert isinstance(bound, Bound)
     assert isinstance(bound.engine, DeviceEngine)
     assert graph is not None
+    ordered(recording.streams, x.device, bound.memory)
     bound.program = program  # for messages
     bound.engine.load(program, inputs)
     bound.evaluate.load(program, inputs)
     bound.start(x)
     graph.replay()
+    recording.replays += 1
     return bound.finish().clone()
 
 

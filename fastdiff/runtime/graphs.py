@@ -11,15 +11,16 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
 
-from fastdiff.errors import SamplingError
 from fastdiff.runtime import choice, eager, environment
+from fastdiff.runtime.cuda_graph import CudaGraph
 from fastdiff.runtime.fingerprint import Unseen, fingerprint, owner
 
 MAX_GRAPHS = 4  # of a model; each keeps the memory of its activations
@@ -43,56 +44,27 @@ class Graph(Protocol):
         """Queue all of it."""
 
 
-class CudaGraph:
-    """torch's. Those of a device are captured on one stream, so that they can share the memory of their activations:
-    only one of them runs at a time."""
-
-    device_type: ClassVar[str] = "cuda"
-    _captured: ClassVar[weakref.WeakSet[CudaGraph]] = weakref.WeakSet()
-    _streams: ClassVar[dict[torch.device, torch.cuda.Stream]] = {}
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.graph = device, torch.cuda.CUDAGraph()
-
-    def capture(self, body: Callable[[], None]) -> None:
-        pool = next((other.graph.pool() for other in self._captured if other.device == self.device), None)
-        with torch.cuda.device(self.device):
-            before = torch.cuda.current_stream()
-            stream = self._streams.setdefault(self.device, torch.cuda.Stream())
-            try:
-                with torch.cuda.graph(self.graph, pool=pool, stream=stream):
-                    body()
-            except BaseException:
-                self._clean_up(before)
-                raise
-        self._captured.add(self)
-
-    def replay(self) -> None:
-        self.graph.replay()
-
-    def _clean_up(self, before: torch.cuda.Stream) -> None:
-        """What torch leaves as it was during the capture if ending it fails too, as it does after a forbidden
-        operation: the current stream, the random generator, and a pool that no later capture must share."""
-        torch.cuda.set_stream(before)
-        self._captured.clear()
-        self._streams.clear()
-        with warnings.catch_warnings(), suppress(RuntimeError):  # the first error is the one to report
-            warnings.simplefilter("ignore")  # that the graph is empty
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=torch.cuda.Stream()):
-                pass  # the end of a capture is what gives the generator back
-        torch.cuda.set_stream(before)
-
-
 graph_type: type[Graph] = CudaGraph
 
 
 @dataclass
 class Recording:
-    """What is known of a key: the graph and what it reads and writes, for the caller, or why it is not captured."""
+    """What is known of a key: the graph and what it reads and writes, for the caller, or why it is not captured.
+
+    streams: on which its memory was used. replays: how many. made_of: the weights of which it reads another form, with
+    what was known of them (fastdiff.runtime.contents).
+    """
 
     graph: Graph | None = None
     held: Any = None
     reason: str | None = None
+    replays: int = 0
+    streams: set[int] = field(default_factory=set)
+    made_of: list[tuple[weakref.ref[Any], Any]] = field(default_factory=list)
+
+    def is_good(self) -> bool:
+        """Whether the weights of which the graph reads another form are as they were."""
+        return all((weight := ref()) is not None and known.holds(weight) for ref, known in self.made_of)
 
 
 _recordings: weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, Recording]] = weakref.WeakKeyDictionary()
@@ -112,9 +84,28 @@ def unavailable(device: torch.device | None = None) -> str | None:
     return None
 
 
+_captures: ContextVar[bool] = ContextVar("captures", default=False)
+_one: ContextVar[bool] = ContextVar("one", default=False)
+
+
 def capturing() -> bool:
     """Whether what is queued now is recorded by a capture, anyone's, and must not wait for values."""
-    return torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing()
+    return _captures.get() or (torch.backends.cuda.is_built() and torch.cuda.is_current_stream_capturing())
+
+
+@contextmanager
+def one() -> Iterator[None]:
+    """The block is launched now and will be one graph: no part of it gets a graph of its own."""
+    token = _one.set(True)
+    try:
+        yield
+    finally:
+        _one.reset(token)
+
+
+def within() -> bool:
+    """Whether what runs now is, or will be, part of a graph."""
+    return _one.get() or capturing()
 
 
 def unseen(model: Callable[..., Any]) -> str | None:
@@ -163,17 +154,23 @@ def check_unchanged(model: Callable[..., Any], key: Hashable, seen: Hashable) ->
 
 
 def capture(recording: Recording, body: Callable[[], None], device: torch.device) -> None:
-    """Record what body() queues; if that fails, the reason and a warning, and it is not tried again."""
+    """Record what body() queues; if that fails, the reason and a warning, and it is not tried again.
+
+    What is no error of the model's, such as KeyboardInterrupt, is raised, and the recording stays as it was.
+    """
     graph = graph_type(device)
+    token = _captures.set(True)
     try:
         graph.capture(body)
-    except (RuntimeError, SamplingError) as error:
+    except Exception as error:
         # Whatever broke a capture, an operation that waits for the device or the model itself: launches show which.
         message = str(error) or type(error).__name__
         recording.reason = f"launches: the model could not be captured: {message.splitlines()[0]}"
         warnings.warn(f"fastdiff: {recording.reason}", GraphWarning, stacklevel=3)
     else:
         recording.graph = graph
+    finally:
+        _captures.reset(token)
 
 
 def explain(model: Callable[..., Any]) -> list[str]:
