@@ -2,12 +2,14 @@
 moved to a graph of their own, whose results are kept as long as its inputs have the same values.
 
 Which inputs could stay the same is guessed from their shapes, and found out by comparing values: tensors of two or
-three dimensions, such as (B, S, C) of a text encoder. Images have four, times none or one.
+three dimensions, such as (B, S, C) of a text encoder. Images have four, times none or one. On a GPU, where comparing
+waits for the device, the same tensor that nobody wrote to is taken to have the same values.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from fastdiff.compiler.joined import JOINED
 from fastdiff.compiler.nodes import Node, calls, is_weight, value
 from fastdiff.compiler.report import Notes
 from fastdiff.runtime import contents, graphs
+from fastdiff.runtime.cuda_graph import Made
 
 NAME = "invariants"
 KEPT = "kept"  # the module's name in the graph
@@ -87,11 +90,35 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
 
 class _Memory(NamedTuple):
     """What Kept knows of one set of inputs. weights: the numbers of their contents; results: None before they are
-    kept."""
+    kept. given: which tensors the caller gave on a GPU, where comparing values waits for the device. made: on which
+    stream."""
 
     inputs: tuple[Tensor, ...]
     weights: tuple[int, ...] = ()
     results: tuple[Tensor, ...] | None = None
+    given: tuple[_Given | None, ...] = ()
+    made: Made | None = None
+
+
+class _Given:
+    """A tensor of the caller's as it was: the object, its version, and where it lies."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._state = weakref.ref(tensor), _state(tensor)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Given | None:
+        """None for one that is compared by its values: it is on the CPU, or nobody counts its changes."""
+        on_gpu = tensor.device.type == graphs.graph_type.device_type
+        return cls(tensor) if on_gpu and not tensor.is_inference() else None
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether it is this tensor, unchanged as far as PyTorch knows."""
+        return self._tensor() is tensor and self._state == _state(tensor)
+
+
+def _state(tensor: Tensor) -> tuple[int, int, int]:
+    return tensor._version, tensor.data_ptr(), tensor.untyped_storage()._cdata
 
 
 class Kept(nn.Module):
@@ -109,24 +136,36 @@ class Kept(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         given, weights = inputs[: self.count], inputs[self.count :]
-        if self._misses >= _MISSES or not all(map(contents.watchable, weights)):
+        if self.given_up or not all(map(contents.watchable, weights)):
             return self.module(*inputs)
         if graphs.capturing():  # where nothing can be compared, and a replay has other values
             return self.module(*inputs)
         known = self._memory
-        if known is None or not all(map(_equal, given, known.inputs)):
+        if known is not None and known.made is not None:
+            known.made.hand_over((*known.inputs, *(known.results or ())))
+        if known is None or not all(map(_same, given, known.inputs, known.given)):
             self._misses = 0 if known is None else self._misses + 1
             # Kept from the second call with the same values on: a single call keeps nothing.
-            self._memory = _Memory(tuple(tensor.clone() for tensor in given))
+            clones = tuple(tensor.clone() for tensor in given)
+            made = Made.on(given[0].device)
+            self._memory = _Memory(clones, given=tuple(map(_Given.of, given)), made=made)
             return self.module(*inputs)
         self._misses = 0
+        if any(each is not None and not each.is_still(tensor) for each, tensor in zip(known.given, given)):
+            # The same values in another tensor, or written to it again: from here on this one is known.
+            known = self._memory = known._replace(given=tuple(map(_Given.of, given)))
         numbers = tuple(contents.of(weight).number for weight in weights)
         if known.results is not None and numbers == known.weights:
             self.hits += 1
             return known.results
         results = tuple(_apart(result, given) for result in self.module(*inputs))
-        self._memory = _Memory(known.inputs, numbers, results)
+        self._memory = _Memory(known.inputs, numbers, results, known.given, Made.on(given[0].device))
         return results
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the inputs differ too often to keep anything."""
+        return self._misses >= _MISSES
 
     def forget(self) -> None:
         """Keep nothing of the calls until now."""
@@ -139,7 +178,9 @@ def _apart(result: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
     return result.clone() if result.untyped_storage()._cdata in storages else result
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def _same(a: Tensor, b: Tensor, given: _Given | None) -> bool:
+    if given is not None and given.is_still(a):
+        return True
     return a.dtype is b.dtype and a.device == b.device and a.shape == b.shape and torch.equal(a, b)
 
 
