@@ -92,7 +92,7 @@ def _walk(value: Any, name: str, seen: set[int], strict: bool = True) -> Iterato
         raise Unseen(f"{name} is of the type {type(value).__qualname__}, which may change unseen")
 
 
-def _of_tensor(tensor: Tensor) -> Hashable:
+def _of_tensor(tensor: Tensor) -> tuple[Hashable, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
@@ -100,23 +100,43 @@ def _of_module(module: nn.Module, seen: set[int]) -> Iterator[Hashable]:
     """All that decides what it computes: one entry for each module in it."""
     yield tuple(of_all_modules._global_forward_pre_hooks), tuple(of_all_modules._global_forward_hooks)
     parts = dict(module.named_modules())
-    seen.update(map(id, parts.values()))
+    addresses = set(map(id, parts.values()))
+    seen |= addresses
+    yield tuple(number for part, number in _renewed.items() if id(part) in addresses)
     for name, part in parts.items():
-        tensors = (*part._parameters.items(), *part._buffers.items())
-        hooks = (*part._forward_pre_hooks.items(), *part._forward_hooks.items())
-        yield (
-            name,
-            _serial(type(part)),
-            _serial(part._compiled_call_impl),
-            *((key, _of_tensor(tensor)) for key, tensor in tensors if tensor is not None),
-            *((key, _serial(hook)) for key, hook in hooks),
-            *((key, _attribute(value, key, seen)) for key, value in vars(part).items() if key not in INTERNAL),
-        )
+        call = part._compiled_call_impl
+        entry: list[Hashable] = [name, _serial(type(part)), None if call is None else _serial(call)]
+        for tensors in (part._parameters, part._buffers):
+            if tensors:
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        entry += (key, *_of_tensor(tensor))
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            if hooks:
+                entry += [(key, _serial(hook)) for key, hook in hooks.items()]
+        for key, value in vars(part).items():
+            if key not in INTERNAL:
+                kind = type(value)
+                # Nearly all are plain: in one row, as a tuple for each is most of the time.
+                known: tuple[Hashable, ...] = (kind, value) if kind in _PLAIN else (_attribute(value, key, seen),)
+                entry += (key, *known)
+        yield tuple(entry)
+
+
+_renewed: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def renew(module: nn.Module) -> None:
+    """Let no fingerprint of what the module is in be that of before."""
+    _renewed[module] = _renewed.get(module, 0) + 1
 
 
 def _attribute(value: Any, name: str, seen: set[int]) -> Hashable:
-    if type(value) in _PLAIN:  # nearly all are
-        return type(value), value
+    kind = type(value)
+    if kind is tuple or kind is list:  # mostly of plain values
+        kinds = [*map(type, value)]
+        if len(kinds) < MAX_PARTS and _PLAIN.issuperset(kinds):
+            return kind, *kinds, *value
     parts = tuple(itertools.islice(_walk(value, name, seen, strict=False), MAX_PARTS + 1))
     if len(parts) > MAX_PARTS:
         raise Unseen(f"the attribute {name!r} of a module holds more than {MAX_PARTS} things")
