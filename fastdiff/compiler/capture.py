@@ -13,24 +13,31 @@ from torch import Tensor, fx
 from fastdiff.compiler import effects, mutations, ownership, strides, written
 from fastdiff.compiler.errors import Unsupported
 from fastdiff.compiler.passes import PASSES, invariants, normalize
+from fastdiff.compiler.replay import Replays
 from fastdiff.compiler.report import Notes, Report, record
 from fastdiff.compiler.stored import Stored
 from fastdiff.errors import unknown
+from fastdiff.runtime import graphs
 from fastdiff.runtime.dispatcher import any_autocast
 
 
 class FastGraph:
     """A captured graph after the passes. original: as it was captured. Called with the graph's inputs.
 
+    device: of the tensors, if there are graphs on it: then calls are replays of a CUDA graph where they can be.
     observer: called with the graph and its inputs before every call, while `verify` and `explain` look.
     """
 
     observer: ClassVar[Callable[[FastGraph, tuple[Any, ...]], object] | None] = None
 
-    def __init__(self, original: fx.GraphModule, module: fx.GraphModule, report: Report) -> None:
+    def __init__(
+        self, original: fx.GraphModule, module: fx.GraphModule, report: Report, device: torch.device | None = None
+    ) -> None:
         self.original, self.module, self.report = original, module, report
         self.stored = Stored(module)
-        self._run, self._written = module.forward, mutations.written_inputs(module.graph)
+        self.replays = None if device is None else Replays(module, module.forward, device)
+        self._run = module.forward if self.replays is None else self.replays
+        self._written = mutations.written_inputs(module.graph)
 
     def __call__(self, *inputs: Any) -> Any:
         self.report.calls += 1
@@ -48,6 +55,8 @@ class FastGraph:
 
     def refresh(self) -> None:
         """Keep nothing of the calls until now."""
+        if self.replays is not None:
+            self.replays.forget()
         for part in self.module.modules():
             if isinstance(part, invariants.Kept):
                 part.forget()
@@ -118,7 +127,8 @@ def compile_graph(
         return AsWritten(captured, report)
     finally:
         report.seconds = time.perf_counter() - started
-    fast = FastGraph(captured, module, report)
+    device = next((x.device for x in tensors if x.device.type == graphs.graph_type.device_type), None)
+    fast = FastGraph(captured, module, report, device)
     report.graph = fast
     return fast
 

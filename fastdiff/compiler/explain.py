@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from fastdiff.compiler.capture import FastGraph
 from fastdiff.compiler.nodes import Node
-from fastdiff.compiler.optimize import FastCall
+from fastdiff.compiler.optimize import FastCall, reports_of_module
 from fastdiff.compiler.report import Report, reports_of
 from fastdiff.files import replacing
 from fastdiff.runtime.memory import release
@@ -45,6 +45,8 @@ class Explanation:
                 k, what = min(same, key=lambda pair: len(pair[1]))  # the most alike
                 lines.append(f"  beside graph {k}, of the same shapes: {'; '.join(what) or _UNKNOWN}")
             lines += _passes(report)
+            if report.graph is not None and report.graph.replays is not None:
+                lines += [f"  {'on a GPU':<18} {each}" for each in report.graph.replays.explain()]
             if report.part is not None:
                 lines.append(f"  not the whole model: {report.part}")
         if self.seconds:
@@ -75,10 +77,10 @@ def explain(fast: nn.Module, inputs: tuple[Any, ...] | None = None, *, html: str
     """
     if not isinstance(fast, nn.Module):
         raise TypeError(f"explain() takes a torch.nn.Module, got {type(fast).__name__}")
-    explanation = Explanation(reports_of([*fast.parameters()]))
+    explanation = Explanation(reports_of_module(fast))
     if inputs is not None:
         explanation.seconds = _timed(fast, inputs)
-        explanation.reports = reports_of([*fast.parameters()])
+        explanation.reports = reports_of_module(fast)
     if isinstance(call := fast._compiled_call_impl, FastCall):
         explanation.notes = call.notes
     if html is not None:

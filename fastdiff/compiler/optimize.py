@@ -15,10 +15,11 @@ from fastdiff.compiler.arguments import Place, as_tensor, converted, has_numpy, 
 from fastdiff.compiler.capture import Told, check_passes, compile_graph
 from fastdiff.compiler.hooks import Hooks
 from fastdiff.compiler.numbers import Numbers
-from fastdiff.compiler.report import discard, recorded, reports_of
+from fastdiff.compiler.report import Report, discard, recorded, reports_of
 from fastdiff.compiler.variant import Variant, could_not_capture
 from fastdiff.compiler.verify import verified_call
 from fastdiff.runtime import contents, eager, graphs
+from fastdiff.runtime.fingerprint import renew
 from fastdiff.runtime.memory import release
 
 _CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forward and hooks, if it is set
@@ -66,6 +67,12 @@ class FastCall:
         of_captures = (note for each in self._captures.variants.values() for note in each.notes)
         return [*self._numbers.notes, *of_captures]
 
+    @property
+    def reports(self) -> list[Report]:
+        """Of all that was captured, whatever became of the parameters since."""
+        states = [self._captures, *self._others.values()]
+        return [graph.report for state in states for each in state.variants.values() for graph in each.captured]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._failed or eager.wanted() is not None:
             return self.original(*args, **kwargs)
@@ -101,7 +108,7 @@ class FastCall:
                 return self._captured(variant, args, kwargs)
             return variant(*args, **kwargs)
         except Exception as error:
-            if not could_not_capture(error):
+            if not could_not_capture(error) or graphs.capturing():  # there Dynamo may not work, and will elsewhere
                 raise
             result = self.original(*args, **kwargs)  # raises what the model itself raises, if it does
             self._give_up(variant, given, error)
@@ -202,8 +209,18 @@ def refresh_module(module: nn.Module) -> None:
     tensors = [*module.parameters(), *module.buffers()]
     for tensor in tensors:
         contents.forget(tensor)
-    for report in reports_of(tensors):
+    for report in reports_of_module(module):
         if report.graph is not None:
             report.graph.refresh()
+    renew(module)
     for each in module.modules():
         graphs.forget(each)
+
+
+def reports_of_module(module: nn.Module) -> list[Report]:
+    """The reports of a module's graphs, and of its parts', oldest first; also where all parameters were replaced."""
+    found = {id(report): report for report in reports_of([*module.parameters(), *module.buffers()])}
+    for each in module.modules():
+        if isinstance(call := getattr(each, _CALL, None), FastCall):
+            found.update((id(report), report) for report in call.reports)
+    return [*found.values()]

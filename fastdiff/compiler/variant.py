@@ -46,6 +46,11 @@ class Variant:
         """That were captured."""
         return self._made.count
 
+    @property
+    def captured(self) -> list[Any]:
+        """What runs in their place, of those that are still there."""
+        return [graph for reference in self._made.found if (graph := reference()) is not None]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self._module()
         assert module is not None  # it is being called
@@ -88,7 +93,9 @@ class Variant:
             if made.count:
                 log.info("capturing %s once more, for other arguments", name)
             made.count += 1
-            return backend(captured, inputs)  # type: ignore[no-any-return]
+            found = backend(captured, inputs)
+            made.found.append(weakref.ref(found))
+            return found  # type: ignore[no-any-return]
 
         self._options: dict[str, Any] = {}
         if self.dynamic:  # sizes are symbols, and no other numbers
@@ -110,10 +117,11 @@ class Variant:
 
 
 class Counter:
-    """A number that several hold."""
+    """What was captured: how often, and what runs in its place."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.found: list[weakref.ref[Any]] = []
 
 
 def _call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

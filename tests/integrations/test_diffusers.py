@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from graph_stand_in import cuda_graphs  # noqa: F401
 
 import fastdiff
 from fastdiff.compiler.report import reports_of
@@ -311,3 +312,19 @@ def test_disable_leaves_the_scheduler():
     fastdiff.optimize(pipeline, disable=["scheduler"])
     assert pipeline.scheduler is before
     assert "scheduler: not optimized, though it could be: DDPMScheduler" in str(fastdiff.explain(pipeline))
+
+
+@pytest.mark.parametrize("make", [stable_diffusion, dit, ddpm])
+def test_the_same_pictures_by_cuda_graphs(make, cuda_graphs):  # noqa: F811
+    """With the stand-in for a graph."""
+    pipeline, options = make()
+    expected = pictures(pipeline, options)
+    fastdiff.optimize(pipeline)
+    for _ in range(2):
+        assert abs(pictures(pipeline, options) - expected).max() <= 1e-3
+    assert max(graph.replays for graph in cuda_graphs) >= 6  # of the network, in both runs
+    assert "a CUDA graph, replayed" in "\n".join(fastdiff.explain(pipeline).model)
+    fastdiff.restore(pipeline)
+    replays = sum(graph.replays for graph in cuda_graphs)
+    assert (pictures(pipeline, options) == expected).all()
+    assert sum(graph.replays for graph in cuda_graphs) == replays
