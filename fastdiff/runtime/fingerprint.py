@@ -105,7 +105,7 @@ def _of_module(module: nn.Module, seen: set[int]) -> Iterator[Hashable]:
     yield tuple(number for part, number in _renewed.items() if id(part) in addresses)
     for name, part in parts.items():
         call = part._compiled_call_impl
-        entry: list[Hashable] = [name, _serial(type(part)), None if call is None else _serial(call)]
+        entry: list[Any] = [name, _serial(type(part)), None if call is None else _serial(call)]
         for tensors in (part._parameters, part._buffers):
             if tensors:
                 for key, tensor in tensors.items():
@@ -118,8 +118,10 @@ def _of_module(module: nn.Module, seen: set[int]) -> Iterator[Hashable]:
             if key not in INTERNAL:
                 kind = type(value)
                 # Nearly all are plain: in one row, as a tuple for each is most of the time.
-                known: tuple[Hashable, ...] = (kind, value) if kind in _PLAIN else (_attribute(value, key, seen),)
-                entry += (key, *known)
+                if kind in _PLAIN:
+                    entry += (key, kind, value)
+                else:
+                    entry += (key, _attribute(value, key, seen))
         yield tuple(entry)
 
 
