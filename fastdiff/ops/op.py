@@ -69,7 +69,8 @@ class Op(Generic[A]):
         self.tensors: Callable[[A], Any] = itemgetter(*places)
         self.tensor_places, self._list = places, "Tensor[]" in kinds
         by_state = [self.Arguments._fields.index(name) for name in self.by_state]
-        self.calls: Calls[A] = Calls(self, [i for i in range(len(kinds)) if i not in places and i not in by_state])
+        self.others = [index for index in range(len(kinds)) if index not in places and index not in by_state]
+        self.calls: Calls[A] = Calls(self, self.others)
         self.has_triton = type(self).plan is not Op.plan
         # Whether, with no gradient wanted, device and dtype are all that the C++ kernel asks for.
         self._simple = type(self).limits is Op.limits and type(self).slower is Op.slower
