@@ -314,4 +314,4 @@ def test_backends():
 
 def test_what_the_cpu_engine_cannot_run_is_an_error_when_insisted_on():
     with fastdiff.use("cpu"), pytest.raises(NotImplementedError, match="meta"):
-        sample(Net(), torch.zeros(2, 3, 8, 8, device="meta"), **COMMON)
+        sample(Net().to("meta"), torch.zeros(2, 3, 8, 8, device="meta"), **COMMON)

@@ -141,7 +141,7 @@ def _bound(weights: Sequence[Tensor]) -> str | None:
         if not weight.is_contiguous() or weight.nbytes % _ALIGNED or weight.dtype is not weights[0].dtype:
             return f"a weight of {tuple(weight.shape)} has gaps, or no multiple of {_ALIGNED} bytes"
     sharing = Counter(weight.untyped_storage()._cdata for weight in weights)
-    alone = _users(torch.empty(1, device="cpu"))  # which counts whoever asks as well
+    alone = _users(torch.empty(1, dtype=torch.float32, device="cpu"))  # which counts whoever asks as well
     if any(_users(weight) > alone - 1 + sharing[weight.untyped_storage()._cdata] for weight in weights):
         return "another tensor, of a state_dict() for example, shares the memory of a weight"
     return None

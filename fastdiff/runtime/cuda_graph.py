@@ -79,7 +79,7 @@ def _draws(generator: torch.Generator, device: torch.device) -> bool:
     """Whether random numbers can be drawn; the generator is left as it was."""
     state = generator.get_state()
     try:
-        torch.empty(1, device=device).uniform_(generator=generator)
+        torch.empty(1, dtype=torch.float32, device=device).uniform_(generator=generator)
     except RuntimeError:
         return False
     generator.set_state(state)

@@ -186,7 +186,7 @@ class Forward:
         if first.numel():
             types = (first.dtype, self._sums, False, first.dtype, first.dtype)
             self._launch = _step(1, first.numel(), len(inputs), num_outputs, *types)
-        strides = torch.empty(first.shape, device="meta").stride()
+        strides = torch.empty(first.shape, dtype=first.dtype, device="meta").stride()
         self._like = first.shape, strides
         self._padding = (0.0,) * (triton.next_power_of_2(num_outputs) - num_outputs)
 

@@ -115,8 +115,8 @@ def test_a_tensor_that_is_not_plain_memory_is_no_call_of_the_same_signature(laun
 
 def test_who_computes_in_pytorch_is_counted_in_every_call(monkeypatch):
     monkeypatch.setattr(choice, "_notes", {})
-    op, x, weight = as_on_gpu(ops.linear), torch.randn(1, 4, 8), torch.randn(8, 8)
-    op.takes = op._beyond = lambda a, *rest, **named: "it is on a GPU"
+    op, x, weight = as_on_gpu(ops.linear), torch.randn(1, 4, 8, requires_grad=True), torch.randn(8, 8)
+    op.takes = op._beyond = lambda a, *rest, **named: "it is on a GPU"  # without a gradient candidates are asked
     for _ in range(3):
         assert torch.equal(op(x, weight), torch.nn.functional.linear(x, weight))
     assert list(choice.notes().values()) == [3]

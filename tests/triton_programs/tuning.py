@@ -109,16 +109,20 @@ def wrong_tile() -> None:
     q, k = torch.randn(1, 1, 20, 40, dtype=torch.float16), torch.randn(1, 1, 77, 40, dtype=torch.float16)
     a = attention.Arguments(q, k, k)
     bad = TIMED["sm_90", "half"][0][1]
-    forward = attention_forward
 
-    def with_a_wrong_tile(*args: Any, tile: Any = None, **options: Any) -> Any:
-        out, lse = forward(*args, tile=tile, **options)
-        return (out + 0.7 * (torch.arange(20) == 3)[:, None].half() if tile == bad else out), lse
+    class WithAWrongTile(kernels.Forward):
+        def __init__(self, *args: Any, tile: Any = None, **options: Any) -> None:
+            super().__init__(*args, tile=tile, **options)
+            self.wrong = tile == bad
+
+        def __call__(self, *args: Any) -> Any:
+            out, lse = super().__call__(*args)
+            return (out + 0.7 * (torch.arange(20) == 3)[:, None].half() if self.wrong else out), lse
 
     tuning.tuner = Timer().tuner()
     with (
         mock.patch.object(device, "ABSENT", H100),
-        mock.patch.object(kernels, "attention_forward", with_a_wrong_tile),
+        mock.patch.object(kernels, "Forward", WithAWrongTile),
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
