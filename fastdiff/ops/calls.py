@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from fastdiff.runtime import choice
-from fastdiff.runtime.dispatcher import any_autocast, in_forward_mode, is_memory, is_watched, wants_gradient
+from fastdiff.runtime.dispatcher import in_forward_mode, is_memory, is_watched, wants_gradient
 
 if TYPE_CHECKING:
     from fastdiff.ops.op import Op
@@ -67,14 +67,8 @@ class Calls(Generic[A]):
     def _first(self, key: Any, a: Any, tensors: Sequence[Tensor | None], inplace: bool) -> Any:
         """The first call of a signature."""
         op = self._op
-        try:
-            op.check(a)
-        except TypeError:
-            if not any_autocast():
-                raise
-            a = op.in_one_type(a)
-            op.check(a)
-            return op.run(a, inplace)
+        if (known := op.checked(a)) is not a:
+            return op.run(known, inplace)
         if is_observed(tensors) or not all(t is None or is_memory(t) for t in tensors):
             return op.dispatched(a, inplace)
         run, holds = op.chosen(a, wants_gradient(tensors))

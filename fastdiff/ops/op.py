@@ -155,14 +155,8 @@ class Op(Generic[A]):
         on_cpu = not tensors or tensors[0].is_cpu
         if not on_cpu and tensors[0].is_cuda:
             return self.calls.run(a, tensors, inplace)
-        try:
-            self.check(a)
-        except TypeError:
-            if not any_autocast():
-                raise
-            a = self.in_one_type(a)
-            self.check(a)
-            tensors = self.tensors(a)
+        if (known := self.checked(a)) is not a:
+            a, tensors = known, self.tensors(known)
         if is_trivial(tensors):
             if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and on_cpu:
                 return self.kernel(a)  # as `takes` would say, at once
@@ -174,6 +168,14 @@ class Op(Generic[A]):
 
     def dispatched(self, a: A, inplace: bool) -> Any:
         """The results where somebody traces, transforms or observes the call, on a GPU."""
+        a = self.checked(a)
+        if dispatcher.is_only_profiled(self.tensors(a)) and choice.current() == "auto":
+            with torch.profiler.record_function(f"fastdiff::{self.name}"):
+                return self.by_candidate(a)
+        return self._dispatched(a, inplace)
+
+    def checked(self, a: A) -> A:
+        """The arguments after `check`, which raises; under autocast in one type, where they are not."""
         try:
             self.check(a)
         except TypeError:
@@ -181,10 +183,7 @@ class Op(Generic[A]):
                 raise
             a = self.in_one_type(a)
             self.check(a)
-        if dispatcher.is_only_profiled(self.tensors(a)) and choice.current() == "auto":
-            with torch.profiler.record_function(f"fastdiff::{self.name}"):
-                return self.by_candidate(a)
-        return self._dispatched(a, inplace)
+        return a
 
     def _dispatched(self, a: A, inplace: bool) -> Any:
         if self.takes(a) is None:

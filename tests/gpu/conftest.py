@@ -27,10 +27,11 @@ def pytest_collection_modifyitems(items):
         if not str(item.path).startswith(HERE):
             continue
         item.add_marker(pytest.mark.gpu)
-        if DEVICE != "cpu" and not torch.cuda.is_available():
+        on_gpu = DEVICE != "cpu" and torch.cuda.is_available()
+        if not on_gpu and item.get_closest_marker("only_gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch sees none or the CPU was asked for"))
+        elif not on_gpu and DEVICE != "cpu":
             item.add_marker(pytest.mark.skip(reason="torch sees no GPU (FASTDIFF_TEST_DEVICE=cpu runs it on the CPU)"))
-        elif DEVICE == "cpu" and item.get_closest_marker("only_gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
         elif item.get_closest_marker("needs_triton") and triton.unavailable() is not None:
             item.add_marker(pytest.mark.skip(reason=str(triton.unavailable())))
 

@@ -12,7 +12,7 @@ from fastdiff import sample
 from fastdiff.runtime import graphs
 from fastdiff.schedules import VPDiscrete
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
+pytestmark = pytest.mark.only_gpu
 OPTIONS = dict(schedule=VPDiscrete.linear(), prediction="eps", steps=6)
 
 

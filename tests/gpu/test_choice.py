@@ -10,7 +10,7 @@ from fastdiff.bench import cases
 from fastdiff.ops import deciding
 from fastdiff.runtime import agreement, candidates, tuning
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.only_gpu
 ops = fastdiff.ops
 
 

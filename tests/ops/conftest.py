@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from stand_in_device import Device, installed
 
-from fastdiff.ops import OPS, conv2d_weights
+from fastdiff.ops import OPS, conv2d_weights, deciding
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS
+from fastdiff.runtime import candidates
 from fastdiff.runtime.native import core
 
 
@@ -59,3 +61,24 @@ def matrix_units():
     core.select_isa("amx")
     yield
     core.select_isa(before)
+
+
+@pytest.fixture
+def standing_in(monkeypatch, tmp_path):
+    """A tuner that has a device of the CPU's type and no time for it."""
+    stand_in = Device()
+    installed(monkeypatch, tmp_path, stand_in)
+    monkeypatch.setenv("FASTDIFF_TUNE", "0")
+    yield stand_in
+    deciding.forget()
+    candidates.forget()
+
+
+@pytest.fixture
+def times_file(tmp_path, monkeypatch):
+    """Where the times of a process that has just begun are kept."""
+    monkeypatch.setenv("FASTDIFF_TUNE_FILE", str(tmp_path / "new" / "times.json"))
+    monkeypatch.delenv("FASTDIFF_TUNE", raising=False)
+    candidates.forget()
+    yield tmp_path / "new" / "times.json"
+    candidates.forget()

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from stand_in_device import Device, installed
 from torch._subclasses import FakeTensorMode
 
 import fastdiff
@@ -17,18 +16,8 @@ from fastdiff.runtime import candidates, device, gpu_table, triton, tuning
 from fastdiff.runtime.candidates import TORCH, Candidate
 
 ops = fastdiff.ops
+pytestmark = pytest.mark.usefixtures("standing_in")
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx1100", "sm_999")
-
-
-@pytest.fixture(autouse=True)
-def standing_in(monkeypatch, tmp_path):
-    """A tuner that has a device of the CPU's type and no time for it."""
-    stand_in = Device()
-    installed(monkeypatch, tmp_path, stand_in)
-    monkeypatch.setenv("FASTDIFF_TUNE", "0")
-    yield stand_in
-    deciding.forget()
-    candidates.forget()
 
 
 def heads(*shape, dtype=torch.float16):

@@ -5,7 +5,6 @@ import warnings
 import pytest
 import torch
 from launches import as_on_gpu
-from stand_in_device import Device, installed
 from torch._subclasses import FakeTensorMode
 
 import fastdiff
@@ -15,17 +14,7 @@ from fastdiff.runtime import candidates, choice, dispatcher
 from fastdiff.runtime.candidates import TORCH, Candidate
 
 ops = fastdiff.ops
-
-
-@pytest.fixture(autouse=True)
-def standing_in(monkeypatch, tmp_path):
-    """A tuner that has a device of the CPU's type and no time for it."""
-    stand_in = Device()
-    installed(monkeypatch, tmp_path, stand_in)
-    monkeypatch.setenv("FASTDIFF_TUNE", "0")
-    yield stand_in
-    deciding.forget()
-    candidates.forget()
+pytestmark = pytest.mark.usefixtures("standing_in")
 
 
 @pytest.mark.parametrize("settled", [True, False])

@@ -6,45 +6,38 @@ import warnings
 import pytest
 from stand_in_device import Device
 
-from fastdiff.runtime import candidates, kept_times, tuning
+from fastdiff.runtime import kept_times, tuning
+
+pytestmark = pytest.mark.usefixtures("times_file")
 
 
-@pytest.fixture(autouse=True)
-def file(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTDIFF_TUNE_FILE", str(tmp_path / "new" / "times.json"))
-    monkeypatch.delenv("FASTDIFF_TUNE", raising=False)
-    candidates.forget()
-    yield tmp_path / "new" / "times.json"
-    candidates.forget()
-
-
-def test_times_are_kept_whole(file):
+def test_times_are_kept_whole(times_file):
     device = Device(ours=2e-6, torch=1e-6)
     device.tuner().decide(device.problem())
-    assert [path.name for path in file.parent.iterdir()] == ["times.json"]
-    assert json.loads(file.read_text()) == {"sin": {"seconds": device.seconds, "dropped": {}}}
+    assert [path.name for path in times_file.parent.iterdir()] == ["times.json"]
+    assert json.loads(times_file.read_text()) == {"sin": {"seconds": device.seconds, "dropped": {}}}
 
 
-def test_two_processes_share_the_file(file):
+def test_two_processes_share_the_file(times_file):
     device = Device(ours=2e-6, torch=1e-6)
     one, other = device.tuner(), device.tuner()
     for number, tuner in enumerate([one, other, one, other]):
         tuner.decide(device.problem(f"shape{number}"))
-    assert json.loads(file.read_text()).keys() == {f"shape{number}" for number in range(4)}
+    assert json.loads(times_file.read_text()).keys() == {f"shape{number}" for number in range(4)}
     for number in range(4):
         device.tuner().decide(device.problem(f"shape{number}"))
     assert len(device.timed) == 8
 
 
 @pytest.mark.parametrize("text", ['{"broken', "[1, 2]", "7", "\x00\xff", ""])
-def test_a_damaged_file_is_replaced(file, text):
-    file.parent.mkdir()
-    file.write_text(text)
+def test_a_damaged_file_is_replaced(times_file, text):
+    times_file.parent.mkdir()
+    times_file.write_text(text)
     device = Device(ours=2e-6, torch=1e-6)
     with pytest.warns(UserWarning, match="does not hold times") as caught:
         assert device.tuner().decide(device.problem()).name == "torch"
     assert len(caught) == 1
-    assert "sin" in json.loads(file.read_text())
+    assert "sin" in json.loads(times_file.read_text())
 
 
 @pytest.mark.parametrize(
@@ -59,18 +52,18 @@ def test_a_damaged_file_is_replaced(file, text):
         {"seconds": {}, "dropped": {"ours": None}},
     ],
 )
-def test_a_damaged_entry_is_timed_again(file, entry):
+def test_a_damaged_entry_is_timed_again(times_file, entry):
     device = Device(ours=2e-6, torch=1e-6)
     device.tuner().decide(device.problem("other"))
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"sin": entry}))
+    times_file.write_text(json.dumps(json.loads(times_file.read_text()) | {"sin": entry}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert device.tuner().decide(device.problem()).name == "torch"
-    assert json.loads(file.read_text()).keys() == {"sin", "other"}
+    assert json.loads(times_file.read_text()).keys() == {"sin", "other"}
     assert len(device.timed) == 4
 
 
-def test_a_file_that_cannot_be_written(file, tmp_path):
+def test_a_file_that_cannot_be_written(times_file, tmp_path):
     (tmp_path / "new").write_text("in the way of the folder")
     device = Device(ours=2e-6, torch=1e-6)
     tuner = device.tuner()

@@ -9,14 +9,7 @@ from stand_in_device import Device
 from fastdiff.runtime import candidates, graphs
 from fastdiff.runtime.candidates import Row
 
-
-@pytest.fixture(autouse=True)
-def file(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTDIFF_TUNE_FILE", str(tmp_path / "new" / "times.json"))
-    monkeypatch.delenv("FASTDIFF_TUNE", raising=False)
-    candidates.forget()
-    yield tmp_path / "new" / "times.json"
-    candidates.forget()
+pytestmark = pytest.mark.usefixtures("times_file")
 
 
 def said():
@@ -55,7 +48,7 @@ def test_what_is_chosen_gives_the_results(monkeypatch):
         (lambda x: (torch.sin(x), torch.sin(x)), "2 tensors, not 1"),
     ],
 )
-def test_a_wrong_candidate_is_dropped_with_one_warning(wrong, reason, file):
+def test_a_wrong_candidate_is_dropped_with_one_warning(wrong, reason, times_file):
     device = Device(wrong=1e-6, torch=2e-6)
     tuner = device.tuner()
     with pytest.warns(UserWarning, match="wrong is not taken") as caught:
@@ -138,7 +131,7 @@ def test_without_an_oracle_candidates_are_checked_against_the_first():
 # ---- the budget ----
 
 
-def test_a_shape_has_its_budget_and_the_next_process_goes_on(file):
+def test_a_shape_has_its_budget_and_the_next_process_goes_on(times_file):
     device = Device(price=1.5, ours=3e-6, torch=2e-6, theirs=1e-6, last=4e-6)
     found = device.tuner().decide(device.problem())
     assert device.timed == ["ours", "torch"]
