@@ -23,7 +23,7 @@ CASES = [(compiler, isa) for compiler, isas in COMPILERS.items() for isa in (*is
 def sources(isa):
     """The files of an instruction set, or of what is compiled once, and their options, as CMakeLists.txt has them."""
     if isa == "core":
-        bindings = r"_core csrc/bindings.cpp csrc/bindings_changes.cpp"
+        bindings = r"_core csrc/bindings.cpp csrc/bindings_changes.cpp csrc/bindings_norms.cpp"
         (files,) = re.findall(rf"pybind11_add_module\({bindings} ([^)]+)\)", CMAKE)
         return files.split(), []
     common, of_amx = re.findall(r"set\(kernel_files\s+([^)]+)\)", CMAKE)
