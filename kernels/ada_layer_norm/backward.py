@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastdiff.runtime.device import properties
 
+from ..launching import launch
 from .forward import load_row, normalize, row_options, row_strides
 
 MAX_ROWS = 64
@@ -146,8 +147,9 @@ def backward(
     sums = dict(zip(summed, torch.empty((len(summed), batch, parts, channels), dtype=torch.float32, device=x.device)))
     inputs = dict(y=y, gate=gate, scale=scale, grad_h=grad_h)
     outputs = {f"d{name}": (results | sums).get(name, x) for name in ("x", "y", *optional)}
-    ada_layer_norm_backward_kernel[batch, parts](
-        x=x, grad=grad, **{name: x if t is None else t for name, t in dict(**inputs, weight=weight, bias=bias).items()},
+    launch(
+        ada_layer_norm_backward_kernel, (batch, parts), x=x, grad=grad,
+        **{name: x if t is None else t for name, t in dict(**inputs, weight=weight, bias=bias).items()},
         **outputs, rows=rows, rows_each=rows_each, channels=channels, eps=eps, **row_strides(x=x, grad=grad, **inputs),
         **{f"has_{name}": name in given for name in optional}, has_y=y is not None, has_grad_h=grad_h is not None,
         **{f"{name}_rows": name in per_row for name in ("gate", "scale", "shift")}, two_sums=two_sums,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastdiff.runtime.device import properties
 
+from ..launching import launch
 from .blocks import (
     LOG2_E,
     MASK_UNIT,
@@ -226,8 +227,9 @@ def _backward(
     unit = unit_of(q, k, v, out, grad, dq, dk, dv)
     shape = head_shape(dim, unit)
     delta = torch.empty_like(lse)
-    attention_delta_kernel[(triton.cdiv(queries, DELTA_ROWS) * batch * heads,)](
-        out=out, grad=grad, delta=delta, heads=heads, queries=queries, **strides(unit, out=out, grad=grad),
+    launch(
+        attention_delta_kernel, (triton.cdiv(queries, DELTA_ROWS) * batch * heads,), out=out, grad=grad, delta=delta,
+        heads=heads, queries=queries, **strides(unit, out=out, grad=grad),
         **shape, block_m=DELTA_ROWS, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     masking = PreparedMask(mask, q, k)
@@ -236,8 +238,9 @@ def _backward(
         mask=q if mask is None else masking(mask, q, k), **masking.arguments,
         **strides(unit, q=q, k=k, v=v, grad=grad), **shape, precision=precision,
     )  # fmt: skip
-    attention_backward_dq_kernel[(triton.cdiv(queries, tile_dq.block_m) * batch * heads,)](
-        **both, dq=dq, **strides(unit, dq=dq), whole_keys=keys % tile_dq.block_n == 0,
+    launch(
+        attention_backward_dq_kernel, (triton.cdiv(queries, tile_dq.block_m) * batch * heads,), **both, dq=dq,
+        **strides(unit, dq=dq), whole_keys=keys % tile_dq.block_n == 0,
         **tile_dq.blocks, **tile_dq.options,
     )  # fmt: skip
     tile = tile_dkv
@@ -248,8 +251,9 @@ def _backward(
     if splits > 1:
         parts = [torch.empty((splits, *k.shape), dtype=torch.float32, device=k.device) for _ in parts]
     for want_dk, want_dv in [(True, False), (False, True)] if tile.apart else [(True, True)]:
-        attention_backward_dkv_kernel[programs, splits](
-            **both, dk=parts[0], dv=parts[1], **strides(unit, dk=parts[0][0], dv=parts[1][0]),
+        launch(
+            attention_backward_dkv_kernel, (programs, splits), **both, dk=parts[0], dv=parts[1],
+            **strides(unit, dk=parts[0][0], dv=parts[1][0]),
             dk_split=k.numel(), dv_split=k.numel(), split_blocks=triton.cdiv(blocks, splits),
             whole_queries=queries % tile.block_m == 0, want_dk=want_dk, want_dv=want_dv, **tile.blocks, **tile.options,
         )  # fmt: skip

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launching import launch
 from .forward import (
     SIZES,
     arguments,
@@ -144,11 +145,11 @@ def group_norm_silu_backward(
     sums = torch.empty((2, cut.parts, samples, channels), dtype=torch.float32, device=x.device)
     for first, count in cut.launches(pairs):
         part = dict(x=x, partial=partial, first_pair=first, part_pixels=cut.part_pixels, **place, **cut.options)
-        group_norm_silu_statistics_kernel[count, cut.parts](**part)
+        launch(group_norm_silu_statistics_kernel, (count, cut.parts), **part)
         part |= dict(grad=grad, sums=sums, samples=samples, **rest)
         part |= dict(parts=cut.parts, parts_block=triton.next_power_of_2(cut.parts))
-        group_norm_silu_sums_kernel[count, cut.parts](**part)
-        group_norm_silu_dx_kernel[count, cut.parts](**part, dx=dx)
+        launch(group_norm_silu_sums_kernel, (count, cut.parts), **part)
+        launch(group_norm_silu_dx_kernel, (count, cut.parts), **part, dx=dx)
     # What is left are sums over a few numbers a channel.
     gradient, product = sums.sum(1)
     modulation = 1.0 if scale is None else 1 + rest["scale"].float()

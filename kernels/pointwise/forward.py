@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launching import launch
+
 _TILE = 4096  # numbers of a program instance
 
 
@@ -93,8 +95,8 @@ def add_bias(
     )
     options = tile(columns)
     grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
-    add_bias_kernel[grid](
-        x=x, out=x, **{name: x if t is None else t for name, t in given.items()},
+    launch(
+        add_bias_kernel, grid, x=x, out=x, **{name: x if t is None else t for name, t in given.items()},
         **{f"has_{name}": t is not None for name, t in given.items()},
         rows=rows, columns=columns, pixels=pixels, channels=channels, silu=activation == "silu", channels_last=last,
         **options,
@@ -114,8 +116,9 @@ def gated(x: Tensor, activation: str) -> Tensor:
         options = tile(columns)
         rows = out.numel() // columns
         grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
-        gated_kernel[grid](
-            x=x, out=out, rows=rows, columns=columns, x_row=2 * columns, activation=ACTIVATIONS[activation], **options
+        launch(
+            gated_kernel, grid, x=x, out=out, rows=rows, columns=columns, x_row=2 * columns,
+            activation=ACTIVATIONS[activation], **options,
         )  # fmt: skip
     return out
 

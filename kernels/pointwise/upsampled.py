@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..launching import launch
 from .forward import tile
 
 
@@ -61,8 +62,9 @@ def phases(weight: Tensor) -> Tensor:
     out = torch.empty((4 * outputs, 2, 2, channels), dtype=weight.dtype, device=weight.device)
     last = not weight.is_contiguous()
     block = min(512, triton.next_power_of_2(channels))
-    phases_kernel[outputs, triton.cdiv(channels, block)](
-        weight=weight, out=out, outputs=outputs, channels=channels, into=1 if last else 9, tap=channels if last else 1,
+    launch(
+        phases_kernel, (outputs, triton.cdiv(channels, block)), weight=weight, out=out, outputs=outputs,
+        channels=channels, into=1 if last else 9, tap=channels if last else 1,
         out_channel=9 * channels, block=block,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
@@ -76,8 +78,8 @@ def interleave(y: Tensor, bias: Tensor | None = None) -> Tensor:
     rows, options = samples * 4 * height * width, tile(channels)
     if rows:
         grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(channels, options["block_columns"]))
-        interleave_kernel[grid](
-            y=y, bias=y if bias is None else bias.contiguous(), out=out, rows=rows, channels=channels, height=height,
-            width=width, has_bias=bias is not None, **options,
+        launch(
+            interleave_kernel, grid, y=y, bias=y if bias is None else bias.contiguous(), out=out,
+            rows=rows, channels=channels, height=height, width=width, has_bias=bias is not None, **options,
         )  # fmt: skip
     return out.permute(0, 3, 1, 2)

@@ -75,6 +75,38 @@ def test_the_driver_gets_what_triton_would_give_it(launched, monkeypatch, number
     assert all(any(isinstance(value, torch.Tensor) for value in launch) for launch in by_triton)
 
 
+def gradients_of_each_op():
+    x, row, vector, image = half(2, 4, 64), half(2, 1, 64), half(64), half(2, 64, 8, 8)
+    q = half(2, 16, 4, 40).transpose(1, 2)
+    out, lse = half(2, 4, 16, 40), torch.randn(2, 4, 16)
+    yield ops.ada_layer_norm, (x, row, row, vector, vector), [x], []
+    yield ops.residual_ada_layer_norm, (x, x, row, row, row), [x, x], [x]
+    yield ops.group_norm_silu, (image, 32, vector, vector), [image], []
+    yield ops.attention, (q, q, q), [out], [out, lse]
+    yield ops.attention, (q, half(2, 4, 512, 40), half(2, 4, 512, 40)), [out], [out, lse]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_gradients_are_launched_past_tritons_own_path(launched, number):
+    op, arguments, gradients, kept = list(gradients_of_each_op())[number]
+    if op is ops.attention:
+        from fastdiff.kernels.attention.backward import attention_backward
+
+        compute = functools.partial(attention_backward, gradients[0], *arguments, *kept)
+    else:
+        compute = functools.partial(op.triton_backward, op.Arguments(*arguments), gradients, kept)
+    tensors = [*arguments, *gradients, *kept]
+    launching._launches.clear()
+    by_triton = launched.by(compute)
+    tensors = [t for t in tensors if isinstance(t, torch.Tensor)]
+    assert by_triton
+    for _ in range(2):
+        again = launched.by(compute)
+        assert normal(again, tensors) == normal(by_triton, tensors)
+        assert not any(isinstance(value, torch.Tensor) for launch in again for value in launch)
+    assert len(launching._launches) == len(by_triton)
+
+
 def _call(x, scale, shift, named, op):
     return op(x, scale, shift, **named)
 
