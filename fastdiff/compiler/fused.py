@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,9 +13,6 @@ from fastdiff import ops
 from fastdiff.ops.conv2d import is_channels_last
 from fastdiff.ops.linear import Arguments as LinearArguments
 from fastdiff.ops.linear import few
-from fastdiff.ops.tensors import TYPES
-from fastdiff.runtime import choice
-from fastdiff.runtime.dispatcher import is_memory
 from fastdiff.runtime.memory import empty
 
 
@@ -24,9 +22,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
 
 def linear(*values: Any) -> Tensor:
-    """`ops.linear`, and the same in PyTorch where x is not (B, S, K). values: of its Arguments."""
+    """`ops.linear` of x (..., K); values: of its Arguments. A gate comes with (B, S, K) alone."""
     a = LinearArguments(*values)
-    return ops.linear.run(a, inplace=True) if a.x.ndim == 3 else ops.linear.reference(a, inplace=True)
+    if a.x.ndim == 3:
+        return ops.linear.run(a, inplace=True)
+    *sizes, inputs = a.x.shape
+    rows = math.prod(sizes)
+    residual = None if a.residual is None else a.residual.reshape(1, rows, a.residual.shape[-1])
+    y = ops.linear.run(a._replace(x=a.x.reshape(1, rows, inputs), residual=residual), inplace=True)
+    return y.view(*sizes, y.shape[-1])
 
 
 def worth_joining(x: Any, outputs: int) -> bool:
@@ -47,42 +51,10 @@ def columns(y: Tensor, start: int, size: int) -> Tensor:
     return y.narrow(-1, start, size)
 
 
-def gated(x: Tensor, activation: str) -> Tensor:
-    """a act(b), where x is [a, b] in its last dimension. activation: "gelu", "gelu_tanh" or "silu"."""
-    if on_triton(x) and x.is_contiguous():
-        from fastdiff.kernels.pointwise import gated as kernel
-
-        return kernel(x, activation)
+def gated(x: Tensor) -> Tensor:
+    """a gelu(b), where x is [a, b] in its last dimension."""
     a, b = x.chunk(2, -1)
-    if activation == "silu":
-        return F.silu(b).mul_(a)
-    return F.gelu(b, approximate="tanh" if activation == "gelu_tanh" else "none").mul_(a)
-
-
-def add_bias(
-    x: Tensor, bias: Tensor | None, channel_bias: Tensor | None, residual: Tensor | None, activation: str | None
-) -> Tensor:
-    """activation(x + bias + channel_bias + residual), of channels (C,), of samples and channels (N, C), and all. It may
-    overwrite x, (N, C, H, W)."""
-    dense = x.is_contiguous() or is_channels_last(x)
-    if dense and on_triton(x):
-        from fastdiff.kernels.pointwise import add_bias as kernel
-
-        return kernel(x, bias, channel_bias, residual, activation)
-    x = x if bias is None else x.add_(bias[:, None, None])
-    x = x if channel_bias is None else x.add_(channel_bias[:, :, None, None])
-    x = x if residual is None else x.add_(residual)
-    return F.silu(x, inplace=True) if activation == "silu" else x
-
-
-def on_triton(x: Tensor) -> bool:
-    """Whether the kernels that are no operators take this; float64 and what runs no Triton goes to PyTorch."""
-    if x.is_cpu or x.dtype not in TYPES or choice.current() == "reference" or not is_memory(x):
-        return False
-    reason = choice.out_of_reach("x", x)
-    if reason is not None:
-        choice.note("linear and conv2d", f"what follows a product runs in PyTorch: {reason}")
-    return reason is None
+    return F.gelu(b).mul_(a)
 
 
 def cat_pooled(tensors: list[Tensor], dim: int) -> Tensor:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from fastdiff.ops import deciding
 from fastdiff.runtime import choice
-from fastdiff.runtime.dispatcher import in_forward_mode, is_memory, is_watched, wants_gradient
+from fastdiff.runtime.candidates import TORCH, Candidate
+from fastdiff.runtime.dispatcher import any_autocast, in_forward_mode, is_memory, is_watched, wants_gradient
 
 if TYPE_CHECKING:
     from fastdiff.ops.op import Op
@@ -41,7 +43,7 @@ class Calls(Generic[A]):
         """The results of a call, by whoever is chosen for its signature."""
         op = self._op
         if not op.has_triton:
-            return self._by_torch(a, tensors, inplace)
+            return self._without_kernel(a, tensors, inplace)
         if tensors[0].__class__ is FakeTensor or is_observed(tensors):
             return op.dispatched(a, inplace)
         grad = _grad_enabled()
@@ -71,12 +73,12 @@ class Calls(Generic[A]):
             return op.run(known, inplace)
         if is_observed(tensors) or not all(t is None or is_memory(t) for t in tensors):
             return op.dispatched(a, inplace)
-        run, holds = op.chosen(a, wants_gradient(tensors))
+        run, holds = self._chosen(a, wants_gradient(tensors))
         if holds:
             _keep(self._runs, key, run)
         return run(a, inplace)
 
-    def _by_torch(self, a: Any, tensors: Sequence[Tensor | None], inplace: bool) -> Any:
+    def _without_kernel(self, a: Any, tensors: Sequence[Tensor | None], inplace: bool) -> Any:
         """The results where there is no kernel, so that whoever observes or transforms the call sees PyTorch's."""
         op = self._op
         try:
@@ -88,6 +90,52 @@ class Calls(Generic[A]):
         except (TypeError, RuntimeError):
             return op.dispatched(a, inplace)
         return self._first(key, a, tensors, inplace) if run is None else run(a, inplace)
+
+    def _chosen(self, a: Any, wants_gradient: bool) -> tuple[Run, bool]:
+        """What computes calls that have a's signature, with nobody observing, and whether it may be kept."""
+        op = self._op
+        if not wants_gradient and choice.current() == "auto":
+            candidate = op.decide(a)
+            run = self._by_torch(None) if candidate.name == TORCH else self._guarded(candidate, a)
+            return run, candidate.settled or not op.timed
+        taker, why = op.weigh(a, ordinary=not wants_gradient)
+        if taker is None:
+            return self._by_torch(why), True
+        if taker == "triton" and not wants_gradient:
+            plan = self.plan(a)
+            return lambda a, inplace: plan(a), True
+        compute = op.differentiably if wants_gradient else op.kernel
+        return lambda a, inplace: compute(a), True
+
+    def _by_torch(self, why: str | None) -> Run:
+        """The reference, in as few calls of Python as can be. why: for `explain`, if there is a reason to give."""
+        op = self._op
+        count, reference, plainly = choice.counter(op.name, why), op.reference, op.plainly
+
+        def run(a: Any, inplace: bool) -> Any:
+            count()
+            return plainly(a, inplace) if any_autocast() else reference(a, inplace)
+
+        return run
+
+    def _guarded(self, candidate: Candidate, a: Any) -> Run:
+        """A candidate for calls like a, or the next best if it fails."""
+        op, watched = self._op, not self._op.has_triton  # then nobody else asks
+        try:
+            run = candidate.run if candidate.prepare is None else candidate.prepare(a)
+        except Exception:
+            run = candidate.run  # which fails as well, in the call
+
+        def guarded(a: Any, inplace: bool) -> Any:
+            if watched and is_observed(op.tensors(a)):
+                return op.dispatched(a, inplace)
+            try:
+                return run(a)
+            except Exception as error:
+                self.clear()
+                return deciding.instead(op, a, candidate, error)
+
+        return guarded
 
     def plan(self, a: Any, cut: Any = None) -> Plan:
         """The operator's plan of launches for arguments, made once for a signature. Whoever asks has checked them.

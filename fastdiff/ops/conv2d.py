@@ -101,7 +101,11 @@ class Conv2d(Op[Arguments]):
         x = a.x if a.skip is None else torch.cat((a.x, a.skip), 1)
         if a.upsample != 1:
             x = F.interpolate(x, scale_factor=float(a.upsample), mode="nearest")
-        y = F.conv2d(x, a.weight, a.bias, a.stride, a.padding)
+        return self.follow(F.conv2d(x, a.weight, a.bias, a.stride, a.padding), a, inplace)
+
+    @staticmethod
+    def follow(y: Tensor, a: Arguments, inplace: bool) -> Tensor:
+        """What comes after the convolution with its bias, in plain PyTorch. inplace: it may overwrite y."""
         for added in (None if a.channel_bias is None else a.channel_bias[:, :, None, None], a.residual):
             if added is not None:
                 y = y.add_(added) if inplace else y + added

@@ -57,7 +57,7 @@ def instead(op: Any, a: Any, candidate: Candidate, error: Exception) -> Any:
                 _settled.pop(key, None)
             tuning.tuner.drop(_problem(op, a, key), candidate.name, error)
         else:
-            triton_failed(op, op._first(a), error)
+            triton_failed(op, op.first(a), error)
         candidate = decide(op, a)
         try:
             return candidate.run(a)
@@ -90,7 +90,7 @@ def forget() -> None:
 def signature(op: Any, a: Any) -> tuple[Any, ...]:
     """What decides which candidate is the quickest: shapes, strides and alignment, types, options; of numbers the
     sign."""
-    return (op._first(a).device, *(_of_value(value) for value in a), *_settings(op._first(a).dtype))
+    return (op.first(a).device, *(_of_value(value) for value in a), *_settings(op.first(a).dtype))
 
 
 def _of_value(value: Any) -> Any:
@@ -108,8 +108,8 @@ def _settings(dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def _problem(op: Any, a: Any, key: tuple[Any, ...]) -> tuning.Problem:
-    x = op._first(a)
-    candidates, features = found(op, a)
+    x = op.first(a)
+    candidates, features, absent = found(op, a)
     device = properties(x.device)
     kind = {2: "half", 4: "single"}.get(x.element_size(), "double")
     row, nearest = gpu_table.find(op.name, device.exact, kind, features) if features is not None else (None, None)
@@ -117,8 +117,8 @@ def _problem(op: Any, a: Any, key: tuple[Any, ...]) -> tuning.Problem:
     whole = " ".join([name, device.exact, tuning.versions(), *map(_text, (op.name, *key[2:]))])
     return tuning.Problem(
         key=whole, title=_title(op, a), device=x.device, candidates=candidates, row=row, nearest=nearest,
-        make=lambda: agreement.random_like(a), reference=lambda b: op._plainly(b, False),
-        oracle=lambda b: _exact(op, agreement.widened(b)), absent=_absent(op, a),
+        make=lambda: agreement.random_like(a), reference=lambda b: op.plainly(b, False),
+        oracle=lambda b: _exact(op, agreement.widened(b)), absent={**_absent(op, a), **absent},
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def _exact(op: Any, wide: Any) -> Any:
     """The operator's reference for arguments in float64."""
     if op.name == "attention" and not wide.return_maps:
         return oracle(op, wide)
-    return op._plainly(wide, False)
+    return op.plainly(wide, False)
 
 
 def _text(value: Any) -> str:
@@ -141,7 +141,7 @@ def _text(value: Any) -> str:
 
 def _title(op: Any, a: Any) -> str:
     """An operator with the shapes of its tensors and what else is particular, for the reader."""
-    words = [op.name, _text(op._first(a).dtype)]
+    words = [op.name, _text(op.first(a).dtype)]
     for name, value in zip(a._fields, a):
         shapes = ["x".join(map(str, t.shape)) for t in agreement.tensors(value)]
         if shapes:

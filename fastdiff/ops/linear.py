@@ -95,6 +95,11 @@ class Linear(Op[Arguments]):
             y = F.linear(a.x, a.weight, a.bias)
         else:
             y = torch.cat([F.linear(a.x, weight, bias) for weight, bias in a.pairs], -1)
+        return self.follow(y, a, inplace)
+
+    @staticmethod
+    def follow(y: Tensor, a: Arguments, inplace: bool) -> Tensor:
+        """What comes after the product with its bias, in plain PyTorch. inplace: it may overwrite y."""
         value, y = y.chunk(2, -1) if a.glu else (None, y)
         if a.activation == "silu":
             y = F.silu(y, inplace=inplace and value is None)

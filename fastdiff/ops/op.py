@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastdiff.ops import deciding
-from fastdiff.ops.calls import Calls, Plan, Run, is_observed
+from fastdiff.ops.calls import Calls, Plan
 from fastdiff.ops.registration import differentiated, kinds_of, recorded, register, register_backward
 from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime import choice, dispatcher
-from fastdiff.runtime.candidates import TORCH, Candidate
+from fastdiff.runtime.candidates import Candidate
 from fastdiff.runtime.dispatcher import any_autocast, is_trivial
 
 A = TypeVar("A", bound=NamedTuple)
@@ -163,7 +163,7 @@ class Op(Generic[A]):
             taker = self.takes(a, ordinary=True)
             if taker is not None:
                 return self.kernel(a) if taker == "cpu" else self.triton(a)
-            return self.reference(a, inplace) if not any_autocast() else self._plainly(a, inplace)
+            return self.reference(a, inplace) if not any_autocast() else self.plainly(a, inplace)
         return self._dispatched(a, inplace)
 
     def dispatched(self, a: A, inplace: bool) -> Any:
@@ -187,10 +187,10 @@ class Op(Generic[A]):
 
     def _dispatched(self, a: A, inplace: bool) -> Any:
         if self.takes(a) is None:
-            return self.reference(a, inplace) if not any_autocast() else self._plainly(a, inplace)
-        return self._recording(a)
+            return self.reference(a, inplace) if not any_autocast() else self.plainly(a, inplace)
+        return self.differentiably(a)
 
-    def _recording(self, a: A) -> Any:
+    def differentiably(self, a: A) -> Any:
         """By the kernel, through torch's dispatcher or with its gradients noted."""
         recorded, tensors = self.recording(a), self.tensors(a)
         try:
@@ -198,8 +198,8 @@ class Op(Generic[A]):
                 return self._recorded(*recorded)
             return self._operator(*recorded)
         except Exception as error:
-            self._triton_failed(self._first(a), error)
-            return self._plainly(a, False)
+            self.gives_way(self.first(a), error)
+            return self.plainly(a, False)
 
     # ---- who computes on a GPU, where no gradient is wanted ----------------------------------------------------------
 
@@ -215,49 +215,6 @@ class Op(Generic[A]):
         """
         return deciding.decide(self, a)
 
-    def chosen(self, a: A, wants_gradient: bool) -> tuple[Run, bool]:
-        """What computes calls that have a's signature, on a GPU with nobody observing, and whether it may be kept."""
-        if not wants_gradient and choice.current() == "auto":
-            candidate = self.decide(a)
-            run = self._by_torch(None) if candidate.name == TORCH else self._guarded(candidate, a)
-            return run, candidate.settled or not self.timed
-        taker, why = self._weigh(a, ordinary=not wants_gradient)
-        if taker is None:
-            return self._by_torch(why), True
-        if taker == "triton" and not wants_gradient:
-            plan = self.calls.plan(a)
-            return lambda a, inplace: plan(a), True
-        return (lambda a, inplace: self._recording(a)) if wants_gradient else lambda a, inplace: self.kernel(a), True
-
-    def _guarded(self, candidate: Candidate, a: A) -> Run:
-        """A candidate for calls like a, or the next best if it fails."""
-        watched = not self.has_triton  # then Calls asks nobody
-        try:
-            run = candidate.run if candidate.prepare is None else candidate.prepare(a)
-        except Exception:
-            run = candidate.run  # which fails as well, in the call
-
-        def guarded(a: A, inplace: bool) -> Any:
-            if watched and is_observed(self.tensors(a)):
-                return self.dispatched(a, inplace)
-            try:
-                return run(a)
-            except Exception as error:
-                self.calls.clear()
-                return deciding.instead(self, a, candidate, error)
-
-        return guarded
-
-    def _by_torch(self, why: str | None) -> Run:
-        """The reference, in as few calls of Python as can be. why: for `explain`, if there is a reason to give."""
-        count, reference, plainly = choice.counter(self.name, why), self.reference, self._plainly
-
-        def run(a: A, inplace: bool) -> Any:
-            count()
-            return plainly(a, inplace) if any_autocast() else reference(a, inplace)
-
-        return run
-
     def by_candidate(self, a: A) -> Any:
         """The results by the candidate that is decided on, or by the next best if it fails."""
         candidate = self.decide(a)
@@ -266,18 +223,18 @@ class Op(Generic[A]):
         except Exception as error:
             return deciding.instead(self, a, candidate, error)
 
-    def _triton_failed(self, x: Tensor, error: Exception) -> None:
+    def gives_way(self, x: Tensor, error: Exception) -> None:
         """Keep why, so that PyTorch takes the place of the Triton kernel; raise the error if that would not help."""
         if not (self.has_triton and runs_on_triton(x) and dispatcher.is_memory(x)):
             raise error
         deciding.triton_failed(self, x, error)
         self.calls.clear()
 
-    def _plainly(self, a: A, inplace: bool) -> Any:
+    def plainly(self, a: A, inplace: bool) -> Any:
         """The reference, in the arguments' own type under autocast too, as the kernels."""
         if not any_autocast():
             return self.reference(a, inplace)
-        with torch.autocast(self._first(a).device.type, enabled=False):
+        with torch.autocast(self.first(a).device.type, enabled=False):
             return self.reference(a, inplace)
 
     def in_one_type(self, a: A) -> A:
@@ -312,12 +269,12 @@ class Op(Generic[A]):
         NotImplementedError if the backend that was insisted on (`fastdiff.use`) cannot take this. What goes to PyTorch
         is kept for `fastdiff.explain`.
         """
-        taker, why = self._weigh(a, ordinary)
+        taker, why = self.weigh(a, ordinary)
         if why is not None:
             choice.note(self.name, why)
         return taker
 
-    def _weigh(self, a: A, ordinary: bool) -> tuple[str | None, str | None]:
+    def weigh(self, a: A, ordinary: bool) -> tuple[str | None, str | None]:
         """Who computes, and why it is PyTorch where that was not asked for."""
         backend = choice.current()
         if backend == "reference":
@@ -343,7 +300,7 @@ class Op(Generic[A]):
 
     def unsupported(self, a: A) -> str | None:
         """Why the C++ kernel cannot take this, or None."""
-        return dispatcher.transformed() or self._beyond(a, self._first(a))
+        return dispatcher.transformed() or self._beyond(a, self.first(a))
 
     def _beyond(self, a: A, x: Tensor) -> str | None:
         if x.is_cpu and x.dtype in self.types:
@@ -356,14 +313,14 @@ class Op(Generic[A]):
         """Why the Triton kernel cannot take this, or None."""
         if not self.has_triton:
             return "there is no Triton kernel for this"
-        x = self._first(a)
+        x = self.first(a)
         if (reason := dispatcher.transformed() or choice.out_of_reach(self._first_name, x)) is not None:
             return reason
         if x.dtype not in self.triton_types:
             return f"Triton's kernel takes {_names(self.triton_types)}, not {x.dtype}"
         return deciding.why_triton_failed(self, x) or self.triton_limits(a)
 
-    def _first(self, a: A) -> Tensor:
+    def first(self, a: A) -> Tensor:
         return a[0][0] if self._list else a[0]  # type: ignore[index]
 
     @property
@@ -385,7 +342,7 @@ class Op(Generic[A]):
 
     def check_reach(self, a: A) -> None:
         """Raise ValueError where the kernel of x's device cannot take the arguments."""
-        if not self._on_triton(a) and (reason := self._beyond(a, self._first(a))) is not None:
+        if not self._on_triton(a) and (reason := self._beyond(a, self.first(a))) is not None:
             raise ValueError(reason)
 
     def _compute(self, a: A) -> Any:
@@ -394,12 +351,12 @@ class Op(Generic[A]):
         try:
             return self.triton(a)
         except Exception as error:
-            self._triton_failed(self._first(a), error)
+            self.gives_way(self.first(a), error)
             return self._as_fake(a, error)
 
     def _as_fake(self, a: A, error: Exception) -> Any:
         """The reference's results with the strides that `fake` promises. Raises the error where it lacks one."""
-        made, wanted = self._plainly(a, False), self.fake(a)
+        made, wanted = self.plainly(a, False), self.fake(a)
         if isinstance(wanted, Tensor):
             return wanted.copy_(made)
         if any(x is None and y.numel() for x, y in zip(made, wanted)):
@@ -407,7 +364,7 @@ class Op(Generic[A]):
         return type(wanted)(y if x is None else y.copy_(x) for x, y in zip(made, wanted))
 
     def _on_triton(self, a: A) -> bool:
-        return self.has_triton and runs_on_triton(self._first(a))
+        return self.has_triton and runs_on_triton(self.first(a))
 
     # ---- gradients ---------------------------------------------------------------------------------------------------
 
@@ -428,7 +385,7 @@ class Op(Generic[A]):
                 by_place = dict(zip(self.tensor_places, self._gradients(a, gradients, tuple(saved))))
                 return tuple(by_place[i] if needed else None for i, needed in enumerate(ctx.needs_input_grad))
             except Exception as error:
-                self._triton_failed(self._first(a), error)
+                self.gives_way(self.first(a), error)
         return differentiated(self.reference, a, ctx.needs_input_grad, gradients, again)
 
     def _gradients(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:

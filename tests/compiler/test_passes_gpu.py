@@ -1,5 +1,5 @@
-"""What a GPU's graphs have that the CPU's do not: sums after convolutions in one kernel, layouts, gated units; and
-whole networks, run by references on the CPU."""
+"""What a GPU's graphs have: convolutions and gated units with all that follows, layouts; and whole networks, run by
+references on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compiler.test_passes import check
 from torch import nn
 
 import fastdiff
-from fastdiff.compiler import fused
+from fastdiff import ops
 from fastdiff.compiler.convolution import Conv2d
 from fastdiff.compiler.report import reports_of
 
@@ -45,22 +45,25 @@ def given(batch: int = 2, height: int = 6, width: int = 5, dtype: torch.dtype = 
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_what_follows_a_convolution_is_one_sum(bias, monkeypatch):
+def test_what_follows_a_convolution_is_part_of_its_operator(bias, monkeypatch):
+    """So that who computes is decided in one place, for convolutions of graphs too."""
     torch.manual_seed(0)
     asked = []
-    summed = fused.add_bias
-    monkeypatch.setattr(
-        "fastdiff.compiler.convolution.add_bias",
-        lambda x, *tensors: (asked.append([t is not None for t in tensors]), summed(x, *tensors))[1],
-    )
+    run = ops.conv2d.run
+
+    def noted(a, inplace=False):
+        asked.append([a.upsample, *(t is not None for t in (a.bias, a.channel_bias, a.residual)), a.activation])
+        return run(a, inplace)
+
+    monkeypatch.setattr(ops.conv2d, "run", noted)
     model = fastdiff.optimize(Block(bias=bias).eval())
     for size in ((2, 6, 5), (2, 6, 5), (3, 4, 8)):
         inputs = given(*size)
         agrees(model, *inputs)
-    assert asked == 3 * [[bias, True, False, True], [bias, False, True, False], [bias, False, False, True]]
-    assert len(matches(model, "conv2d")) == 2
+    assert asked == 3 * [
+        [1, bias, True, False, "silu"], [1, bias, False, True, None], [2, bias, False, False, "silu"]
+    ]  # fmt: skip
     assert matches(model, "conv2d") == [3, 3]
-    assert all(each.on_gpu for each in convolutions(model))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -81,7 +84,7 @@ def test_maps_are_channels_last_in_halves(dtype):
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("first", [True, False])
-def test_gated_units_are_a_product_and_one_kernel(activation, first):
+def test_gated_units_are_linear_layers(activation, first):
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -102,7 +105,7 @@ def test_gated_units_are_a_product_and_one_kernel(activation, first):
         check(model, (torch.randn(batch, rows, 4, 16).flatten(1, 2),), model)
     for number in range(2):
         names = called(model, number)
-        assert names.count("gated") == 1
+        assert names.count("linear") == 2
         assert "chunk" not in names
         assert "gelu" not in names
 
@@ -145,7 +148,7 @@ def test_unets_of_stable_diffusion(name):
         names = called(fast, number)
         assert products == 3 * blocks + 2 * blocks + resnets
         assert names.count("JoinedLinear") == blocks + 2  # q, k, v; all of the text; all of the time
-        assert names.count("gated") == blocks
+        assert "gated" not in names
         assert "gelu" not in names
         assert names.count("residual_ada_layer_norm") == 2 * blocks + (0 if name == "sd" else blocks - 4)
 

@@ -250,6 +250,22 @@ def test_epilogues_and_layouts_of_torchs_own_agree(dtype, monkeypatch, standing_
         assert all(torch.equal(x, y) for x, y in zip(untouched, (t for t in op.tensors(a) if t is not None)))
 
 
+def test_why_a_kernel_of_ours_does_not_follow_a_product_is_said(monkeypatch):
+    monkeypatch.setenv("FASTDIFF_TUNE", "0")
+    monkeypatch.setattr(triton, "MISSING", "Triton is not installed")
+    image, kernel, bias = torch.randn(1, 4, 6, 6), torch.randn(8, 4, 3, 3), torch.randn(8)
+    assert ops.conv2d.decide(ops.conv2d.Arguments(image, None, kernel, bias)).name == TORCH
+    assert "not cudnn, sum by triton: Triton is not installed" in lines()
+    x, weight = torch.randn(1, 4, 6), torch.randn(8, 6)
+    assert ops.linear.decide(ops.linear.Arguments(x, weight, activation="gelu", glu=True)).name == TORCH
+    assert "not cublas, gate by triton: Triton is not installed" in lines()
+    monkeypatch.setattr(triton, "MISSING", None)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    wide = ops.conv2d.Arguments(*(None if t is None else t.double() for t in (image, None, kernel, bias)))
+    assert ops.conv2d.decide(wide).name == TORCH
+    assert "not cudnn, sum by triton: the kernel takes no float64" in lines()
+
+
 def test_the_oracle_of_attention_goes_through_the_heads(monkeypatch):
     a = heads(2, 5, 7, 16, dtype=torch.float64)
     for mask in (None, torch.rand(2, 1, 7, 7) < 0.8, torch.randn(7, 7, dtype=torch.float64)):

@@ -4,7 +4,7 @@ import pytest
 from triton_process import TARGETS, compile_ahead, interpret
 
 
-@pytest.mark.parametrize("program", ["sums", "units", "upsampled", "layers"])
+@pytest.mark.parametrize("program", ["sums", "units", "upsampled", "candidates"])
 def test_in_the_interpreter(program):
     interpret("pointwise", program)
 

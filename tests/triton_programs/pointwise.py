@@ -89,43 +89,57 @@ def upsampled() -> None:
         assert_no_worse(ours, exact.float(), exact, size * (eps / 2 + 16 * SINGLE), n, c, k, dtype, last, biased)
 
 
-def layers() -> None:
-    """An upsampled convolution of a graph: halves by phases, with at most 1.25 times the error of PyTorch's own."""
-    from fastdiff.compiler import convolution, fused
+def candidates() -> None:
+    """Convolutions and gated units by the candidates that end in these kernels, against PyTorch's own: an error of at
+    most 1.25 times its, RMS. In bfloat16 the interpreter cuts off where a GPU rounds."""
+    from fastdiff import ops, use
+    from fastdiff.ops.candidates import conv2d
 
     torch.manual_seed(0)
-    convolution._FEW_PIXELS = 64
-    convolution.on_triton = fused.on_triton = lambda x: True
-    made = []
 
-    def conv2d(
-        x: Tensor, weight: Tensor, bias: Tensor | None = None, *options: int, f=F.conv2d, **named: int
-    ) -> Tensor:
-        """Rounded once, as by cuDNN; on the CPU parts of sums are."""
+    def rounded_once(x: Tensor, weight: Tensor, bias: Tensor | None = None, *options, f=F.conv2d, **named) -> Tensor:
+        """As by cuDNN; on the CPU parts of sums are."""
         wide = torch.promote_types(x.dtype, torch.float32)
         return f(x.to(wide), weight.to(wide), bias, *options, **named).to(x.dtype)
 
-    convolution.F.conv2d = conv2d
-    convolution.F.interpolate = lambda *args, f=F.interpolate, **options: (made.append(args), f(*args, **options))[1]
-    # In bfloat16 the interpreter cuts off where a GPU rounds.
-    for dtype, last, more in itertools.product(DTYPES[:2], [False, True], [False, True]):
+    conv2d.F.conv2d = rounded_once
+    for dtype, last, upsample, more in itertools.product(DTYPES[:2], [False, True], [1, 2], [False, True]):
         layout = torch.channels_last if last else torch.contiguous_format
         x = torch.randn(2, 24, 7, 6).to(dtype).contiguous(memory_format=torch.channels_last)
         weight = (torch.randn(40, 24, 3, 3) / 12).to(dtype).contiguous(memory_format=layout)
-        bias, row, residual = (torch.randn(shape).to(dtype) for shape in ((40,), (2, 40), (2, 40, 14, 12)))
+        size = (2, 40, 7 * upsample, 6 * upsample)
+        bias, row, residual = (torch.randn(shape).to(dtype) for shape in ((40,), (2, 40), size))
         row, residual, activation = (row, residual, "silu") if more else (None, None, None)
-        layer = convolution.Conv2d(1, 1, 2, activation)
-        layer.on_gpu = layer.channels_last = True
-        found = layer(x, weight, bias, row, residual)
-        assert bool(made) is (dtype is torch.float32)
-        results = []
-        for wide in (False, True):
-            a, b, *rest = (t if t is None else t.double() if wide else t for t in (x, weight, bias, row, residual))
-            results.append(summed(F.conv2d(F.interpolate(a, scale_factor=2.0), b, padding=1), *rest, activation))
-        theirs, exact = results
-        made.clear()
-        errors = [float((t.double() - exact).square().mean().sqrt()) for t in (found, theirs)]
-        assert errors[0] <= 1.25 * errors[1] + 4 * SINGLE * float(exact.abs().max()), (dtype, last, more, errors)
+        skip = torch.randn(2, 8, 7, 6).to(dtype) if upsample == 1 and more else None
+        weight = weight if skip is None else torch.cat([weight, weight[:, :8]], 1)
+        a = ops.conv2d.Arguments(x, skip, weight, bias, 1, 1, residual, row, activation, upsample)
+        for pixels in (1, 1 << 20):
+            conv2d._FEW_PIXELS = pixels
+            with use("triton"):
+                found = ops.conv2d.candidates(a)
+            names = ["cudnn, sum by triton", "torch"]
+            if upsample == 2 and dtype is torch.float16:
+                names.insert(0 if pixels == 1 else 1, "cudnn by phases")
+            assert [c.name for c in found] == names, names
+        check(ops.conv2d, a, found)
+    for dtype, activation, biased in itertools.product(DTYPES[:2], ["silu", "gelu", "gelu_tanh"], [False, True]):
+        x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((2, 9, 24), (40, 24), (40,)))
+        a = ops.linear.Arguments(x, weight, bias if biased else None, activation=activation, glu=True)
+        with use("triton"):
+            found = ops.linear.candidates(a)
+        assert [c.name for c in found] == ["cublas, gate by triton", "torch"]
+        check(ops.linear, a, found)
+
+
+def check(op, a, found) -> None:
+    given = [t.clone() for t in op.tensors(a) if t is not None]
+    exact = op.reference(type(a)(*(t.double() if isinstance(t, Tensor) else t for t in a)))
+    results = {c.name: c.run(a) for c in found}
+    errors = {name: float((y.double() - exact).square().mean().sqrt()) for name, y in results.items()}
+    for name, error in errors.items():
+        assert results[name].dtype is a[0].dtype
+        assert error <= 1.25 * errors["torch"] + 4 * SINGLE * float(exact.abs().max()), (name, errors, a[4:])
+    assert all(torch.equal(x, y) for x, y in zip(given, (t for t in op.tensors(a) if t is not None)))
 
 
 def compiles(target: str) -> None:

@@ -12,20 +12,7 @@ from torch import Tensor, fx
 
 from fastdiff.compiler import functions
 from fastdiff.compiler.convolution import Conv2d
-from fastdiff.compiler.nodes import (
-    Node,
-    calls,
-    find,
-    follow,
-    on_gpu,
-    operands,
-    rank,
-    same,
-    same_dtype,
-    shape,
-    state,
-    value,
-)
+from fastdiff.compiler.nodes import Node, calls, find, follow, operands, rank, same, same_dtype, shape, state, value
 from fastdiff.compiler.report import Notes
 
 NAME = "conv2d"
@@ -47,7 +34,6 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
         epilogue = _Epilogue(node)
         end = follow(node, epilogue.takes)
         layer = Conv2d(stride[0], padding[0], upsample, epilogue.activation)
-        layer.on_gpu = on_gpu(graph)
         notes.matched(state(end, layer, x, weight, bias, epilogue.channel_bias, epilogue.residual))
 
 

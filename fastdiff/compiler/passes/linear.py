@@ -18,7 +18,6 @@ from fastdiff.compiler.nodes import (
     find,
     follow,
     insert,
-    on_gpu,
     only_user,
     operands,
     rank,
@@ -111,10 +110,7 @@ def _row(node: Any, linear: Node) -> bool:
 
 
 def _glu(node: Node, notes: Notes) -> None:
-    """value * act(gate) of the two halves of one tensor, which is a layer's result where that has no other use.
-
-    On a GPU the layer stays by itself: its product, and one kernel for the rest, are nearly as fast as one for both.
-    """
+    """value * act(gate) of the two halves of one tensor, which is a layer's result where that has no other use."""
     for a, gate in (node.args[:2], node.args[1::-1]):
         if not calls(gate, functions.gelu, F.silu) or len(gate.users) != 1:
             continue
@@ -130,10 +126,10 @@ def _glu(node: Node, notes: Notes) -> None:
             continue
         alone = only_user(source) is chunks and all(len(half.users) == 1 for half in halves) and len(chunks.users) == 2
         layer = calls(source, F.linear) and alone and same_dtype(*source.args) and rank(source.args[1]) == 2
-        if layer and not on_gpu(node.graph):
+        if layer:
             notes.matched(replace(node, linear, *source.args, None, None, activation, True))
-        elif same_dtype(node, source) and (activation == "gelu" or on_gpu(node.graph)):
-            new = insert(node, gated, source, activation)
+        elif same_dtype(node, source) and activation == "gelu":
+            new = insert(node, gated, source)
             node.replace_all_uses_with(new)
             notes.matched(new)
         return
