@@ -93,12 +93,12 @@ class Attention(Op[Arguments]):
         out, _, maps = self.run(Arguments(q, k, v, mask, scale, return_maps))
         return (out, maps) if return_maps else out
 
-    def reference(self, a: Arguments, inplace: bool = False) -> tuple[Tensor, None, Tensor | None]:
-        """The same in plain PyTorch; with the maps, step by step."""
-        q, k, v, mask, scale, return_maps, _ = a
+    def reference(self, a: Arguments, inplace: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same in plain PyTorch; with the maps or denominators, step by step."""
+        q, k, v, mask, scale, return_maps, return_lse = a
         if mask is not None and mask.ndim < 2:
             mask = mask.expand(q.shape[2], k.shape[2])
-        if not return_maps:
+        if not return_maps and not return_lse:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale), None, None
         scores = a.factor * (q @ k.transpose(-2, -1))
         if mask is not None:
@@ -106,7 +106,8 @@ class Attention(Op[Arguments]):
             scores = torch.where(mask, scores, nothing) if mask.dtype is torch.bool else scores + mask
         alone = (scores == -torch.inf).all(-1, keepdim=True)
         maps = scores.masked_fill(alone, 0).softmax(-1).masked_fill(alone, 0)
-        return maps @ v, None, maps
+        lse = scores.to(torch.promote_types(q.dtype, torch.float32)).logsumexp(-1) if return_lse else None
+        return maps @ v, lse, maps if return_maps else None
 
     def check(self, a: Arguments) -> None:
         q, k, v, mask = a[:4]
@@ -217,7 +218,7 @@ class Attention(Op[Arguments]):
         again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
         if again or a.return_maps or ctx.needs_input_grad[3] or not a.return_lse:
             # Of torch's own attention there are no second derivatives, of its parts there are.
-            maps_too = a._replace(return_maps=a.return_maps or again)
+            maps_too = a._replace(return_maps=a.return_maps or again, return_lse=False)
             wanted = gradients if a.return_maps else (gradients[0], None, None)
             return differentiated(self.reference, maps_too, ctx.needs_input_grad, wanted, again)
         q, k, v, mask = tensors
@@ -255,7 +256,12 @@ def _triton_backward(
 ) -> tuple[Tensor, ...]:
     from fastdiff.kernels.attention import attention_backward
 
-    found = attention_backward(gradient, q, k, v, out, lse, mask=mask, scale=scale, precision=precision())
+    try:
+        found = attention_backward(gradient, q, k, v, out, lse, mask=mask, scale=scale, precision=precision())
+    except Exception as error:
+        attention.gives_way(q, error)
+        a, wanted = Arguments(q, k, v, mask, scale), (True,) * 3 + (False,) * 4
+        found = differentiated(attention.reference, a, wanted, (gradient, None, None), False)[:3]  # type: ignore[assignment]
     return tuple(t.contiguous() for t in found)
 
 

@@ -1,5 +1,6 @@
 """A call on a GPU takes the candidate that is decided on, and the next best where that fails. No GPU is needed."""
 
+import sys
 import warnings
 
 import pytest
@@ -160,3 +161,34 @@ def test_with_a_gradient_torch_takes_the_place_of_a_failed_kernel(monkeypatch):
     assert ours.stride() == x.stride()
     monkeypatch.setattr(choice, "out_of_reach", lambda name, x: None)
     assert "no kernel image" in op.unsupported_by_triton(op.Arguments(x, 2))
+
+
+@pytest.mark.parametrize("fails", ["both", "backward"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_gives_way_with_its_gradients(fails, masked, monkeypatch):
+    """As under torch.compile, whose graph has the operator and its gradient by name."""
+    pytest.importorskip("triton")
+    import fastdiff.kernels.attention as kernels
+
+    op, failing = ops.attention, broken(RuntimeError("no kernel image")).run
+    for module in (op_module, sys.modules[type(op).__module__]):
+        monkeypatch.setattr(module, "runs_on_triton", lambda x: True)
+    plain = op.reference
+    monkeypatch.setattr(op, "triton", failing if fails == "both" else lambda a, cut=None: plain(a))
+    monkeypatch.setattr(kernels, "attention_backward", lambda *args, **options: failing(args))
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for length in (5, 7, 7))
+    mask = torch.rand(5, 7) < 0.8 if masked else None
+    gradient = torch.randn(2, 3, 5, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out, lse, _ = torch.ops.fastdiff.attention(q, k, v, mask, None, False, True)
+        ours = torch.autograd.grad(out, (q, k, v), gradient)
+    assert [str(w.message)[:51] for w in caught] == ["fastdiff: attention: Triton's kernel failed (Runtim"]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(out, expected)
+    for x, y in zip(ours, torch.autograd.grad(expected, (q, k, v), gradient)):
+        torch.testing.assert_close(x, y)
+    scores = q @ k.transpose(-2, -1) * 8**-0.5
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(lse, scores.logsumexp(-1))
