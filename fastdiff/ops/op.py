@@ -155,8 +155,11 @@ class Op(Generic[A]):
         on_cpu = not tensors or tensors[0].is_cpu
         if not on_cpu and tensors[0].is_cuda:
             return self.calls.run(a, tensors, inplace)
-        if (known := self.checked(a)) is not a:
-            a, tensors = known, self.tensors(known)
+        try:
+            self.check(a)
+        except TypeError:
+            a = self.checked(a)  # in one type under autocast; otherwise it raises again
+            tensors = self.tensors(a)
         if is_trivial(tensors):
             if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and on_cpu:
                 return self.kernel(a)  # as `takes` would say, at once
