@@ -191,6 +191,30 @@ def test_the_time_and_the_label_of_all_blocks_at_once():
     assert names.count("silu") == 2
 
 
+def test_flux():
+    """Between q, k and v and the attention are norms, which copy what is not contiguous: they stay apart."""
+    diffusers = pytest.importorskip("diffusers", reason="the networks are diffusers'")
+    torch.manual_seed(0)
+    model = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=24, axes_dims_rope=(4, 4, 8), guidance_embeds=True,
+    ).eval()  # fmt: skip
+    fast = fastdiff.optimize(model)
+    for batch, height, width in ((1, 4, 4), (1, 4, 4), (2, 6, 4)):
+        places = torch.zeros(height * width, 3)
+        places[:, 1] = torch.arange(height * width) // width
+        places[:, 2] = torch.arange(height * width) % width
+        agrees(
+            fast, torch.randn(batch, height * width, 4), torch.randn(batch, 7, 32), torch.randn(batch, 24),
+            torch.full((batch,), 0.35), places, torch.zeros(7, 3), torch.full((batch,), 3.5),
+        )  # fmt: skip
+    assert matches(fast, "joined") == [7, 7]  # modulations: of two streams in two blocks, of two blocks, of the end
+    assert matches(fast, "attention") == [4, 4]
+    assert matches(fast, "residual_ada_layer_norm") == [6, 6]
+    for number in range(2):
+        assert called(fast, number).count("JoinedLinear") == 1
+
+
 def test_the_device_is_that_of_the_graphs_inputs(monkeypatch):
     monkeypatch.undo()
     graph = torch.fx.Graph()
