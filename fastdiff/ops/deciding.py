@@ -38,7 +38,7 @@ def decide(op: Any, a: Any) -> Candidate:
     known = _settled.get(key)
     if known is not None:
         return known
-    candidate = tuning.tuner.decide(_problem(op, a, key))
+    candidate = tuning.tuner.decide(problem(op, a, key))
     if candidate.settled:
         with _lock:
             _settled[key] = candidate
@@ -55,7 +55,7 @@ def instead(op: Any, a: Any, candidate: Candidate, error: Exception) -> Any:
             key = (op.name, *signature(op, a))
             with _lock:
                 _settled.pop(key, None)
-            tuning.tuner.drop(_problem(op, a, key), candidate.name, error)
+            tuning.tuner.drop(problem(op, a, key), candidate.name, error)
         else:
             triton_failed(op, op.first(a), error)
         candidate = decide(op, a)
@@ -107,7 +107,8 @@ def _settings(dtype: torch.dtype) -> tuple[Any, ...]:
     return (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, *exact)
 
 
-def _problem(op: Any, a: Any, key: tuple[Any, ...]) -> tuning.Problem:
+def problem(op: Any, a: Any, key: tuple[Any, ...]) -> tuning.Problem:
+    """What is to be decided for a call; key: (op.name, *signature(op, a))."""
     x = op.first(a)
     candidates, features, absent = found(op, a)
     device = properties(x.device)
@@ -118,7 +119,7 @@ def _problem(op: Any, a: Any, key: tuple[Any, ...]) -> tuning.Problem:
     return tuning.Problem(
         key=whole, title=_title(op, a), device=x.device, candidates=candidates, row=row, nearest=nearest,
         make=lambda: agreement.random_like(a), reference=lambda b: op.plainly(b, False),
-        oracle=lambda b: _exact(op, agreement.widened(b)), absent={**_absent(op, a), **absent},
+        oracle=lambda b: _exact(op, agreement.widened(b)), absent={**_absent(op, a), **absent}, features=features,
     )  # fmt: skip
 
 

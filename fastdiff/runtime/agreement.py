@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,21 +59,31 @@ def widened(a: A) -> A:
     return mapped(lambda x: x.double() if x.is_floating_point() else x, a)
 
 
-def disagreement(ours: Any, theirs: Any, exact: Any) -> str | None:
-    """Why a candidate's results are not as good as torch's own, or None: its largest error against `exact` must be at
-    most twice torch's, and the floor of docs/numerics.md; where torch's results are finite, its must be. `exact` None:
-    against `theirs`, which may have as many roundings as the floor allows."""
+class Agreement(NamedTuple):
+    """why: the results are not as good as torch's, or None. error, allowed: of the tensor that is the nearest to what
+    is allowed; NaN where results cannot be compared."""
+
+    why: str | None
+    error: float = math.nan
+    allowed: float = math.nan
+
+
+def compared(ours: Any, theirs: Any, exact: Any) -> Agreement:
+    """A candidate's results beside torch's own: its largest error against `exact` must be at most twice torch's, and
+    the floor of docs/numerics.md; where torch's results are finite, its must be. `exact` None: against `theirs`, which
+    may have as many roundings as the floor allows."""
     given = list(tensors(ours))
     wanted = list(tensors(theirs))
     oracles = wanted if exact is None else list(tensors(exact))
     if len(given) != len(wanted):
-        return f"it gives {len(given)} tensors, not {len(wanted)}"
+        return Agreement(f"it gives {len(given)} tensors, not {len(wanted)}")
+    nearest: Agreement | None = None
     for x, y, z in zip(given, wanted, oracles, strict=True):
         if x.shape != y.shape or x.dtype != y.dtype:
-            return f"it gives {tuple(x.shape)} of {x.dtype}, not {tuple(y.shape)} of {y.dtype}"
+            return Agreement(f"it gives {tuple(x.shape)} of {x.dtype}, not {tuple(y.shape)} of {y.dtype}")
         finite = torch.isfinite(y)
         if not bool((torch.isfinite(x) | ~finite).all()):
-            return "it gives numbers that are not finite"
+            return Agreement("it gives numbers that are not finite")
         z = z.double()
         error, allowed = (_largest(torch.where(finite, t.double() - z, 0)) for t in (x, y))
         largest = _largest(torch.where(finite, z, 0))
@@ -80,8 +91,15 @@ def disagreement(ours: Any, theirs: Any, exact: Any) -> str | None:
         floor = largest * (torch.finfo(y.dtype).eps + ROUNDINGS * torch.finfo(summed_in).eps)
         bound = 2 * allowed + (ROUNDINGS * floor if exact is None else floor)
         if not error <= bound:
-            return f"its results are wrong: error {error:.1e}, allowed {bound:.1e}"
-    return None
+            return Agreement(f"its results are wrong: error {error:.1e}, allowed {bound:.1e}", error, bound)
+        if nearest is None or error * nearest.allowed > nearest.error * bound:
+            nearest = Agreement(None, error, bound)
+    return nearest or Agreement(None, 0.0, 0.0)
+
+
+def disagreement(ours: Any, theirs: Any, exact: Any) -> str | None:
+    """Why a candidate's results are not as good as torch's own, or None."""
+    return compared(ours, theirs, exact).why
 
 
 def is_checkable(theirs: Any) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from fastdiff.runtime.shape_classes import Bounds, holds
 
 TORCH = "torch"  # the name of the last resort: the operator in plain PyTorch
 MAX_LINES = 200  # of what `lines` gives
@@ -45,24 +48,41 @@ class Decision:
 
 
 class Row(NamedTuple):
-    """A row of the table: what is the quickest where every feature lies within its bounds (name, least, below).
+    """A row of the table: what is the quickest for calls of a class of shapes.
 
-    kind: of dtype, "half" or "single"; measured: the times that say so; source: of the times.
+    kind: of dtype, "half" or "single"; measured: the times that say so; source: of the times. compared: families of the
+    candidates that were measured; where a call has a kernel of ours of another family, the row does not decide. Empty:
+    all that there are.
     """
 
     op: str
     architecture: str
     kind: str
-    bounds: tuple[tuple[str, int, int], ...]
+    bounds: Bounds
     candidate: str
     measured: str
     source: str
+    compared: tuple[str, ...] = ()
 
     def holds(self, op: str, kind: str, features: dict[str, int]) -> bool:
         """Whether the row is of such calls, on its architecture."""
-        return (self.op, self.kind) == (op, kind) and all(
-            least <= features.get(name, -1) < below for name, least, below in self.bounds
-        )
+        return (self.op, self.kind) == (op, kind) and holds(self.bounds, features)
+
+    def decides(self, names: Collection[str]) -> bool:
+        """Whether the row knows the quickest of these candidates."""
+        known = self.candidate in names
+        return known and (not self.compared or all(family(n) in self.compared for n in names if is_ours(n)))
+
+
+def family(name: str) -> str:
+    """Of a candidate: its name up to the numbers of a tile or plan, as "triton" of "triton 128x64/8/3"."""
+    words = name.split()
+    return " ".join(itertools.takewhile(lambda word: not any(map(str.isdigit, word)), words)) or name
+
+
+def is_ours(name: str) -> bool:
+    """Whether a candidate has a kernel of ours in it, and not PyTorch's alone, by its name."""
+    return "triton" in name or "gluon" in name
 
 
 _decisions: dict[str, Decision] = {}

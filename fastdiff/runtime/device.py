@@ -27,10 +27,16 @@ def properties(device: torch.device) -> Device:
     return _of_gpu(device.index) if device.type == "cuda" else ABSENT
 
 
+def tables_of(exact: str) -> str:
+    """Whose tables serve an architecture, as those of sm_100 do sm_103."""
+    if exact.startswith("gfx"):
+        return "gfx942"
+    by_capability = {"sm_9": "sm_90", "sm_10": "sm_100", "sm_11": "sm_100"}
+    return by_capability.get(exact[:-1], "sm_80")
+
+
 @functools.cache
 def _of_gpu(index: int) -> Device:
     found = torch.cuda.get_device_properties(index)
-    by_capability = {9: "sm_90", 10: "sm_100", 11: "sm_100"}
-    architecture = "gfx942" if torch.version.hip else by_capability.get(found.major, "sm_80")
     exact = found.gcnArchName.split(":")[0] if torch.version.hip else f"sm_{found.major}{found.minor}"
-    return Device(architecture, found.multi_processor_count, found.L2_cache_size, exact)
+    return Device(tables_of(exact), found.multi_processor_count, found.L2_cache_size, exact)

@@ -34,9 +34,9 @@ class Problem:
     """A call to choose for. candidates: in order of preference, at least one; the last resort is among them.
 
     key: of device, versions and signature; title: for the reader. row: of the table, for this architecture; nearest: a
-    row of another one. absent: what cannot be a candidate here, with the reason. make: arguments to time with;
-    reference: torch's own results for them; oracle: the same in float64, None: there is none, and candidates are
-    checked against the first.
+    row of another one. absent: what cannot be a candidate here, with the reason; features: that rows ask for. make:
+    arguments to time with; reference: torch's own results for them; oracle: the same in float64, None: there is none,
+    and candidates are checked against the first.
     """
 
     key: str
@@ -49,6 +49,7 @@ class Problem:
     row: Row | None = None
     nearest: Row | None = None
     absent: dict[str, str] = field(default_factory=dict)
+    features: dict[str, int] | None = None
 
 
 def setting() -> str:
@@ -80,7 +81,7 @@ class Tuner:
         by_name = {c.name: c for c in left}
         if len(left) == 1:
             return self._decided(problem, left[0], "the only one", dropped=dropped)
-        if table is not None and table.candidate in by_name:
+        if table is not None and table.decides(by_name):
             why = f"from the table ({table.measured}; {table.source})"
             return self._decided(problem, by_name[table.candidate], why, dropped=dropped)
         near = problem.row or problem.nearest

@@ -1,6 +1,7 @@
 """How attention is cut up: chunks of the head dimension, tiles and splits by architecture, dtype and head dimension.
 
-The tiles of sm_90 for the forward pass in half types without a mask are those that were the quickest on one H100
+What was measured for a class of shapes comes first (fastdiff/runtime/measured_tables.py). Elsewhere the tiles of sm_90
+for the forward pass in half types without a mask are those that were the quickest on one H100 for heads of that width
 (PyTorch 2.11, Triton 3.6; docs/notes/gpu-choice.md). All others are the largest that compile without spilled registers
 and fit the shared memory (docs/notes/gpu-attention.md); no GPU has timed them. Those of sm_80 fit 99 KiB, so that they
 serve 8.6, 8.9 and 12.0 as well.
@@ -14,6 +15,8 @@ import torch
 import triton
 
 from fastdiff.errors import expect
+from fastdiff.runtime import measured_tables
+from fastdiff.runtime.shape_classes import holds
 
 MAX_DIM = 256
 MAX_BLOCK_N = 128
@@ -35,8 +38,9 @@ class Tile(NamedTuple):
 
     @property
     def said(self) -> str:
-        """Queries x keys / warps / stages."""
-        return f"{self.block_m}x{self.block_n}/{self.num_warps}/{self.num_stages}"
+        """Queries x keys / warps / stages, and whether dk and dv are apart."""
+        sizes = f"{self.block_m}x{self.block_n}/{self.num_warps}/{self.num_stages}"
+        return f"{sizes} apart" if self.apart else sizes
 
     @property
     def options(self) -> dict[str, int | bool]:
@@ -132,18 +136,39 @@ TILES["gfx942", "single"]["dkv"] = TILES["gfx942", "single"]["dkv masked"] = (
 )
 TILES |= {(target, "tf32"): TILES["sm_80", "tf32"] for target in ("sm_90", "sm_100", "gfx942")}
 
-# Of the forward pass, to be timed beside the table's: tiles that were among the quickest for some head dimension on
-# that architecture, with the largest sum of the widths for which they compile without spilled registers.
+# Of the forward pass, to be timed beside the table's, with the largest sum of the widths: what was among the quickest
+# for some head on that architecture; where nothing was measured, tiles that compile without spilled registers.
 TIMED: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
-    ("sm_90", "half"): (
-        (128, Tile(128, 64, 8, 3)),
-        (80, Tile(128, 64, 4, 3)),
-        (128, Tile(64, 64, 4, 3)),
-        (160, Tile(64, 64, 4, 2)),
-        (160, Tile(64, 32, 4, 3)),
-    ),
-    ("sm_80", "half"): ((128, Tile(128, 64, 8, 2)), (128, Tile(64, 64, 4, 2)), (160, Tile(64, 32, 4, 3))),
+    ("sm_80", "half"): ((128, Tile(128, 64, 8, 2)), (128, Tile(64, 64, 4, 2)), (160, Tile(64, 32, 4, 3)))
 }
+TIMED |= {
+    key: tuple((sum(widths(dim)), Tile(*numbers)) for dim, numbers in found)
+    for key, found in measured_tables.TIMED.items()
+}
+
+# What a sweep times of the forward pass, the likeliest first: some compile for few heads only.
+SWEPT = tuple(
+    Tile(m, n, warps, stages)
+    for stages in (3, 2, 4)
+    for n in (64, 128, 32)
+    for m, warps in ((128, 8), (64, 4), (128, 4))
+)
+
+SWEPT_BACKWARD = {  # of the kernels of gradients
+    "dq": tuple(
+        Tile(m, n, warps, stages)
+        for stages in (3, 2)
+        for m, n, warps in ((128, 64, 8), (64, 64, 4), (128, 32, 8), (64, 32, 4), (128, 128, 8))
+    ),
+    "dkv": tuple(
+        Tile(m, n, warps, stages, apart)
+        for stages in (3, 2)
+        for m, n, warps, apart in (
+            (64, 64, 4, False), (64, 128, 8, False), (64, 64, 8, False), (32, 128, 8, False), (32, 64, 4, False),
+            (64, 128, 8, True), (64, 64, 8, True),
+        )
+    ),
+}  # fmt: skip
 
 # For the maps, by class of dtype: a tile is made once, from all of the head dimension.
 MAPS = {"half": Tile(64, 64, 4, 1), "single": Tile(16, 16, 4, 1), "tf32": Tile(32, 32, 4, 1)}
@@ -168,9 +193,15 @@ def choose(
 ) -> Tile:  # fmt: skip
     """The tile of a kernel ("forward", "dq", "dkv") for a shape. heads: batch times heads; available: multiprocessors.
 
-    Few keys (77 of a prompt) get narrower blocks where that leaves fewer columns empty; few rows get lower ones where
-    multiprocessors would idle.
+    Where tiles of the shape's class were measured, the quickest. Otherwise that of the tables: few keys (77 of a
+    prompt) get narrower blocks where that leaves fewer columns empty, few rows lower ones where multiprocessors would
+    idle.
     """
+    if not masked:
+        shape = {"dim": dim, "queries": queries, "keys": keys}
+        for bounds, numbers in measured_tables.TILES.get((target, kind, kernel), ()):
+            if holds(bounds, shape):
+                return Tile(*numbers)
     width = sum(widths(dim))
     tile = next(Tile(*row) for limit, *row in table_of(kernel, target, kind, masked) if width <= limit)
     if kernel == "dkv":

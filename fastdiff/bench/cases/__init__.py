@@ -6,6 +6,7 @@ what they are for:
 - "benchmark": rows of benchmarks/bench_NAME.py, on the CPU.
 - "gpu": rows of `fastdiff bench gpu`; "gpu-small": for a memory checker and Triton's interpreter, which are slow;
   "gpu-gradients": sizes that fill no tile, of those that have a Triton kernel.
+- "sweep": what `fastdiff bench ops --sweep` measures on a GPU, in float16; "sweep-gradients": of attention's gradients.
 - "smallest": the least that the kernels take, one for each dtype.
 """
 
@@ -22,6 +23,11 @@ def of(op: str, purpose: str) -> list[Case]:
     return _module(op).CASES[purpose]
 
 
+def swept(op: str, purpose: str = "sweep") -> list[Case]:
+    """The cases of an operator that a sweep of a GPU measures; none for an operator that has no such."""
+    return _module(op).CASES.get(purpose, [])
+
+
 def shapes(op: str) -> dict[str, list[tuple[int, ...]]]:
     """Those of an operator by the model that has them."""
     return _module(op).SHAPES
@@ -31,4 +37,4 @@ def _module(op: str) -> ModuleType:
     return importlib.import_module(f"fastdiff.bench.cases.{op}")
 
 
-__all__ = ["MODELS", "Case", "Inputs", "of", "results", "shapes", "tensors", "wanting_gradients", "wide"]
+__all__ = ["MODELS", "Case", "Inputs", "of", "results", "shapes", "swept", "tensors", "wanting_gradients", "wide"]

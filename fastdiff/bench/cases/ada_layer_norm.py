@@ -80,6 +80,7 @@ def by_purpose(case: Callable[..., Case], one_per_row: str) -> dict[str, list[Ca
             for dtype in GPU_DTYPES
             for shape, per_row in (((2, 70, 72), ()), ((2, 30, 72), (one_per_row,)))
         ],
+        "sweep": [case(shape, torch.float16) for shape in BENCHMARKED if shape[1] > 16],
         "smallest": [case((1, 2, 8), dtype) for dtype in DTYPES],
     }
 

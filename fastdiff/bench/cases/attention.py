@@ -23,6 +23,8 @@ SHAPES = {
 _NOT_BENCHMARKED = SHAPES[SDXL][:3]
 _LARGEST, _LARGEST_TEXT, _SECOND, _SECOND_TEXT = SHAPES[STABLE_DIFFUSION][:4]
 _DIT, _DIT_512 = SHAPES[DIT]
+_FLUX = (2, 24, 4096, 4096, 128)
+_SWEPT = [shape for model in (STABLE_DIFFUSION, SDXL, DIT) for shape in SHAPES[model]] + [_FLUX]
 
 
 def make(
@@ -77,5 +79,10 @@ CASES = {
     "gpu": _on_gpu(_LARGEST, _LARGEST_TEXT, SHAPES[SDXL][2], _DIT_512),
     "gpu-small": _on_gpu((1, 2, 40, 33, 40), (1, 1, 20, 77, 72)),
     "gpu-gradients": _on_gpu((2, 3, 65, 77, 40), (1, 1, 130, 130, 256)),
+    "sweep": [case(shape, torch.float16, transposed=True) for shape in (*_SWEPT, (1, 1, 4096, 4096, 512))],
+    "sweep-gradients": [
+        case(shape, torch.float16, backward=True, transposed=True)
+        for shape in (_LARGEST, _LARGEST_TEXT, _SECOND, SHAPES[SDXL][0], _FLUX, _DIT)
+    ],
     "smallest": [case((1, 1, 2, 2, 8), dtype) for dtype in DTYPES],
 }

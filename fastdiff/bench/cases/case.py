@@ -49,12 +49,12 @@ class Case:
 
 
 class Normal:
-    """Makes tensors of normal numbers: of one seed, dtype and device."""
+    """Makes tensors of normal numbers: of one seed, dtype and device. On torch's "meta" they have no numbers."""
 
     def __init__(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> None:
         self.dtype, self.device = dtype, device
         self._drawn = torch.promote_types(dtype, torch.float32)
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self._generator = None if device == "meta" else torch.Generator(device).manual_seed(seed)
 
     def __call__(self, *shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
         """A tensor of this shape."""

@@ -22,6 +22,17 @@ SHAPES = {
 # 1x1, around the attention of the same U-Net and beside its residual blocks; the last goes to torch.
 POINTWISE = [((2, 320, 64, 64), 320), ((2, 1280, 16, 16), 1280), ((2, 960, 32, 32), 640), ((8, 128, 16, 16), 256)]
 
+# On a GPU: 3x3 with all that follows it in a residual block; before upsampling.
+SWEPT = [
+    (2, 320, 64, 64),
+    (2, 640, 32, 32),
+    (2, 1280, 16, 16),
+    (1, 512, 64, 64),
+    (1, 256, 256, 256),
+    (1, 128, 512, 512),
+]
+UPSAMPLED = [(2, 640, 32, 32), (2, 1280, 16, 16), (1, 512, 64, 64), (1, 256, 256, 256)]
+
 
 def make(
     shape: tuple[int, int, int, int],
@@ -82,5 +93,9 @@ CASES = {
     "residual block": [case((2, 320, 64, 64), 320, "norm, silu, residual", residual=True)],
     "upsample": [case((1, 512, 64, 64), 512, "upsampled", upsample=2)],
     "pointwise": [case(*sizes, "1x1", kernel=1) for sizes in POINTWISE],
+    "sweep": [
+        *(case(shape, shape[1], "residual", torch.float16, residual=True) for shape in SWEPT),
+        *(case(shape, shape[1], "upsampled", torch.float16, upsample=2) for shape in UPSAMPLED),
+    ],
     "smallest": [case((1, 64, 4, 4), 64, dtype=dtype) for dtype in DTYPES],
 }

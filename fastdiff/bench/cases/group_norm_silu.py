@@ -72,6 +72,7 @@ def case(
 
 
 _BOTH = (False, True)
+_MORE = [(2, 1920, 32, 32), (2, 1280, 8, 8), (2, 320, 128, 128), (1, 256, 256, 256)]  # of U-Nets and the VAE
 CASES = {
     "benchmark": [
         *(case(shape, channels_last=last) for shape in UNET for last in _BOTH),
@@ -99,6 +100,14 @@ CASES = {
         case(shape, dtype, groups=groups)
         for dtype in GPU_DTYPES
         for shape, groups in (((2, 8, 9, 7), 4), ((1, 8, 301, 99), 2))
+    ],
+    "sweep": [
+        *(
+            case(shape, torch.float16, channels_last=last)
+            for shape in (*UNET, *_MORE, _VAE_128, _VAE_512)
+            for last in _BOTH
+        ),
+        *(case(shape, torch.float16, adaptive=True) for shape in _ADM),
     ],
     "smallest": [case((1, 2, 2, 2), dtype, groups=1) for dtype in DTYPES],
 }

@@ -72,5 +72,6 @@ def case(shape: tuple[int, int, int, int], follows: str = "", dtype: torch.dtype
 
 CASES = {
     "benchmark": [case(*each) for shapes in SHAPES.values() for each in shapes],
+    "sweep": [case(*each, torch.float16) for shapes in SHAPES.values() for each in shapes],
     "smallest": [case((1, 2, 8, 8), dtype=dtype) for dtype in DTYPES],
 }

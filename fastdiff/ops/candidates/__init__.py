@@ -9,6 +9,7 @@ from typing import Any
 
 from fastdiff.ops.candidates import attention, conv2d, group_norm_silu, layer_norms, linear
 from fastdiff.ops.candidates.shared import Found, default
+from fastdiff.runtime.candidates import Candidate
 
 FINDERS: dict[str, Callable[[Any, Any], Found]] = {
     "ada_layer_norm": layer_norms.find,
@@ -19,4 +20,7 @@ FINDERS: dict[str, Callable[[Any, Any], Found]] = {
     "residual_ada_layer_norm": layer_norms.find,
 }
 
-__all__ = ["FINDERS", "Found", "default"]
+# Further ones by the operator's name, which a call does not time: a sweep does (`fastdiff bench ops --sweep`).
+OTHERS: dict[str, Callable[[Any, Any], list[Candidate]]] = {"attention": attention.others}
+
+__all__ = ["FINDERS", "OTHERS", "Found", "default"]

@@ -61,6 +61,15 @@ def _tiles(op: Any, a: Any) -> list[Candidate]:
     return [triton_candidate(op, f"triton {tile.said}", tile) for tile in tiles]
 
 
+def others(op: Any, a: Any) -> list[Candidate]:
+    """For a sweep: our kernel with every tile that may be quick somewhere."""
+    from fastdiff.kernels.attention.tiles import SWEPT
+
+    if a.mask is not None or op.unsupported_by_triton(a) is not None:
+        return []
+    return [triton_candidate(op, f"triton {tile.said}", tile) for tile in SWEPT]
+
+
 def _by_torch(a: Any) -> list[Candidate]:
     """Those of PyTorch's kernels that it says can take this on this device, if not switched off."""
     q, k, v = a.q, a.k, a.v
