@@ -41,12 +41,26 @@ def suites(context: typer.Context) -> None:
 def ops(
     only: Annotated[str | None, typer.Option(help="Operators, separated by commas; all if not given.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="On a GPU: every candidate and tile, into the file --out, for the tables.")
+    ] = False,
+    out: Annotated[str | None, typer.Option(help="The file of --sweep.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="That --sweep may take; 3 if not given.")] = None,
     json: Json = None,
     html: Html = None,
 ) -> None:
     """The operators against PyTorch's: on the CPU from a checkout, on a GPU inside CUDA graphs."""
+    from fastdiff import arguments
     from fastdiff.cli import bench_suites
+    from fastdiff.errors import expect
 
+    if sweep:
+        from fastdiff.cli import bench_sweep
+
+        expect(not (json or html), "--sweep writes --out, and neither --json nor --html")
+        bench_sweep.run(bench_suites.words(only), arguments.device("--device", device), out, minutes)
+        return
+    expect(out is None and minutes is None, "--out and --minutes are for --sweep")
     bench_suites.run("ops", None, only, json, html, device=device)
 
 
