@@ -1,10 +1,15 @@
-"""What the GPU kernels cannot be faster than, for the shapes of three models on three GPUs. On paper: nothing is run.
+"""What the GPU kernels cannot be faster than, for the shapes of three models on three GPUs, beside what was measured.
 
-    python benchmarks/roofline.py [--backward] [--json FILE]
+    python benchmarks/roofline.py [--backward] [--json FILE] [--measured FILE ...]
+
+Nothing is run. Times come from files of `fastdiff bench ops --sweep`, by default those in benchmarks/measured/.
 
 A kernel's floor is the longer of two times: its bytes at the published bandwidth, its operations at the published peak.
 "moved" are the bytes of its schedule, over the least that any schedule must move (see kernels/ahead_of_time/costs.py).
 Times of a few microseconds are below what a launch takes, and are no prediction.
+
+A second table has a row for each kernel and case that was measured in a CUDA graph: its floor from the data sheet, the
+quickest of ours, of PyTorch's and of the designs that were tried ("prototype"), and the share of the floor in ours.
 """
 
 from __future__ import annotations
@@ -12,19 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastdiff.bench import cases
+from fastdiff.bench import cases, measured
 from fastdiff.bench.cases.group_norm_silu import GROUPS
 from fastdiff.kernels.ahead_of_time import costs
 from fastdiff.kernels.ahead_of_time.compile import TARGETS
 from fastdiff.kernels.ahead_of_time.costs import Cost
 from fastdiff.kernels.attention.tiles import choose, most_splits_of_dkv, samples_at_once, splits_for
+from fastdiff.runtime.candidates import is_ours
 from fastdiff.runtime.device import Device
 
 
@@ -43,6 +50,7 @@ GPUS = {
     "H100": Gpu("sm_90", 3.35e12, 989e12, 67e12),
     "B200": Gpu("sm_100", 8e12, 2250e12, 75e12),
 }
+MEASURED = Path(__file__).parent / "measured"
 SIZE = torch.float16.itemsize
 OPS = ("ada_layer_norm", "attention", "group_norm_silu", "linear_combine", "residual_ada_layer_norm")
 
@@ -124,9 +132,49 @@ def rows(with_backward: bool) -> Iterator[dict[str, Any]]:
                         }  # fmt: skip
 
 
+def measured_rows(files: Iterable[measured.Measured]) -> Iterator[dict[str, Any]]:
+    """One for each case that was measured in a graph on a GPU of GPUS. quickest: (candidate, microseconds) of "ours",
+    "torch" and "prototype", None where there is none that was right."""
+    for file in files:
+        gpu = next((gpu for gpu in GPUS.values() if gpu.target == file.architecture), None)
+        for case in file.cases if gpu is not None else ():
+            if not case.graph:
+                continue
+            assert gpu is not None
+            memory, compute = case.bytes / gpu.bandwidth, case.flops / gpu.half
+            quickest: dict[str, tuple[str, float] | None] = dict.fromkeys(("ours", "torch", "prototype"))
+            for name, microseconds in case.usable():
+                whose = "prototype" if name.startswith("prototype") else "ours" if is_ours(name) else "torch"
+                before = quickest[whose]
+                if name != "copy" and (before is None or microseconds < before[1]):
+                    quickest[whose] = name, microseconds
+            yield {
+                "device": file.device, "op": case.op, "part": case.part, "shape": list(case.shape),
+                "detail": case.detail, "seconds": max(memory, compute),
+                "bound": "memory" if memory >= compute else "compute", "quickest": quickest,
+            }  # fmt: skip
+
+
+def measured_table(found: list[dict[str, Any]]) -> Table:
+    """One row a case."""
+    made = Table(title="Measured in a CUDA graph, half precision: microseconds", title_justify="left")
+    for heading in ("kernel", "shape", "floor", "ours", "PyTorch", "prototype", "of the floor"):
+        made.add_column(heading)
+    for row in found:
+        said = {whose: "" if best is None else f"{best[1]:.1f} {best[0]}" for whose, best in row["quickest"].items()}
+        ours = row["quickest"]["ours"]
+        what = ", ".join(word for word in (row["op"], row["part"], row["detail"]) if word)
+        made.add_row(
+            what, "x".join(map(str, row["shape"])), f"{1e6 * row['seconds']:.2f}{row['bound'][0]}", said["ours"],
+            said["torch"], said["prototype"].removeprefix("prototype "),
+            "" if ours is None else f"{1e8 * row['seconds'] / ours[1]:.0f}%",
+        )  # fmt: skip
+    return made
+
+
 def table(found: list[dict[str, Any]]) -> Table:
     """One row a model, op and shape; the GPUs side by side."""
-    made = Table(title="Floors in microseconds, half precision; nothing was measured", title_justify="left")
+    made = Table(title="Floors in microseconds, half precision", title_justify="left")
     for heading in ("model", "kernel", "shape"):
         made.add_column(heading, no_wrap=True)
     for heading in ("GFLOP", "least MB", *(f"{name} us" for name in GPUS), "moved"):
@@ -147,7 +195,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backward", action="store_true", help="the kernels of the gradients as well")
     parser.add_argument("--json", help="a file for the rows")
+    parser.add_argument("--measured", nargs="*", default=sorted(MEASURED.glob("*.json")), help="files of measurements")
     options = parser.parse_args()
+    taken = list(measured_rows(map(measured.load, options.measured)))
     found = sorted(
         rows(options.backward), key=lambda row: (row["model"], row["op"], row["shape"], list(GPUS).index(row["gpu"]))
     )
@@ -163,9 +213,11 @@ def main() -> None:
             f"  {row['gpu']}: {row['op']} {'x'.join(map(str, row['shape']))}, {row['moved'] / row['least']:.2f}x: "
             f"{math.ceil((row['moved'] - row['least']) / 1e6)} MB more, which L2 does not keep"
         )
+    if taken:
+        console.print(measured_table(taken))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1)
+            json.dump({"floors": found, "measured": taken}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ def test_no_kernel_moves_more_than_a_tenth_above_the_least(tmp_path):
     out = tmp_path / "rows.json"
     command = [sys.executable, SCRIPT, "--backward", "--json", out]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    rows = json.loads(out.read_text())
+    found = json.loads(out.read_text())
+    rows = found["floors"]
     assert f"0 of {len(rows)} move more" in result.stdout
     assert {row["gpu"] for row in rows} == {"A100", "H100", "B200"}
     assert {row["op"].split()[0] for row in rows} == {
@@ -30,3 +31,26 @@ def test_no_kernel_moves_more_than_a_tenth_above_the_least(tmp_path):
     (one,) = (r for r in rows if r["gpu"] == "A100" and r["op"] == "attention" and r["shape"] == [2, 8, 4096, 4096, 40])
     assert one["flops"] == 4 * 2 * 8 * 4096 * 4096 * 40
     assert one["seconds"] == pytest.approx(one["flops"] / 312e12)
+
+
+def test_what_was_measured_stands_beside_its_floor(tmp_path):
+    out = tmp_path / "rows.json"
+    result = subprocess.run([sys.executable, SCRIPT, "--json", out], capture_output=True, text=True, check=True)
+    found = json.loads(out.read_text())["measured"]
+    assert "Measured in a CUDA graph" in result.stdout
+    assert {row["op"] for row in found} >= {"attention", "group_norm_silu", "linear", "conv2d"}
+    for row in found:
+        for best in row["quickest"].values():
+            assert best is None or best[1] * 1e-6 > 0.7 * row["seconds"], row  # small inputs are read from L2
+    (one,) = (
+        row
+        for row in found
+        if row["op"] == "attention" and row["shape"] == [2, 8, 4096, 40] and row["detail"] == "4096 keys"
+    )
+    assert one["quickest"]["ours"] == ["triton 128x64/8/3", 182.76]
+    assert one["quickest"]["torch"] == ["cudnn", 152.62]
+    assert one["quickest"]["prototype"][0].startswith("prototype gl ")
+    (prompt,) = (row for row in found if row["detail"] == "77 keys")
+    assert prompt["quickest"]["ours"] is None  # its only tile gave wrong numbers
+    empty = subprocess.run([sys.executable, SCRIPT, "--measured"], capture_output=True, text=True, check=True)
+    assert "Measured in" not in empty.stdout
