@@ -158,7 +158,7 @@ def test_a_task_of_a_process_runs_its_candidate(small):
 def test_cases_of_a_sweep_are_arguments_that_the_operators_take(index):
     part, case = sweep_cases.cases()[index]
     op = fastdiff.ops.OPS[case.op]
-    a = sweep_cases.arguments(case, "meta")
+    a = op.arguments(**case.make(device="meta"))
     op.check(a)
     assert op.first(a).device.type == "meta"
     assert case.dtype == torch.float16

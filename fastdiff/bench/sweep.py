@@ -99,7 +99,7 @@ def ceilings(device: torch.device, timer: Timer, *, numbers: int = 1 << 27, side
 def compile_one(task: Task) -> None:
     """In a process of its own: run a candidate once, so that its kernels are in Triton's cache."""
     index, name, where = task
-    found, others = _problem(index, where)
+    found, others = _problem(*cases()[index], where)
     candidate = next(c for c in [*found.candidates, *others] if c.name == name)
     with torch.no_grad():
         candidate.run(found.make())
@@ -108,8 +108,8 @@ def compile_one(task: Task) -> None:
 
 
 @functools.lru_cache(1)
-def _problem(index: int, where: str) -> tuple[Problem, list[Candidate]]:
-    return problem(*cases()[index], where)
+def _problem(part: str, case: Case, where: str) -> tuple[Problem, list[Candidate]]:
+    return problem(part, case, where)
 
 
 def _chosen(ops: Sequence[str]) -> list[tuple[int, tuple[str, Case]]]:
@@ -127,7 +127,7 @@ def _head(device: torch.device) -> Measured:
 
 
 def _planned(index: int, part: str, case: Case, device: torch.device) -> _Planned:
-    found, others = _problem(index, str(device))
+    found, others = _problem(part, case, str(device))
     measured = MeasuredCase(
         case.op, case.shape, case.type_name, case.detail, part, bytes=case.bytes, flops=case.flops,
         features=found.features,
@@ -156,7 +156,7 @@ def _measure(
     wanted = [name for name in names if name not in planned.failed]
     if not wanted or clock() >= ends:
         return len(wanted)
-    found, others = _problem(planned.index, str(device))
+    found, others = _problem(planned.part, planned.case, str(device))
     by_name = {c.name: c for c in [*found.candidates, *others]}
     case = planned.found
     with torch.no_grad():

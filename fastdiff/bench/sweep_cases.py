@@ -31,19 +31,12 @@ def cases() -> list[tuple[str, Case]]:
 
 def problem(part: str, case: Case, where: str) -> tuple[Problem, list[Candidate]]:
     """What is measured of a case on a device, and further candidates: tiles and plans beside those of a call."""
-    a = arguments(case, where)
     op: Any = OPS[case.op]
+    a = op.arguments(**case.make(device=where))
     if part:
         return gradients.problem(part, op, a)
     found = deciding.problem(op, a, (op.name, *deciding.signature(op, a)))
     return found, _others(op, a, found.candidates)
-
-
-def arguments(case: Case, where: str) -> Any:
-    """Of a call."""
-    form: Any = OPS[case.op].Arguments
-    missing = [name for name in form._fields if name not in form._field_defaults]
-    return form(**{**dict.fromkeys(missing), **case.make(device=where)})
 
 
 def names(case: MeasuredCase, file: Measured) -> set[str] | None:
@@ -54,7 +47,8 @@ def names(case: MeasuredCase, file: Measured) -> set[str] | None:
     of = next((c for part, c in cases() if (part, c.op, c.shape, c.detail) == _key(case)), None)
     if of is None:
         return None
-    op, a = OPS[case.op], arguments(of, "meta")
+    op: Any = OPS[case.op]
+    a = op.arguments(**of.make(device="meta"))
     exact = file.architecture
     there = device.Device(device.tables_of(exact), file.multiprocessors, file.l2_bytes, exact)
     with ExitStack() as stack:

@@ -28,3 +28,7 @@ def test_tiles_of_gradients_are_timed_once(setting, file, monkeypatch):
 @pytest.mark.parametrize("program", ["tiles", "operators", "wrong_tile"])
 def test_candidates(program):
     interpret("tuning", program)
+
+
+def test_every_tile_of_a_sweep_is_right():
+    interpret("sweep", "measures")
