@@ -126,6 +126,13 @@ def test_the_newest_file_counts():
     ]  # fmt: skip
 
 
+def test_a_card_with_the_tables_of_another_has_rows_and_no_tiles():
+    found = made(file(case(cudnn=150.0, tile=180.0), architecture="sm_86"))
+    assert [row.architecture for row in found.rows] == ["sm_86"]
+    assert (found.tiles, found.timed) == ({}, {})
+    assert found.left_out == ["tiles of attention on sm_86: it has those of sm_80"]
+
+
 def test_tiles_of_gradients_have_tables_of_their_own():
     apart = "triton 64x64/8/2 apart"
     dkv = MeasuredCase("attention", (1, 8, 4096, 40), "float16", "", "dkv", features=LONG)

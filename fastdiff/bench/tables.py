@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from fastdiff.bench.measured import Measured, MeasuredCase
 from fastdiff.runtime.candidates import Row, family, is_ours
+from fastdiff.runtime.device import tables_of
 from fastdiff.runtime.shape_classes import Bounds, bounds
 
 # Launched singly, a kernel of ours pays more Python than PyTorch's. So such times count only where ours is ahead all
@@ -56,13 +57,17 @@ def make(files: Iterable[Measured], exists: Exists) -> Tables:
         classes[key].setdefault(bounds(case.op, case.features), []).append((counted, file))
     found = Tables([], {}, {}, left_out)
     for (op, architecture, kind, part), by_bounds in sorted(classes.items()):
+        has_tiles = op == "attention" and part in _PARTS
+        if has_tiles and (serves := tables_of(architecture)) != architecture:
+            left_out.append(f"tiles of attention on {architecture}: it has those of {serves}")
+            has_tiles = False
         for limits, cases in sorted(by_bounds.items()):
             if part == "" and (row := _row(op, architecture, kind, limits, cases)) is not None:
                 found.rows.append(row)
             in_graphs = [case for case, _ in cases if case.graph]
-            if op == "attention" and part in _PARTS and (tile := _quickest_tile(in_graphs)) is not None:
+            if has_tiles and (tile := _quickest_tile(in_graphs)) is not None:
                 found.tiles.setdefault((architecture, kind, _PARTS[part]), []).append((limits, tile))
-        if op == "attention" and part == "":
+        if has_tiles and part == "":
             every = [case for cases in by_bounds.values() for case, _ in cases]
             if timed := _worth_timing(every):
                 found.timed[architecture, kind] = timed
