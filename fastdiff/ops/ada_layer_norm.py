@@ -127,7 +127,7 @@ class AdaLayerNorm(LayerNorm[Arguments]):
 
         x = _dense(a)
         as_it_is = all(one is other for one, other in zip(a, x))
-        launch = Forward(x.x, scale=x.scale, shift=x.shift, weight=x.weight, bias=x.bias, eps=x.eps)
+        launch = Forward(x.x, scale=x.scale, shift=x.shift, weight=x.weight, bias=x.bias, eps=x.eps, cut=cut)
 
         def run(a: Arguments) -> Tensor:
             x, scale, shift, weight, bias, _ = a if as_it_is else _dense(a)

@@ -129,8 +129,9 @@ class ResidualAdaLayerNorm(LayerNorm[Arguments]):
         x = _dense(a)
         as_it_is = all(one is other for one, other in zip(a, x))
         launch = Forward(
-            x.y, residual=x.residual, gate=x.gate, scale=x.scale, shift=x.shift, weight=x.weight, bias=x.bias, eps=x.eps
-        )
+            x.y, residual=x.residual, gate=x.gate, scale=x.scale, shift=x.shift, weight=x.weight, bias=x.bias,
+            eps=x.eps, cut=cut,
+        )  # fmt: skip
 
         def run(a: Arguments) -> tuple[Tensor, Tensor]:
             y, residual, gate, scale, shift, weight, bias, _ = a if as_it_is else _dense(a)

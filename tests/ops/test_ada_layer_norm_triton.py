@@ -4,7 +4,7 @@ import pytest
 from triton_process import TARGETS, compile_ahead, interpret
 
 
-@pytest.mark.parametrize("program", ["numbers", "gradients"])
+@pytest.mark.parametrize("program", ["numbers", "rows", "plans", "gradients"])
 def test_in_the_interpreter(program):
     interpret("ada_layer_norm", program)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from checks import assert_fits, assert_no_worse
 from torch import Tensor
 
 from fastdiff.kernels.ada_layer_norm import ada_layer_norm, ada_layer_norm_backward
+from fastdiff.kernels.ada_layer_norm.forward import forward
+from fastdiff.kernels.ada_layer_norm.plan import Plan, alternatives, plan, single
+from fastdiff.kernels.ahead_of_time.compile import launches
 from fastdiff.ops import ada_layer_norm as op
 
 reference = op.plain.positional
@@ -30,6 +34,42 @@ def numbers() -> None:
         eps = torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps
         floor = float(exact.abs().max()) * eps if exact.numel() else 0.0
         assert_no_worse(ours, theirs, exact, floor, shape, dtype, affine)
+
+
+def rows() -> None:
+    """A row has the same numbers to the bit, however many rows share a program, and whatever these are."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    for shape, dtype, every in itertools.product([(2, 13, 7), (1, 3, 320), (3, 1, 64)], DTYPES, [False, True]):
+        b, s, c = shape
+        scale, shift, gate = torch.randn(b, s if every else 1, 6 * c).to(dtype).chunk(6, dim=-1)[2:5]
+        x, residual = ((30 + torch.randn(b, s, 2 * c)).to(dtype)[..., :c] for _ in range(2))
+        x[0, 0, 0], x[0, s // 2, 1] = torch.finfo(dtype).max / 2, 1e30 if dtype == torch.float32 else 1e4
+        vector = torch.randn(c).to(dtype)
+        given = dict(scale=scale, shift=shift, weight=vector, bias=vector, eps=1e-6)
+        for branch in ({}, {"residual": residual}, {"residual": residual, "gate": gate}):
+            wanted = forward(x, **given, **branch, cut=Plan(1, 1))
+            for each in (2, 4, 8):
+                found = forward(x, **given, **branch, cut=Plan(each, 4))
+                assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(found, wanted)), shape
+    x = torch.randn(1, 9, 40)
+    x[0, 3, 5] = math.nan
+    found = forward(x, scale=None, shift=None, weight=None, bias=None, eps=1e-6, cut=Plan(8, 4))[1]
+    assert torch.isnan(found).any(-1).tolist() == [[row == 3 for row in range(9)]]
+
+
+def plans() -> None:
+    """Those that were measured are taken for their shapes; few rows leave no multiprocessor idle."""
+    for (batch, tokens, channels), each in {(2, 4096, 320): 8, (2, 1024, 640): 2, (2, 256, 1280): 1}.items():
+        chosen = plan(batch, tokens, channels, 2, 132)
+        assert chosen.rows_each == each, channels
+        assert plan(batch, tokens, channels, 4, 132) == single(channels)
+        others = alternatives(chosen, tokens, channels)
+        assert chosen not in others
+        assert len({other.said for other in others}) == len(others)
+    assert plan(2, 1, 320, 2, 132) == plan(1, 64, 320, 2, 132) == single(320)
+    assert alternatives(single(320), 1, 320) == []
+    assert plan(1 << 20, 2, 320, 2, 132) == Plan(2, 4)
 
 
 def gradients() -> None:
@@ -91,3 +131,11 @@ def compiles(target: str) -> None:
         ("backward", "fp16", True),
     ]:
         assert_fits(launched(target, dtype, 1152, rows=rows)[kernel], dtype, rows)
+    for dtype, channels in itertools.product((torch.float32, torch.float16), (320, 640)):
+        x, row, vector = (
+            torch.empty(s, dtype=dtype, device="meta") for s in ((2, 4096, channels), (2, 1, channels), (channels,))
+        )
+        given = dict(residual=x, gate=row, scale=row, shift=x, weight=vector, bias=vector, eps=1e-6)
+        for cut in alternatives(single(channels), 4096, channels):
+            (launch,) = launches(target, forward, x, **given, cut=cut)
+            assert_fits(launch, dtype, channels, cut)

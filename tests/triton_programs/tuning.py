@@ -80,11 +80,11 @@ def operators() -> None:
         (group_norm_silu, group_norm_silu.Arguments(image, 4), 4),
         (group_norm_silu, group_norm_silu.Arguments(image.to(memory_format=torch.channels_last), 4), 4),
         (group_norm_silu, group_norm_silu.Arguments(image.view(1, 64, 2, 4, 8), 4), 4),
-        (fastdiff.ops.ada_layer_norm, fastdiff.ops.ada_layer_norm.Arguments(q[0], q[0], q[0]), 2),
+        (fastdiff.ops.ada_layer_norm, fastdiff.ops.ada_layer_norm.Arguments(q[0], q[0], q[0]), 5),
         (
             fastdiff.ops.residual_ada_layer_norm,
             fastdiff.ops.residual_ada_layer_norm.Arguments(q[0], q[0], q[0][:, :1]),
-            2,
+            5,
         ),
     ]
     with mock.patch.object(device, "ABSENT", H100):
