@@ -88,7 +88,7 @@ def test_what_was_measured_is_in_the_table(shape, keys, chosen, monkeypatch):
 @pytest.mark.parametrize("row", gpu_table.ROWS, ids=lambda row: f"{row.op}-{row.bounds}")
 def test_rows_name_candidates_times_and_sources(row, monkeypatch):
     assert row.op in ops.OPS
-    assert row.source.startswith("NVIDIA H100")
+    assert row.source.endswith((", in a graph", ", launched singly"))
     assert f"{row.candidate.split()[0]} " in row.measured
     assert " us" in row.measured
     assert all(least < below for _, least, below in row.bounds)
@@ -107,6 +107,7 @@ def test_other_architectures_take_the_next_best_and_say_so(architecture, setting
     if setting == "1":
         monkeypatch.setattr(standing_in, "device_type", "cuda", raising=False)  # which cannot be timed here
     a = heads(1, 2, 160, 160)
+    monkeypatch.setattr(gpu_table, "ROWS", tuple(row for row in gpu_table.ROWS if row.architecture == "sm_90"))
     row, _ = gpu_table.find("attention", architecture, "half", {"dim": 160, "queries": 160, "keys": 160})
     assert (row is not None) == (architecture == "sm_90")
     found = ops.attention.decide(a)
