@@ -55,5 +55,7 @@ def test_what_was_measured_stands_beside_its_floor(tmp_path):
     assert one["quickest"]["prototype"][0].startswith("prototype gl ")
     (prompt,) = (row for row in found if row["detail"] == "77 keys")
     assert prompt["quickest"]["ours"] is None  # its only tile gave wrong numbers
+    (upsampled,) = (row for row in found if row["detail"] == "upsampled" and row["shape"] == [2, 640, 32, 32])
+    assert upsampled["quickest"]["prototype"][1] == 64.0  # one of 54.36 gave wrong numbers
     empty = subprocess.run([sys.executable, SCRIPT, "--measured"], capture_output=True, text=True, check=True)
     assert "Measured in" not in empty.stdout
