@@ -50,7 +50,7 @@ def small(monkeypatch):
     right = linear.reference
     found = [
         Candidate("triton", right), Candidate("triton wrong", lambda a: right(a) + 1),
-        Candidate("cublas", right), Candidate(TORCH, right),
+        Candidate("torch channels-last", right), Candidate(TORCH, right),
     ]  # fmt: skip
     monkeypatch.setitem(deciding.FINDERS, "linear", lambda op, a: deciding.Found(found, {"rows": a.x.shape[1]}))
     monkeypatch.setitem(sweep_cases.OTHERS, "linear", lambda op, a: [Candidate("triton 64x64/4/3", right), found[0]])
@@ -73,7 +73,7 @@ def test_every_candidate_is_checked_then_timed(small):
     assert (found.complete, found.ceilings, len(found.cases)) == (True, {"copy": 1e12}, 2)
     for case in found.cases:
         assert (case.op, case.features, case.graph) == ("linear", {"rows": 2}, True)
-        assert set(case.times) == {"triton", "cublas", TORCH, "triton 64x64/4/3"}
+        assert set(case.times) == {"triton", "torch channels-last", TORCH, "triton 64x64/4/3"}
         assert all(time.fault is None and time.allowed > 0 for time in case.times.values())
         assert "its results are wrong" in case.failed["triton wrong"]
     assert timer.count == 8  # what is wrong was not timed
@@ -109,7 +109,7 @@ def test_the_budget_holds(small):
     assert timer.count == 3
     assert not found.complete
     assert "6 candidates were not reached in 1 minutes" in said
-    assert [set(case.times) for case in found.cases] == [{"triton", "cublas", TORCH}]
+    assert [set(case.times) for case in found.cases] == [{"triton", "torch channels-last", TORCH}]
 
 
 def test_one_operator(small):

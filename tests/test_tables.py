@@ -165,7 +165,7 @@ def test_names_of_candidates():
     assert [family(name) for name in ("triton 128x64/8/3", "triton whole/4", "triton 8 parts/4", "cudnn", "64x64")] == [
         "triton", "triton", "triton", "cudnn", "64x64"
     ]  # fmt: skip
-    assert [is_ours(name) for name in ("triton 8 parts/4", "cudnn, sum by triton", "cudnn", "torch")] == [
+    assert [is_ours(name) for name in ("few_keys", "cudnn, sum by triton", "cudnn", "torch")] == [
         True,
         True,
         False,
@@ -177,6 +177,7 @@ def test_a_row_does_not_decide_where_a_kernel_of_ours_was_not_compared():
     row = Row("sin", "sm_90", "half", (), "cudnn", "cudnn 1 us", "a card", ("cudnn", "triton"))
     assert row.decides(["cudnn", "triton", "triton 64x64/4/3", "torch", "flash"])
     assert not row.decides(["cudnn", "triton", "gluon 64/3"])
+    assert not row.decides(["cudnn", "triton", "few_keys"])
     assert not row.decides(["triton", "torch"])
     assert row._replace(compared=()).decides(["cudnn", "gluon 64/3"])
 

@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 from fastdiff.runtime.shape_classes import Bounds, holds
 
 TORCH = "torch"  # the name of the last resort: the operator in plain PyTorch
+# Families of candidates without a kernel of ours; "compile" and "copy" are in measured files only.
+OF_PYTORCH = frozenset([
+    TORCH, "torch channels-last", "cudnn", "flash", "efficient", "cublas with gelu", "cublas with residual", "compile",
+    "copy",
+])  # fmt: skip
 MAX_LINES = 200  # of what `lines` gives
 
 
@@ -81,8 +86,8 @@ def family(name: str) -> str:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a candidate has a kernel of ours in it, and not PyTorch's alone, by its name."""
-    return "triton" in name or "gluon" in name
+    """Whether a candidate has a kernel of ours in it, by its name: all have but those that are PyTorch's alone."""
+    return family(name) not in OF_PYTORCH
 
 
 _decisions: dict[str, Decision] = {}
