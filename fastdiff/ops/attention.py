@@ -181,9 +181,13 @@ class Attention(Op[Arguments]):
         return precision(), a.mask is None or a.mask.data_ptr() % 16 == 0
 
     def plan(self, a: Arguments, cut: Any = None) -> Plan:
-        """cut: a tile of kernels.attention.tiles; by shape and device if there is none."""
+        """cut: a tile of kernels.attention.tiles, or what another kernel without masks, maps and denominators is cut up
+        by (few_keys.FewKeys, hopper.Cut); by shape and device if there is none."""
         from fastdiff.kernels.attention import Forward, Maps
 
+        if hasattr(cut, "prepare"):
+            alone = cut.prepare(*a[:3], scale=a.factor, precision=precision())
+            return lambda a: (alone(a.q, a.k, a.v), None, None)
         given: dict[str, Any] = dict(mask=a.mask, scale=a.factor, precision=precision())
         forward, maps = Forward(*a[:3], **given, tile=cut), Maps(*a[:2], **given) if a.return_maps else None
 

@@ -12,7 +12,9 @@ from ..ahead_of_time import costs
 from ..ahead_of_time.catalogue import TYPES, USUAL, Entry, constant, tensor
 from ..ahead_of_time.compile import TARGETS, Launch, launches
 from ..ahead_of_time.costs import Cost
+from . import hopper
 from .backward import attention_backward
+from .few_keys import attention_few_keys, unfit
 from .forward import attention_forward, attention_maps
 
 DIMS = (40, 64, 72, 80, 96, 128, 160, 256)
@@ -68,6 +70,36 @@ def variants(target: str) -> Iterator[Entry]:
         for name, launch in deltas + helpers(target, dtype, dim):
             cost = _cost(name, launch, sizes, TYPES[dtype].itemsize)
             yield Entry(name, dtype, f"D={dim}", dim == 64, launch, "x".join(map(str, sizes)), cost)
+    yield from _of_half_types(target)
+
+
+def _of_half_types(target: str) -> Iterator[Entry]:
+    """The kernels for few keys and for Hopper, where they can run."""
+    for dtype, dim in itertools.product(("fp16", "bf16"), DIMS):
+        heads, queries, keys = SHAPES["prompt"]
+        q, k = tensor(dtype, 1, heads, queries, dim), tensor(dtype, 1, heads, keys, dim)
+        if unfit(dim, keys) is None:
+            (launch,) = launches(target, attention_few_keys, q, k, k)
+            sizes = (1, heads, queries, keys, dim)
+            shape = costs.Attention(*sizes, TYPES[dtype].itemsize)
+            least = 2 * shape.q + shape.kv
+            cost = constant(Cost(2 * shape.product, least, least))
+            yield Entry("few_keys", dtype, f"D={dim}", dim == 40, launch, "x".join(map(str, sizes)), cost)
+        if target == "sm_90" and dim <= hopper.MAX_DIM and hopper.missing() is None:
+            yield _hopper(target, dtype, dim)
+
+
+def _hopper(target: str, dtype: str, dim: int) -> Entry:
+    sizes = (1, *SHAPES["large"], dim)
+    q = tensor(dtype, *sizes[:3], dim)
+    (launch,) = launches(target, hopper.attention_hopper, q, q, q)
+    shape, device = costs.Attention(*sizes, TYPES[dtype].itemsize), TARGETS[target].device
+    block_m = hopper.ROWS * launch.arguments["consumers"]
+
+    def cost(resident: int) -> Cost:
+        return costs.attention_forward(shape, block_m=block_m, resident=resident, device=device)
+
+    return Entry("hopper", dtype, f"D={dim}", dim == 64, launch, "x".join(map(str, sizes)), cost)
 
 
 def _name(launch: Launch) -> str:

@@ -25,13 +25,14 @@ def heads(*shape, dtype=torch.float16):
     return ops.attention.Arguments(q, q, q)
 
 
-def on(monkeypatch, architecture):
-    """A device of that architecture, whose kernels all exist and give what PyTorch gives."""
+def on(monkeypatch, architecture, gluon=True):
+    """A device of that architecture, whose kernels all exist and give what PyTorch gives; gluon: so does Hopper's."""
     tables = "gfx942" if architecture.startswith("gfx") else "sm_90" if architecture == "sm_90" else "sm_80"
     monkeypatch.setattr(device, "ABSENT", device.Device(tables, 132, 50 << 20, architecture))
     cudnn = [] if architecture in ("sm_75", "gfx942", "gfx1100") else ["cudnn"]
     theirs = [Candidate(name, ops.attention.reference) for name in (*cudnn, "flash", "efficient")]
     monkeypatch.setattr(attention_candidates, "_by_torch", lambda a: theirs)
+    monkeypatch.setattr("fastdiff.kernels.attention.hopper.missing", lambda: None if gluon else "no Gluon")
     for op in (ops.attention, ops.group_norm_silu, ops.ada_layer_norm):
         old = "the GPU is too old" if architecture == "sm_75" else None
         monkeypatch.setattr(op, "unsupported_by_triton", lambda a, old=old: old)
@@ -46,10 +47,48 @@ def test_candidates_of_attention_in_order(monkeypatch):
     on(monkeypatch, "sm_90")
     names = [c.name for c in ops.attention.candidates(heads(1, 2, 16, 64))]
     assert names[:2] == ["cudnn", "triton"]
-    assert {"triton 128x64/8/3", "torch", "flash", "efficient"} <= {*names}
+    assert {"triton 128x64/8/3", "few_keys", "gluon", "torch", "flash", "efficient"} <= {*names}
     assert len(names) == len({*names})
     on(monkeypatch, "sm_80")
     assert ops.attention.candidates(heads(1, 2, 16, 64))[0].name == "torch"
+
+
+def test_kernels_for_few_keys_and_for_hopper_are_candidates_where_they_can_run(monkeypatch):
+    on(monkeypatch, "sm_80")
+    a = heads(1, 2, 16, 64)
+    names = [c.name for c in ops.attention.candidates(a)]
+    assert "few_keys" in names
+    assert not any(name.startswith("gluon") for name in names)
+    on(monkeypatch, "sm_90")
+    assert [c.name for c in ops.attention.candidates(a) if "gluon" in c.name] == [
+        "gluon",
+        "gluon 2x64x128/2 persistent",
+    ]
+    assert "few_keys" not in [c.name for c in ops.attention.candidates(heads(1, 2, 129, 64))]
+    single = heads(1, 2, 16, 64, dtype=torch.float32)
+    assert not {"few_keys", "gluon"} & {c.name for c in ops.attention.candidates(single)}
+
+
+def test_where_gluon_is_missing_explain_says_so(monkeypatch):
+    on(monkeypatch, "sm_90")
+    absent = "Triton 3.5.1 has no Gluon as the kernel asks for it (3.6 has)"
+    monkeypatch.setattr("fastdiff.kernels.attention.hopper.missing", lambda: absent)
+    monkeypatch.setenv("FASTDIFF_TUNE", "0")
+    assert ops.attention.decide(heads(1, 2, 160, 160)).name == "cudnn"
+    assert "not gluon: Triton 3.5.1 has no Gluon" in lines()
+
+
+def test_a_plan_of_another_kernel_has_the_output_alone(monkeypatch):
+    class Cut:
+        def prepare(self, q, k, v, *, scale, precision):
+            return lambda q, k, v: (q + k + v) * scale
+
+    q = torch.ones(1, 1, 2, 4)
+    out, lse, maps = ops.attention.plan(ops.attention.Arguments(q, q, q, scale=0.5), Cut())(
+        ops.attention.Arguments(q, q, q)
+    )
+    assert torch.equal(out, q * 1.5)
+    assert lse is maps is None
 
 
 def test_candidates_of_attention_with_masks_maps_and_odd_heads(monkeypatch):
@@ -75,7 +114,7 @@ def test_candidates_of_attention_with_masks_maps_and_odd_heads(monkeypatch):
     ],
 )
 def test_what_was_measured_is_in_the_table(shape, keys, chosen, monkeypatch):
-    on(monkeypatch, "sm_90")
+    on(monkeypatch, "sm_90", gluon=False)
     monkeypatch.setenv("FASTDIFF_TUNE", "1")
     q = torch.empty(1, dtype=torch.float16).expand(shape)
     k = torch.empty(1, dtype=torch.float16).expand(*shape[:2], keys, shape[3])
@@ -83,6 +122,15 @@ def test_what_was_measured_is_in_the_table(shape, keys, chosen, monkeypatch):
     assert (found.name, found.settled) == (chosen, True)
     assert "from the table (" in lines()
     assert "H100 80GB HBM3, in a graph)" in lines()
+
+
+def test_a_row_does_not_decide_about_a_kernel_that_was_not_measured(monkeypatch):
+    on(monkeypatch, "sm_90")
+    monkeypatch.setenv("FASTDIFF_TUNE", "1")
+    q = torch.empty(1, dtype=torch.float16).expand(2, 8, 4096, 40)
+    found = ops.attention.decide(ops.attention.Arguments(q, q, q))
+    assert (found.name, found.settled) == ("cudnn", False)  # until the kernels can be timed
+    assert "from the table (" not in lines()
 
 
 @pytest.mark.parametrize("row", gpu_table.ROWS, ids=lambda row: f"{row.op}-{row.bounds}")
@@ -101,7 +149,7 @@ def test_rows_name_candidates_times_and_sources(row, monkeypatch):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("setting", ["0", "1"])
 def test_other_architectures_take_the_next_best_and_say_so(architecture, setting, monkeypatch, standing_in):
-    on(monkeypatch, architecture)
+    on(monkeypatch, architecture, gluon=False)
     monkeypatch.setenv("FASTDIFF_TUNE", setting)
     torch.manual_seed(0)
     if setting == "1":

@@ -1,5 +1,6 @@
-"""Of attention: our kernel with several tiles; cuDNN's, FlashAttention 2 and the memory-efficient one in PyTorch, each
-called by name, as scaled_dot_product_attention takes the first that it can, which need not be the quickest."""
+"""Of attention: our kernel with several tiles, that for few keys ("few_keys") and that for Hopper ("gluon"); cuDNN's,
+FlashAttention 2 and the memory-efficient one in PyTorch, each called by name, as scaled_dot_product_attention takes the
+first that it can, which need not be the quickest."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def find(op: Any, a: Any) -> Found:
     plain = torch_candidate(op)
     if a.return_maps or a.return_lse:
         return Found([*triton_candidates(op, a), plain])
-    ours = triton_candidates(op, a, lambda: _tiles(op, a))
+    absent: dict[str, str] = {}
+    ours = triton_candidates(op, a, lambda: [*_few_keys(op, a), *_gluon(op, a, absent), *_tiles(op, a)])
     theirs = _by_torch(a) if a.mask is None else []
     hopper = properties(a.q.device).exact in ("sm_90", "sm_100", "sm_103")
     # cuDNN was the quickest on sm_90 in nearly all that was measured. Elsewhere nothing was: PyTorch's choice is safe.
@@ -32,7 +34,7 @@ def find(op: Any, a: Any) -> Found:
     candidates = [*first, *(c for c in theirs if c not in cudnn)]
     if a.mask is not None:
         return Found(candidates)
-    return Found(candidates, {"dim": a.q.shape[3], "queries": a.q.shape[2], "keys": a.k.shape[2]})
+    return Found(candidates, {"dim": a.q.shape[3], "queries": a.q.shape[2], "keys": a.k.shape[2]}, absent)
 
 
 def oracle(op: Any, a: Any) -> tuple[Tensor]:
@@ -68,6 +70,31 @@ def others(op: Any, a: Any) -> list[Candidate]:
     if a.mask is not None or op.unsupported_by_triton(a) is not None:
         return []
     return [triton_candidate(op, f"triton {tile.said}", tile) for tile in SWEPT]
+
+
+def _few_keys(op: Any, a: Any) -> list[Candidate]:
+    """The kernel that holds all keys of a head, for half types without a mask."""
+    from fastdiff.kernels.attention.few_keys import FewKeys, unfit
+
+    if a.mask is not None or a.q.element_size() != 2 or unfit(a.q.shape[3], a.k.shape[2]) is not None:
+        return []
+    return [triton_candidate(op, "few_keys", FewKeys())]
+
+
+def _gluon(op: Any, a: Any, absent: dict[str, str]) -> list[Candidate]:
+    """On sm_90 the kernel for Hopper as it is cut up by shape, and the other cut for heads of this width. Why it cannot
+    be there goes into `absent`."""
+    device = properties(a.q.device)
+    if a.mask is not None or device.exact != "sm_90" or a.q.element_size() != 2:
+        return []
+    from fastdiff.kernels.attention.hopper import cuts, missing, unfit
+
+    if (reason := missing() or unfit(*a[:3], a.factor)) is not None:
+        absent["gluon"] = reason
+        return []
+    batch, heads, queries, dim = a.q.shape
+    first, other = cuts(dim, queries, a.k.shape[2], batch * heads, device.multiprocessors)
+    return [triton_candidate(op, "gluon", first), triton_candidate(op, f"gluon {other.said}", other)]
 
 
 def _by_torch(a: Any) -> list[Candidate]:
