@@ -10,7 +10,8 @@ from torch import Tensor
 from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 
-from .launching import ALIGNMENT, Launch, Prepared, _settings, _watched, on_gpu, unknown_launcher
+from . import launching
+from .launching import ALIGNMENT, Launch, Prepared, _settings, _watched, unknown_launcher
 
 
 class DescribedLaunch(Launch):
@@ -25,7 +26,7 @@ class DescribedLaunch(Launch):
     def described(self, descriptors: Sequence[Any], *tensors: Tensor) -> None:
         """Launch on the tensors' device. The tensors' addresses are multiples of 16."""
         given = [*descriptors, *tensors]
-        if not on_gpu(tensors[0]) or unknown_launcher() or _watched(self._kernel):
+        if not launching.on_gpu(tensors[0]) or unknown_launcher() or _watched(self._kernel):
             self._by_triton(tuple(given))
             return
         active, device = driver.active, tensors[0].get_device()

@@ -107,6 +107,27 @@ def test_compiles_ahead_of_time_without_spills():
     compile_ahead("attention_hopper", "sm_90")
 
 
+@needs_gluon
+def test_launches_are_prepared_once():
+    """A GPU that is not there: what its launcher is given the first time, by Triton's own path, and the second time."""
+    from fastdiff.kernels.ahead_of_time.stand_in import stand_in
+
+    given = []
+    q, k = torch.randn(1, 2, 70, 40).half(), torch.randn(1, 2, 128, 40).half()
+    with stand_in("sm_90", lambda *arguments: given.append(arguments)):
+        forward = hopper.HopperForward(q, k, k)
+        results = [forward(q, k, k) for _ in range(2)]
+    first, second = given
+    assert first[:3] == second[:3] == (4, 1, 1)
+    for arguments, (out, lse) in zip(given, results):
+        *descriptors, pointer = arguments[9:18]
+        assert [d.base is t for d, t in zip(descriptors, (q, q, k, k, k, k, out, out))] == [True] * 8
+        assert [d.block_shape[2:] for d in descriptors[:4]] == [[64, 32], [64, 16], [128, 32], [128, 16]]
+        assert getattr(pointer, "data_ptr", lambda pointer=pointer: pointer)() == lse.data_ptr()
+    assert second[18:] == first[18:]
+    assert second[18:22] == (2, 4, 70, 128)  # heads, tiles, queries, keys
+
+
 def test_cuts_are_those_that_were_measured():
     """The quickest on an H100, by heads, queries and head dimension."""
     for heads, tokens, dim, wanted in [
