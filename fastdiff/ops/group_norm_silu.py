@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdiff.errors import unknown
+from fastdiff.errors import expect, unknown
 from fastdiff.ops.calls import Plan
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import Gradients, Op, Tensors
-from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous
+from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, layout
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -23,7 +24,7 @@ _FEW = 1 << 17
 
 
 class Arguments(NamedTuple):
-    """The signature, once."""
+    """The signature, once. skip: what is concatenated to x along the channels."""
 
     x: Tensor
     num_groups: int
@@ -33,6 +34,7 @@ class Arguments(NamedTuple):
     scale: Tensor | None = None
     shift: Tensor | None = None
     activation: str = "silu"
+    skip: Tensor | None = None
 
 
 class GroupNormSilu(Op[Arguments]):
@@ -42,7 +44,7 @@ class GroupNormSilu(Op[Arguments]):
 
     def __call__(
         self,
-        x: Tensor,
+        x: Tensor | Sequence[Tensor],
         num_groups: int,
         weight: Tensor | None = None,
         bias: Tensor | None = None,
@@ -55,17 +57,23 @@ class GroupNormSilu(Op[Arguments]):
         """act((1 + scale) GN(x) + shift), GN(x) = (x - mean) / sqrt(variance + eps) * weight + bias over groups of
         channels.
 
-        x: (N, C, ...), float32, bfloat16, float16 or float64; num_groups divides C. weight, bias: (C,). scale, shift:
-        (N, C) or (N, C, 1, ...), each optional. activation: "silu", or None for act(y) = y. Statistics and sums are in
-        float32 (float64 for float64), and rounded once.
+        x: (N, C, ...), float32, bfloat16, float16 or float64, or several of them that are concatenated along C: two
+        channels-last maps are read where they are by the kernel on a GPU. num_groups divides C. weight, bias: (C,).
+        scale, shift: (N, C) or (N, C, 1, ...), each optional. activation: "silu", or None for act(y) = y. Statistics
+        and sums are in float32 (float64 for float64), and rounded once.
 
         Returns x's shape and dtype. Channels-last inputs (4 or 5 dimensions) give channels-last results and are not
         copied; others give contiguous ones. Differentiable. Raises ValueError where shapes do not fit or for an unknown
         activation, TypeError for mixed dtypes.
         """
-        return self.run(Arguments(x, num_groups, weight, bias, eps, scale, shift, activation or "none"))
+        skip = None
+        if not isinstance(x, Tensor):
+            expect(len(x) > 0, "x must be a tensor or several of them, got none")
+            x, skip = (x[0], x[1]) if len(x) == 2 else (torch.cat(tuple(x), 1), None)
+        return self.run(Arguments(x, num_groups, weight, bias, eps, scale, shift, activation or "none", skip))
 
     def reference(self, a: Arguments, inplace: bool = False) -> Tensor:
+        form, a = layout(a.x, a.skip), joined(a)
         y = F.group_norm(a.x, a.num_groups, a.weight, a.bias, a.eps)
         per_channel = (*a.x.shape[:2], *[1] * (a.x.ndim - 2))
         if a.scale is not None:
@@ -73,13 +81,17 @@ class GroupNormSilu(Op[Arguments]):
         if a.shift is not None:
             y = y + a.shift.reshape(per_channel)
         y = F.silu(y) if a.activation == "silu" else y
-        return y.contiguous(memory_format=layout(a.x))
+        return y.contiguous(memory_format=form)
 
     def check(self, a: Arguments) -> None:
-        x, num_groups, weight, bias, _, scale, shift, activation = a
+        x, num_groups, weight, bias, _, scale, shift, activation, skip = a
         if x.ndim < 2:
             raise ValueError(f"x must be (N, C, ...), got {tuple(x.shape)}")
         samples, channels, *pixels = x.shape
+        if skip is not None:
+            expect(skip.ndim == x.ndim, f"x must be (N, C, ...), got {tuple(x.shape)} and {tuple(skip.shape)}")
+            check_tensor("the second x", skip, x, (samples, skip.shape[1], *pixels))
+            channels += skip.shape[1]
         if num_groups < 1 or channels < 1 or channels % num_groups != 0:
             raise ValueError(f"num_groups must divide the channels of x {tuple(x.shape)}, got {num_groups}")
         if samples > 0 and 0 in pixels:
@@ -105,7 +117,9 @@ class GroupNormSilu(Op[Arguments]):
         return None
 
     def kernel(self, a: Arguments) -> Tensor:
-        x, num_groups, weight, bias, eps, scale, shift, activation = a
+        if a.skip is not None:
+            a = joined(a)
+        x, num_groups, weight, bias, eps, scale, shift, activation, _ = a
         shape, form = x.shape, layout(x)
         samples, channels = shape[0], shape[1]
         x = x.contiguous(memory_format=form)
@@ -123,11 +137,20 @@ class GroupNormSilu(Op[Arguments]):
         return results_in_double(self, a, partial(_centered, num_groups)) if huge else out
 
     def fake(self, a: Arguments) -> Tensor:
-        return torch.empty_like(a.x, memory_format=layout(a.x))
+        if a.skip is None:
+            return torch.empty_like(a.x, memory_format=layout(a.x))
+        shape = (a.x.shape[0], a.x.shape[1] + a.skip.shape[1], *a.x.shape[2:])
+        return a.x.new_empty(shape).contiguous(memory_format=layout(a.x, a.skip))
 
     def empty_gradients(self, a: Arguments) -> list[Tensor | None]:
         """Of the tensors; that of x in x's layout."""
         return [self.fake(a), *super().empty_gradients(a)[1:]]
+
+    def recording(self, a: Arguments) -> Arguments:
+        return joined(a)
+
+    def undifferentiated(self, a: Arguments) -> str | None:
+        return None if a.skip is None else "x and what is beside it are two tensors"
 
     def kernel_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         found = [empty_like(a.x, layout(a.x)), *super().empty_gradients(a)[1:]]
@@ -136,7 +159,7 @@ class GroupNormSilu(Op[Arguments]):
         x, gradient = a.x.contiguous(memory_format=form), gradients[0].contiguous(memory_format=form)
         weight, bias, scale, shift = contiguous(a.weight), contiguous(a.bias), _vectors(a.scale), _vectors(a.shift)
         huge = core.group_norm_silu_backward(
-            TYPES[x.dtype], [address(t) for t in found], gradient.data_ptr(), x.data_ptr(), address(weight),
+            TYPES[x.dtype], [address(t) for t in found[:5]], gradient.data_ptr(), x.data_ptr(), address(weight),
             address(bias), (address(scale), channels, 0), (address(shift), channels, 0),
             (samples, channels, x.numel() // max(1, samples * channels), a.num_groups),
             form is not torch.contiguous_format, a.activation == "silu", a.eps, torch.get_num_threads(),
@@ -144,38 +167,40 @@ class GroupNormSilu(Op[Arguments]):
         return gradients_in_double(self, a, gradients) if huge else found
 
     def triton_limits(self, a: Arguments) -> str | None:
-        if a.x.shape[0] and a.x.numel() // a.x.shape[0] >= 2**31:
+        numbers = a.x.numel() + (0 if a.skip is None else a.skip.numel())
+        if a.x.shape[0] and numbers // a.x.shape[0] >= 2**31:
             return "Triton's kernel takes samples of less than 2^31 numbers"
         return None
 
     def plan(self, a: Arguments, cut: Any = None) -> Plan:
-        """cut: of kernels.group_norm_silu.plan; by shape and device if there is none."""
+        """cut: of kernels.group_norm_silu.plan or rows_plan; by shape and device if there is none."""
         from fastdiff.kernels.group_norm_silu import Forward
 
-        flat = _flat(a)
-        forward = Forward(*flat[:5], scale=a.scale, shift=a.shift, activation=a.activation, cut=cut)
+        flat = self.flat(a)
+        forward = Forward(*flat[:5], scale=a.scale, shift=a.shift, activation=a.activation, skip=flat.skip, cut=cut)
         if flat is a:
-            return lambda a: forward(a.x, a.weight, a.bias, a.scale, a.shift)
-        return lambda a: forward(_flat(a).x, a.weight, a.bias, a.scale, a.shift).view(a.x.shape)
+            return lambda a: forward(a.x, a.weight, a.bias, a.scale, a.shift, a.skip)
+
+        def run(a: Arguments) -> Tensor:
+            flat = self.flat(a)
+            return forward(flat.x, a.weight, a.bias, a.scale, a.shift, flat.skip).unflatten(3, a.x.shape[3:])
+
+        return run
 
     def triton_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
         from fastdiff.kernels.group_norm_silu import group_norm_silu_backward as kernel
 
-        flat = _flat(a)
+        flat = self.flat(a)
         gradient = gradients[0].reshape(flat.x.shape)
         found = kernel(gradient, *flat[:5], scale=a.scale, shift=a.shift, activation=a.activation)
-        return [found["x"].view(a.x.shape), *(found.get(name) for name in ("weight", "bias", "scale", "shift"))]
+        return [found["x"].view(a.x.shape), *(found.get(name) for name in ("weight", "bias", "scale", "shift", "skip"))]
 
-
-def layout(x: Tensor) -> torch.memory_format:
-    """The layout that x has, and that its result gets."""
-    if x.is_contiguous():
-        return torch.contiguous_format
-    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
-        return torch.channels_last_3d
-    return torch.contiguous_format
+    def flat(self, a: Arguments) -> Arguments:
+        """The arguments with maps in four dimensions where they have five and are channels-last, as Triton's kernels
+        take them."""
+        if layout(a.x, a.skip) is not torch.channels_last_3d:
+            return a
+        return a._replace(x=a.x.flatten(3), skip=None if a.skip is None else a.skip.flatten(3))
 
 
 def _vectors(tensor: Tensor | None) -> Tensor | None:
@@ -183,9 +208,11 @@ def _vectors(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.flatten(1).contiguous()
 
 
-def _flat(a: Arguments) -> Arguments:
-    """The arguments with x in four dimensions where it has five and is channels-last, as Triton's kernels take it."""
-    return a._replace(x=a.x.flatten(3)) if layout(a.x) is torch.channels_last_3d else a
+def joined(a: Arguments) -> Arguments:
+    """The arguments with x and skip in one, in the layout of the result."""
+    if a.skip is None:
+        return a
+    return a._replace(x=torch.cat((a.x, a.skip), 1).contiguous(memory_format=layout(a.x, a.skip)), skip=None)
 
 
 def _centered(num_groups: int, x: Tensor) -> Tensor:

@@ -53,3 +53,16 @@ def dense(tensor: Tensor) -> Tensor:
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """The tensor, contiguous, if there is one."""
     return None if tensor is None else tensor.contiguous()
+
+
+def layout(x: Tensor, skip: Tensor | None = None) -> torch.memory_format:
+    """The layout that x has, or it and what is beside it, and that the result gets."""
+    if skip is not None and layout(skip) is not layout(x):
+        return torch.contiguous_format
+    if x.is_contiguous():
+        return torch.contiguous_format
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return torch.contiguous_format

@@ -1,6 +1,6 @@
 """Group norm, scale and shift, SiLU in Triton, and their gradients."""
 
 from .backward import group_norm_silu_backward
-from .forward import Forward, group_norm_silu
+from .launch import Forward, group_norm_silu
 
 __all__ = ["Forward", "group_norm_silu", "group_norm_silu_backward"]

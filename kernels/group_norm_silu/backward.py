@@ -12,16 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launching import launch
-from .forward import (
-    SIZES,
-    arguments,
-    channel_factors,
-    group_norm_silu_statistics_kernel,
-    in_layout,
-    load_channels,
-    merge_statistics,
-    plan_for,
-)
+from .blocks import channel_factors
+from .forward import SIZES, group_norm_silu_statistics_kernel, load_channels, merge_statistics
+from .launch import arguments, in_layout, plan_for
 from .plan import Plan
 
 

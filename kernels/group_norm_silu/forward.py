@@ -1,46 +1,19 @@
-"""group_norm_silu in Triton: the counterpart of csrc/cpu/group_norm_silu.cpp.
+"""Kernels of group_norm_silu for any layout: the counterpart of csrc/cpu/group_norm_silu.cpp.
 
 A group that fits in registers is read once, by one program instance. Others are cut into parts of their pixels: one
 launch makes the statistics of parts, the next merges them and writes the result, for as many groups at a time as L2
-keeps (see plan.py). Contiguous and channels-last tensors differ in their strides. No GPU has run it.
+keeps (see plan.py). Contiguous and channels-last tensors differ in their strides.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from fastdiff.runtime.device import properties
-
-from ..launching import Launch
-from .plan import Plan, alternatives, plan
+from .blocks import channel_factors
 
 # Not specialized: a kernel compiled for one size serves all.
 SIZES = ["first_pair", "groups", "width", "part_pixels", "parts"]
-
-
-@triton.jit
-def channel_factors(
-    weight, bias, scale, shift, sample_start, channel, inside,
-    affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr,
-):  # fmt: skip
-    """(1 + scale) weight and (1 + scale) bias + shift: what takes the normalized x of channels to the activation."""
-    factor = tl.full(channel.shape, 1.0, tl.float32)
-    offset = tl.zeros(channel.shape, tl.float32)
-    if affine:
-        factor = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
-    if biased:
-        offset = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-    if scaled:
-        modulation = 1 + tl.load(scale + sample_start + channel, mask=inside, other=0.0).to(tl.float32)
-        factor, offset = factor * modulation, offset * modulation
-    if shifted:
-        offset = offset + tl.load(shift + sample_start + channel, mask=inside, other=0.0).to(tl.float32)
-    return factor, offset
 
 
 @triton.jit
@@ -187,123 +160,3 @@ def group_norm_silu_apply_kernel(
             if silu:
                 y = y * tl.sigmoid(y)
             tl.store(out + place, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
-
-
-class Forward:
-    """The launches for tensors like these. Arguments as of group_norm_silu, which describes them."""
-
-    def __init__(
-        self, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
-        *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
-        cut: Plan | None = None,
-    ) -> None:  # fmt: skip
-        read, last = in_layout(x)
-        self._as_it_is = read is x
-        form = torch.channels_last if last else torch.contiguous_format
-        out = torch.empty_like(read, memory_format=form, device="meta")
-        self._shape, self._strides, self._dtype, self._device = out.shape, out.stride(), x.dtype, x.device
-        self._flat = x.shape[:2]
-        self._parts: list[tuple[Launch, Launch]] = []
-        self._whole: Launch | None = None
-        if not x.numel():
-            return
-        cut = cut or plan_for(read, num_groups, last)
-        place, rest = arguments(read, num_groups, weight, bias, float(eps), scale, shift, activation)
-        rest = {name: value for name, value in rest.items() if not isinstance(value, Tensor)}
-        pairs = x.shape[0] * num_groups
-        if cut.whole:
-            self._whole = Launch(
-                group_norm_silu_whole_kernel, (pairs,), **place, **rest, **cut.options, more_channels=cut.more_channels
-            )
-            return
-        self._partial = (pairs, cut.parts, 2), (cut.parts * 2, 2, 1)
-        for first, count in cut.launches(pairs):
-            part = dict(first_pair=first, part_pixels=cut.part_pixels, **place, **cut.options)
-            statistics = Launch(group_norm_silu_statistics_kernel, (count, cut.parts), **part)
-            apply = Launch(
-                group_norm_silu_apply_kernel, (count, cut.parts), **part, **rest, parts=cut.parts,
-                parts_block=triton.next_power_of_2(cut.parts),
-            )  # fmt: skip
-            self._parts.append((statistics, apply))
-
-    def __call__(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor | None, shift: Tensor | None
-    ) -> Tensor:
-        """The result."""
-        out = torch.empty_strided(self._shape, self._strides, dtype=self._dtype, device=self._device)
-        if not self._as_it_is:
-            x = in_layout(x)[0]
-        weight = x if weight is None else weight.contiguous()
-        bias = x if bias is None else bias.contiguous()
-        scale = x if scale is None else scale.reshape(self._flat).contiguous()
-        shift = x if shift is None else shift.reshape(self._flat).contiguous()
-        if self._whole is not None:
-            self._whole(x, weight, bias, scale, shift, out)
-        elif self._parts:
-            partial = torch.empty_strided(*self._partial, dtype=torch.float32, device=self._device)
-            for statistics, apply in self._parts:
-                statistics(x, partial)
-                apply(x, weight, bias, scale, shift, partial, out)
-        return out
-
-
-def group_norm_silu(
-    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *,
-    scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
-    cut: Plan | None = None,
-) -> Tensor:  # fmt: skip
-    """As fastdiff.ops.group_norm_silu, for tensors that Triton can reach, contiguous or channels-last.
-
-    cut: into parts; chosen by shape and device by default.
-    """
-    vectors = dict(scale=scale, shift=shift)
-    forward = Forward(x, num_groups, weight, bias, eps, **vectors, activation=activation, cut=cut)  # type: ignore[arg-type]
-    return forward(x, weight, bias, scale, shift)
-
-
-def arguments(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, scale: Tensor | None,
-    shift: Tensor | None, activation: str | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """Of all kernels, by their names: where the numbers of x are, and what is done to them after normalization."""
-    samples, channels = x.shape[:2]
-    pixels = x.numel() // (samples * channels)
-    steps = (pixels, 1) if x.is_contiguous() else (1, channels)
-    place = dict(
-        groups=num_groups, channels=channels, pixels=pixels, width=channels // num_groups,
-        channel_stride=steps[0], pixel_stride=steps[1],
-    )  # fmt: skip
-    scale, shift = (t if t is None else t.reshape(samples, channels) for t in (scale, shift))
-    vectors = dict(weight=weight, bias=bias, scale=scale, shift=shift)
-    rest = dict(
-        **{name: x if t is None else t.contiguous() for name, t in vectors.items()}, eps=eps,
-        affine=weight is not None, biased=bias is not None, scaled=scale is not None, shifted=shift is not None,
-        silu=activation == "silu",
-    )  # fmt: skip
-    return place, rest
-
-
-def in_layout(x: Tensor) -> tuple[Tensor, bool]:
-    """x as it is where it is channels-last, otherwise contiguous; whether it is channels-last."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return (x if last else x.contiguous()), last
-
-
-def other_plans(x: Tensor, num_groups: int) -> list[Plan]:
-    """Plans that may be quicker than plan_for's, to be timed."""
-    if not x.numel():
-        return []
-    x, last = in_layout(x)
-    best = plan_for(x, num_groups, last)
-    return alternatives(best, plan_for(x, num_groups, last, whole=False) if best.whole else None)
-
-
-def plan_for(x: Tensor, num_groups: int, channels_last: bool, **options: Any) -> Plan:
-    """The plan of x on its device; options: as those of `plan`."""
-    samples, channels = x.shape[:2]
-    pixels = x.numel() // (samples * channels)
-    device = properties(x.device)
-    return plan(
-        samples, num_groups, channels // num_groups, pixels, x.element_size(), channels_last=channels_last,
-        device=device, **options,
-    )  # fmt: skip

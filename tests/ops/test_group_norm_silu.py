@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from operators import TYPES, check_results, check_threads, unsupported
+from operators import TYPES, check_results, check_threads, gradients, unsupported
 from ops.group_norm_cases import CASES, LAST, ROUNDINGS, VECTORS
 from torch.autograd import forward_ad
 
@@ -153,3 +153,38 @@ def test_bad_input(change, error, message):
     for function in (group_norm_silu, torch.ops.fastdiff.group_norm_silu):
         with pytest.raises(error, match=message):
             function(**alone(torch.ones(2, 8, 4, 4), 2) | change)
+
+
+@pytest.mark.parametrize("last", [(True, True), (False, False), (True, False)])
+def test_two_tensors_are_one_concatenated(last):
+    given = make((2, 12, 5, 3), groups=3)
+    x, skip = (t.contiguous() for t in given["x"].split([5, 7], 1))
+    layouts = [torch.channels_last if each else torch.contiguous_format for each in last]
+    x, skip = (t.contiguous(memory_format=layout) for t, layout in zip((x, skip), layouts))
+    both = torch.cat((x, skip), 1).contiguous(memory_format=layouts[1])
+    one = group_norm_silu(**given | {"x": both})
+    two = group_norm_silu(**given | {"x": (x, skip)})
+    assert torch.equal(one, two)
+    assert two.is_contiguous(memory_format=torch.channels_last) == all(last)
+    three = group_norm_silu(**given | {"x": list(both.split(4, 1))})
+    torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-5)
+    directions = [torch.randn(2, 12, 5, 3)]
+    theirs = gradients(group_norm_silu, given | {"x": both}, directions)
+    for backend in ("auto", "cpu"):
+        leaves = [t.detach().requires_grad_() for t in (x, skip)]
+        with fastdiff.use(backend):
+            ours = torch.autograd.grad(group_norm_silu(**given | {"x": leaves}), leaves, directions)
+        torch.testing.assert_close(torch.cat(ours, 1), theirs["x"], rtol=1e-5, atol=1e-5)
+    weight = given["weight"].clone().requires_grad_()
+    operator = torch.ops.fastdiff.group_norm_silu
+    torch.library.opcheck(operator, (leaves[0], 3, weight, given["bias"], 1e-5, None, None, "silu", leaves[1]))
+
+
+def test_two_tensors_that_do_not_fit():
+    x = torch.ones(2, 8, 4, 4)
+    with pytest.raises(ValueError, match=r"the second x is \(2, 4, 4, 3\), expected \(2, 4, 4, 4\)"):
+        group_norm_silu((x, torch.ones(2, 4, 4, 3)), 2)
+    with pytest.raises(ValueError, match="or several of them, got none"):
+        group_norm_silu((), 2)
+    with pytest.raises(ValueError, match=r"num_groups must divide"):
+        group_norm_silu((x, x[:, :3]), 2)

@@ -8,7 +8,7 @@ from triton_process import TARGETS, compile_ahead, interpret
 from fastdiff.runtime.device import Device
 
 
-@pytest.mark.parametrize("program", ["numbers", "gradients"])
+@pytest.mark.parametrize("program", ["numbers", "gradients", "rows", "far_means"])
 def test_in_the_interpreter(program):
     interpret("group_norm_silu", program)
 

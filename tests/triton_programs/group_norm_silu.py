@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fastdiff.kernels.group_norm_silu import group_norm_silu, group_norm_silu_backward
 from fastdiff.kernels.group_norm_silu.plan import Plan
+from fastdiff.kernels.group_norm_silu.rows_plan import Rows, rows_plan
 from fastdiff.ops import group_norm_silu as op
+from fastdiff.runtime.device import Device
 
 reference = op.plain.positional
 
@@ -39,16 +41,92 @@ def numbers() -> None:
             theirs = reference(*arguments)
             exact = reference(*(a.double() if isinstance(a, torch.Tensor) else a for a in arguments))
             assert ours.stride() == theirs.stride()
-            floor = 0.0
-            if exact.numel():
-                eps = torch.finfo(torch.float32).eps
-                floor = float(exact.abs().max()) * (torch.finfo(dtype).eps + 8 * eps)
-                # The mean is a float32 as well; of a group of two numbers that are close, much is made of its rounding.
-                gain = 1 / (x.double().reshape(shape[0], groups, -1).var(2, correction=0) + 1e-5).sqrt().min()
-                gain *= 1 if weight is None else weight.abs().max()
-                gain *= 1 if scale is None else (1 + scale).abs().max()
-                floor += eps * float(x.abs().max() * gain)
+            floor = rounding(exact, x, groups, weight, scale)
             assert_no_worse(ours, theirs, exact, floor, shape, groups, dtype, last, present)
+
+
+def rounding(exact: Tensor, x: Tensor, groups: int, weight: Tensor | None = None, scale: Tensor | None = None) -> float:
+    """Of results and sums. The mean is a float32 as well; of a group of two numbers that are close, much is made of
+    its rounding."""
+    if not exact.numel():
+        return 0.0
+    eps = torch.finfo(torch.float32).eps
+    floor = float(exact.abs().max()) * (torch.finfo(x.dtype).eps + 8 * eps)
+    gain = 1 / (x.double().reshape(x.shape[0], groups, -1).var(2, correction=0) + 1e-5).sqrt().min()
+    gain *= 1 if weight is None else weight.abs().max()
+    gain *= 1 if scale is None else (1 + scale).abs().max()
+    return floor + eps * float(x.abs().max() * gain)
+
+
+def small_rows(samples: int, groups: int, width: int, pixels: int) -> list[Rows]:
+    """Plans of a small map as large ones have them: whole groups; three parts of which the last is shorter, of several
+    tiles; more, added up by a launch of their own; one channel block of the last launch sees few groups."""
+    device = Device("sm_90", 2, 1 << 20)
+    whole = rows_plan(samples, groups, width, pixels, device=device, whole=True)
+    parts = rows_plan(samples, groups, width, pixels, device=device, whole=False)
+    assert whole is not None
+    assert parts is not None
+    found = [whole, parts]
+    for count, merged in ((3, False), (7, True)):
+        part_pixels = pixels // count + 1
+        cut = -(-pixels // part_pixels)
+        small = parts._replace(block_pixels=2, part_pixels=part_pixels, parts=cut, merged=merged, apply_pixels=4)
+        channels = max(2, 1 << (width * groups // 3).bit_length() - 1)
+        touched = 1 << ((channels - 1) // width + 1).bit_length()
+        found.append(small._replace(apply_channels=channels, touched_groups=touched))
+    return found
+
+
+def rows() -> None:
+    """Channels-last maps of odd sizes, and two of them side by side, by every plan."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    shapes = [((2, 12, 5, 7), 3), ((1, 40, 9, 6), 4), ((2, 3, 6, 6), 1), ((1, 6, 3, 5), 6), ((1, 30, 1, 11), 3)]
+    for ((shape, groups), dtype), beside in itertools.product(
+        itertools.product(shapes, [torch.float32, torch.float16]), [0, 2, 5]
+    ):
+        if beside and shape[1] - beside < 2:
+            continue  # a map of one channel is no channels-last one
+        x = 20 + 10 * torch.arange(shape[1])[:, None, None] / shape[1] + torch.randn(shape)
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        first, skip = (x, None) if not beside else x.split([shape[1] - beside, beside], 1)
+        if skip is not None:
+            first, skip = (t.contiguous(memory_format=torch.channels_last) for t in (first, skip))
+        weight, bias = torch.randn(2, shape[1]).to(dtype)
+        scale, shift = torch.randn(2, *shape[:2]).to(dtype)
+        present = shape[1] == 12
+        options = dict(scale=scale, shift=shift) if present else dict(activation="none" if shape[1] == 6 else "silu")
+        vectors = (weight, bias) if shape[1] != 3 else (None, None)
+        doubles = {name: t.double() if isinstance(t, Tensor) else t for name, t in options.items()}
+        theirs = reference(x, groups, *vectors, **options)
+        exact = reference(x.double(), groups, *(t if t is None else t.double() for t in vectors), **doubles)
+        floor = rounding(exact, x, groups, vectors[0], scale if present else None)
+        plans = small_rows(shape[0], groups, shape[1] // groups, shape[2] * shape[3])
+        for cut in [None, *plans]:
+            ours = group_norm_silu(first, groups, *vectors, **options, skip=skip, cut=cut)
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+            assert_no_worse(ours, theirs, exact, floor, shape, groups, dtype, beside, cut)
+            again = group_norm_silu(first, groups, *vectors, **options, skip=skip, cut=cut)
+            assert torch.equal(ours, again)
+
+
+def far_means() -> None:
+    """Means far from 0, numbers that are all the same, an outlier where a tile begins, NaN in a group."""
+    torch.manual_seed(0)
+    base = torch.randn(1, 12, 8, 9)
+    outlier = base.clone()
+    outlier[0, :, 0, 0] = 1e4
+    slope = base + 100 * torch.arange(12.0)[:, None, None] + torch.linspace(-50, 50, 8)[:, None]
+    for x in (1000 + base, -30 + 1e-2 * base, 1e-4 * base, 1e4 * base, torch.full_like(base, 5.0), outlier, slope):
+        x = x.contiguous(memory_format=torch.channels_last)
+        theirs, exact = reference(x, 3), reference(x.double(), 3)
+        for cut in small_rows(1, 3, 4, 72):
+            assert_no_worse(group_norm_silu(x, 3, cut=cut), theirs, exact, rounding(exact, x, 3), float(x[0, 0, 0, 0]))
+    base[0, 5, 3, 3] = float("nan")
+    x = base.contiguous(memory_format=torch.channels_last)
+    for cut in small_rows(1, 3, 4, 72):
+        bad = group_norm_silu(x, 3, cut=cut).isnan().flatten(2).any(2)
+        assert bad[0].nonzero().flatten().tolist() == [4, 5, 6, 7]
 
 
 def gradients() -> None:
@@ -98,11 +176,15 @@ def by_autograd(x: Tensor, groups: int, options: dict[str, Tensor], activation: 
 
 
 def compiles(target: str) -> None:
-    from fastdiff.kernels.group_norm_silu.variants import launched
+    from fastdiff.kernels.group_norm_silu.variants import launched, levels
 
     for last, dtype in ((False, "fp32"), (True, "bf16")):
         adaptive, plain = (launched(target, dtype, channels_last=last, adaptive=there) for there in (True, False))
-        assert adaptive.keys() == {"whole", "statistics", "apply", "sums", "dx"}
+        rows = {"rows_whole", "rows_statistics", "rows_merge", "rows_apply"} if last else set()
+        assert adaptive.keys() == {"whole", "statistics", "apply", "sums", "dx"} | rows
         for kernel, launch in (adaptive | {"apply": plain["apply"]}).items():
             stack = 8 if (target, kernel, dtype) == ("sm_100", "dx", "bf16") else 0  # docs/notes/gpu-norms.md
             assert_fits(launch, last, dtype, stack=stack)
+    for dtype in ("fp32", "fp16"):
+        for launch in levels(target, dtype):
+            assert_fits(launch, dtype)
