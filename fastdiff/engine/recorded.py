@@ -76,7 +76,8 @@ def _capture(
 ) -> None:
     own = replace(inputs, cond=_copy(inputs.cond), uncond=_copy(inputs.uncond))
     bound = Bound("device", program, model, x, own)
-    with contents.noted() as noted:
+    # A loop has many calls: what they need of a weight costs little if it is made once, and no change is missed then.
+    with contents.noted() as noted, contents.inside():
         graphs.capture(recording, bound.loop, x.device)
     if recording.graph is not None:
         recording.made_of = [(weakref.ref(weight), known) for weight, known in noted]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from fastdiff.runtime import contents
+from fastdiff.runtime import choice, contents, graphs
+from fastdiff.runtime.cuda_graph import Made
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 
-_NAME = "conv2d"
+_NAME, _SUMMED = "conv2d", "conv2d by phases"
+_NOT_KEPT = "the weight is an inference tensor, whose changes cannot be seen: its sums are made in each call"
 
 
 class Packed:
@@ -67,6 +71,33 @@ def packed(weight: Tensor) -> Packed:
     if found is None or found.isa != core.isa():
         found = kept[_NAME] = Packed()
     return found
+
+
+def summed(weight: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    """make(weight), the sums of a weight on a GPU by which an upsampled image is convolved, kept with the weight.
+
+    A graph of one call reads what is kept. A graph of a loop makes the sums itself, once a replay. A graph of somebody
+    else, who would not know when they are not good any more, makes them for each use.
+    """
+    if not contents.watchable(weight):
+        choice.note(_NAME, _NOT_KEPT)
+        return make(weight)
+    if (inside := contents.made_inside()) is not None:
+        if id(weight) not in inside:
+            inside[id(weight)] = weight, make(weight)
+        return inside[id(weight)][1]
+    if not contents.may_read():
+        return make(weight)
+    kept = contents.of(weight).derived
+    found: tuple[Tensor, Made | None] | None = kept.get(_SUMMED)
+    if graphs.capturing():  # it began after all that was queued before had ended
+        return make(weight) if found is None else found[0]
+    if found is None:
+        found = kept[_SUMMED] = make(weight.detach()), Made.on(weight.device)
+    sums, made = found
+    if made is not None:
+        made.hand_over((sums,))
+    return sums
 
 
 def _filters(weight: Tensor) -> Tensor:

@@ -33,12 +33,14 @@ _numbers = itertools.count(1)
 class Content:
     """What a weight held when this was made: replaced, never changed.
 
-    number: no other content has it. derived: by name, what others made of the weight and keep with it.
+    number: no other content has it. derived: by name, what others made of the weight and keep with it. forgotten: what
+    was made of it must not be read any more, by graphs neither.
     """
 
     def __init__(self, weight: Tensor, sampled: bool = True) -> None:
         self.number = next(_numbers)
         self.derived: dict[str, Any] = {}
+        self.forgotten = False
         self._state = _state(weight)
         # With a weak reference to it no other storage has its number.
         self._storage = StorageWeakRef(weight.untyped_storage())
@@ -47,7 +49,7 @@ class Content:
 
     def holds(self, weight: Tensor) -> bool:
         """Whether the weight is in the state it was in, and, in this machine's memory, the sample the same."""
-        if self._state != _state(weight):
+        if self.forgotten or self._state != _state(weight):
             return False
         return self._memory is None or bool(self._memory.same_sample(weight.data_ptr()))
 
@@ -66,6 +68,7 @@ class Content:
 
 _known: Any = WeakTensorKeyDictionary()
 _noted: ContextVar[list[tuple[Tensor, Content]] | None] = ContextVar("noted", default=None)
+_inside: ContextVar[dict[Any, Any] | None] = ContextVar("inside", default=None)
 
 
 def watchable(weight: Tensor) -> bool:
@@ -99,6 +102,28 @@ def noted() -> Iterator[list[tuple[Tensor, Content]]]:
         yield found
     finally:
         _noted.reset(token)
+
+
+def may_read() -> bool:
+    """Whether what is queued now may read what is kept of a weight: it is no graph, or one whose owner notes that, and
+    drops the graph when the weight changes."""
+    return not graphs.capturing() or _noted.get() is not None
+
+
+@contextmanager
+def inside() -> Iterator[None]:
+    """In the block a graph is captured that shall see every change of a weight: see `made_inside`."""
+    token = _inside.set({})
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def made_inside() -> dict[Any, Any] | None:
+    """What was made of weights in the graph that is captured now, if all of it shall be made there, once a replay;
+    otherwise None."""
+    return _inside.get()
 
 
 def look(weights: list[Tensor], share: float) -> None:
@@ -159,7 +184,9 @@ class Watch:
 
 def forget(weight: Tensor) -> None:
     """Drop what was made of a weight."""
-    _known.pop(weight, None)
+    found: Content | None = _known.pop(weight, None)
+    if found is not None:
+        found.forgotten = True
 
 
 def _state(weight: Tensor) -> Hashable:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from fastdiff.runtime import agreement, candidates, environment, graphs
+from fastdiff.runtime import agreement, candidates, contents, environment, graphs
 from fastdiff.runtime.candidates import TORCH, Candidate, Decision, Row
 from fastdiff.runtime.graph_timer import GraphTimer, Timer
 from fastdiff.runtime.kept_times import KeptTimes
@@ -172,7 +172,8 @@ class Tuner:
             if (wrong := agreement.disagreement(candidate.run(a), theirs, exact)) is not None:
                 self.warn(f"{problem.title}: {candidate.name} is not taken, as {wrong}")
                 return wrong
-            seconds[candidate.name] = self.timer(lambda: candidate.run(a), problem.device)
+            with contents.noted():  # what is kept of weights is read by the timer's graph, as by those of calls
+                seconds[candidate.name] = self.timer(lambda: candidate.run(a), problem.device)
         except Exception as error:
             if is_fatal(error):
                 raise

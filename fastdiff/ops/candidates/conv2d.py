@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops.candidates.shared import Found, beyond_pointwise, torch_candidate
+from fastdiff.ops.conv2d_weights import summed
 from fastdiff.runtime.candidates import Candidate
 from fastdiff.runtime.dispatcher import is_memory
 
 _SUM, _PHASES = "cudnn, sum by triton", "cudnn by phases"
-_FEW_PIXELS = 2048  # of all samples: with fewer, summing up the weights is a sizeable part
 
 
 def find(op: Any, a: Any) -> Found:
@@ -28,8 +28,7 @@ def find(op: Any, a: Any) -> Found:
         else:
             found.insert(0, Candidate(_SUM, lambda a: _summed(op, a)))
             if _has_phases(a):
-                few = a.x.shape[0] * a.x.shape[2] * a.x.shape[3] < _FEW_PIXELS
-                found.insert(len(found) if few else 0, Candidate(_PHASES, lambda a: _by_phases(op, a)))
+                found.insert(0, Candidate(_PHASES, lambda a: _by_phases(op, a)))
     if a.x.element_size() == 2 and not _is_channels_last(a.x):
         found.append(Candidate("torch channels-last", lambda a: op.plainly(_channels_last(a), True)))
     return Found(found, absent=absent)
@@ -41,8 +40,9 @@ def _is_followed(a: Any) -> bool:
 
 def _has_phases(a: Any) -> bool:
     """Whether an upsampled image can be convolved by four 2x2 kernels, without being made: 16 products of a pixel of x
-    instead of 36. The kernels are sums of weights, made in each call. With the rounding of the sums the error in halves
-    is 1.15 to 1.22 times PyTorch's, which rounds once more for the bias; without a bias it would be 1.41 times."""
+    instead of 36. The kernels are sums of weights, kept with the weight. With the rounding of the sums the error in
+    halves is 1.15 to 1.22 times PyTorch's, which rounds once more for the bias; without a bias it would be 1.41 times.
+    """
     size = (a.upsample, a.stride, a.padding, *a.weight.shape[2:])
     dense = a.weight.is_contiguous() or _is_channels_last(a.weight)
     return size == (2, 1, 1, 3, 3) and a.bias is not None and a.skip is None and a.x.element_size() == 2 and dense
@@ -60,7 +60,7 @@ def _by_phases(op: Any, a: Any) -> Tensor:
     if not (is_memory(a.x) and is_memory(a.weight) and is_memory(a.bias)):
         return op.plainly(a, True)
     x = a.x.contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(x, phases(a.weight), padding=1).contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(x, summed(a.weight, phases), padding=1).contiguous(memory_format=torch.channels_last)
     return _add(op, interleave(y, a.bias), a, None)
 
 
