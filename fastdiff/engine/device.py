@@ -12,6 +12,7 @@ from torch import Tensor
 from fastdiff.engine import steps
 from fastdiff.engine.inputs import Inputs
 from fastdiff.engine.steps import Steps
+from fastdiff.engine.timed_steps import quickest
 from fastdiff.program import KINDS, Apply, Call, Combine, Program
 from fastdiff.runtime.native import core
 
@@ -60,6 +61,7 @@ class DeviceEngine:
         made, reason = steps.choose(device)
         if made is None:
             raise NotImplementedError(reason)
+        made = quickest(made, state, dtype, batch, math.prod(shape), device)
         self._steps: Steps = made(state, dtype, batch, math.prod(shape), self._keys, self._broken)
 
         # Noise that is given, and results of functions, are copied to a place that a step can be told of beforehand.

@@ -103,7 +103,7 @@ def candidates() -> None:
         y = f(x.to(wide), weight.to(wide), None, *options, **named).to(x.dtype)
         return y if bias is None else y + bias[:, None, None]
 
-    conv2d.F.conv2d = as_by_cudnn
+    conv2d.F.conv2d = rounded_once
     for dtype, last, upsample, more in itertools.product(DTYPES[:2], [False, True], [1, 2], [False, True]):
         layout = torch.channels_last if last else torch.contiguous_format
         x = torch.randn(2, 24, 7, 6).to(dtype).contiguous(memory_format=torch.channels_last)
