@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..launching import launch
 
-_TILE = 4096  # numbers of a program instance
+# Numbers of a program instance, and its warps: the quickest that one H100 has timed (docs/notes/gpu-kernels.md).
+_SUM, _UNIT = (4096, 8), (2048, 8)
 
 
 @triton.jit
@@ -21,32 +22,38 @@ def add_bias_kernel(
     x, bias, channel_bias, residual, out,
     rows, columns, pixels, channels,
     has_bias: tl.constexpr, has_channel_bias: tl.constexpr, has_residual: tl.constexpr, silu: tl.constexpr,
-    channels_last: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr,
+    channels_last: tl.constexpr, one_sample: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr,
 ):  # fmt: skip
     """act(x + bias[c] + channel_bias[n, c] + residual) of a tile. Rows are pixels of all samples with the channels as
-    columns, or, not channels-last, channels of all samples with the pixels as columns."""
-    row = tl.program_id(0).to(tl.int64) * block_rows + tl.arange(0, block_rows)
-    column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
+    columns, or, not channels-last, channels of all samples with the pixels as columns. one_sample: all pixels of a tile
+    are of one sample."""
+    first = tl.program_id(0) * block_rows
+    line, column = tl.arange(0, block_rows), tl.program_id(1) * block_columns + tl.arange(0, block_columns)
+    row = first + line
     in_rows, in_columns = row < rows, column < columns
     inside = in_rows[:, None] & in_columns[None, :]
-    place = row[:, None] * columns + column[None, :]
-    y = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    start = first.to(tl.int64) * columns  # places within a tile fit 32 bits
+    place = line[:, None] * columns + column[None, :]
+    y = tl.load(x + start + place, mask=inside, other=0.0).to(tl.float32)
     if has_bias:
         if channels_last:
             y += tl.load(bias + column, mask=in_columns, other=0.0).to(tl.float32)[None, :]
         else:
             y += tl.load(bias + row % channels, mask=in_rows, other=0.0).to(tl.float32)[:, None]
     if has_channel_bias:
-        if channels_last:
+        if one_sample:
+            vector = channel_bias + first // pixels * channels + column
+            y += tl.load(vector, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+        elif channels_last:
             vector = channel_bias + (row // pixels * channels)[:, None] + column[None, :]
             y += tl.load(vector, mask=inside, other=0.0).to(tl.float32)
         else:
             y += tl.load(channel_bias + row, mask=in_rows, other=0.0).to(tl.float32)[:, None]
     if has_residual:
-        y += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(residual + start + place, mask=inside, other=0.0).to(tl.float32)
     if silu:
         y = y * tl.sigmoid(y)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + start + place, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -54,10 +61,12 @@ def gated_kernel(
     x, out, rows, columns, x_row, activation: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr
 ):  # fmt: skip
     """a act(b) of a tile, where a row of x is [a, b]. activation: 0 SiLU, 1 GELU, 2 GELU by tanh."""
-    row = tl.program_id(0).to(tl.int64) * block_rows + tl.arange(0, block_rows)
+    first, line = tl.program_id(0) * block_rows, tl.arange(0, block_rows)
     column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    place = x + row[:, None] * x_row + column[None, :]
+    inside = (first + line < rows)[:, None] & (column < columns)[None, :]
+    x += first.to(tl.int64) * x_row
+    out += first.to(tl.int64) * columns
+    place = x + line[:, None] * x_row + column[None, :]
     a = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(place + columns, mask=inside, other=0.0).to(tl.float32)
     if activation == 0:
@@ -66,7 +75,7 @@ def gated_kernel(
         b = 0.5 * b * (1.0 + tl.math.erf(b * 0.7071067811865476))
     else:  # 0.5 (1 + tanh(u)) is the logistic function of 2 u
         b = b * tl.sigmoid(1.5957691216057308 * (b + 0.044715 * b * b * b))
-    tl.store(out + row[:, None] * columns + column[None, :], (a * b).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + line[:, None] * columns + column[None, :], (a * b).to(out.dtype.element_ty), mask=inside)
 
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -94,12 +103,13 @@ def add_bias(
         residual=None if residual is None else residual.contiguous(memory_format=layout),
     )
     options = tile(columns)
+    one_sample = last and pixels % options["block_rows"] == 0
     grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
     launch(
         add_bias_kernel, grid, x=x, out=x, **{name: x if t is None else t for name, t in given.items()},
         **{f"has_{name}": t is not None for name, t in given.items()},
         rows=rows, columns=columns, pixels=pixels, channels=channels, silu=activation == "silu", channels_last=last,
-        **options,
+        one_sample=one_sample, **options,
     )  # fmt: skip
     return x
 
@@ -113,7 +123,7 @@ def gated(x: Tensor, activation: str) -> Tensor:
     columns = x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
     if out.numel():
-        options = tile(columns)
+        options = tile(columns, *_UNIT)
         rows = out.numel() // columns
         grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
         launch(
@@ -123,7 +133,8 @@ def gated(x: Tensor, activation: str) -> Tensor:
     return out
 
 
-def tile(columns: int) -> dict[str, int | bool]:
-    """Of a launch: a tile as wide as the columns, up to 256 of them."""
-    wide = min(256, triton.next_power_of_2(columns))
-    return {"block_rows": _TILE // wide // 2, "block_columns": wide, "num_warps": 4, "enable_fp_fusion": True}
+def tile(columns: int, numbers: int = _SUM[0], warps: int = _SUM[1]) -> dict[str, int | bool]:
+    """Of a launch: a tile of so many numbers, up to 256 columns wide, which divides the columns where it can."""
+    dividing = (wide for wide in (256, 128, 64) if columns % wide == 0)
+    wide = next(dividing, min(256, triton.next_power_of_2(columns)))
+    return {"block_rows": numbers // wide, "block_columns": wide, "num_warps": warps, "enable_fp_fusion": True}

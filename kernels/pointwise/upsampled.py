@@ -65,7 +65,7 @@ def phases(weight: Tensor) -> Tensor:
     launch(
         phases_kernel, (outputs, triton.cdiv(channels, block)), weight=weight, out=out, outputs=outputs,
         channels=channels, into=1 if last else 9, tap=channels if last else 1,
-        out_channel=9 * channels, block=block,
+        out_channel=9 * channels, block=block, enable_fp_fusion=True,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
