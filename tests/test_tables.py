@@ -146,7 +146,7 @@ def test_tiles_of_gradients_have_tables_of_their_own():
 
 
 def test_tiles_near_the_quickest_are_timed():
-    times = {"triton 64x64/4/3": right(10.0), "triton 64x32/4/3": right(10.9), "triton 128x64/8/2": right(12.0)}
+    times = {"triton 64x64/4/3": right(10.0), "triton 64x32/4/3": right(10.4), "triton 128x64/8/2": right(12.0)}
     wide = MeasuredCase("attention", (1, 8, 256, 160), "float16", "", features=LONG | {"dim": 160}, times=times)
     found = made(file(case(tile=5.0, **{"triton 64x64/4/3": right(5.2)}), wide))
     assert found.timed["sm_90", "half"] == [

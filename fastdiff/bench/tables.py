@@ -20,7 +20,7 @@ from fastdiff.runtime.shape_classes import Bounds, bounds
 # Launched singly, a kernel of ours pays more Python than PyTorch's. So such times count only where ours is ahead all
 # the same, clearly, and calls are so long that launches hide behind the kernels before them.
 LAUNCHED_LEAST, LAUNCHED_AHEAD = 50.0, 0.75
-NEAR = 1.1  # of the quickest tile of a case: tiles within it are worth timing
+NEAR = 1.05  # of the quickest tile of a case: tiles within it are worth timing
 SAID = 4  # times in a row's text
 
 Numbers = tuple[int, int, int, int, bool]  # queries, keys, warps, stages; dk and dv apart

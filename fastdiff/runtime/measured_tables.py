@@ -124,7 +124,5 @@ TIMED: dict[tuple[str, str], tuple[tuple[int, Numbers], ...]] = {
         (72, (128, 64, 4, 3, False)),
         (128, (128, 64, 8, 3, False)),
         (80, (128, 64, 8, 4, False)),
-        (80, (64, 128, 4, 2, False)),
-        (160, (64, 32, 4, 3, False)),
     ),
 }
