@@ -14,7 +14,7 @@ from fastdiff.runtime.device import properties
 
 from .. import tuning
 from .blocks import MASK_UNIT
-from .tiles import MAX_BLOCK_N, Tile, choose, kind_of, table_of, widths
+from .tiles import MAX_BLOCK_N, Tile, choose, kind_of, others, widths
 
 
 def tile_for(
@@ -23,8 +23,7 @@ def tile_for(
     """The tile of a kernel ("forward", "dq", "dkv") for a call: of the forward pass by the tables, as its tiles are
     timed as candidates of the operator; of the others by timing, unless FASTDIFF_TUNE=0.
 
-    run(tile): the call with this one. Timed are the default and the tiles that the tables hold for heads of this width
-    and wider ones, which are known to need no more than there is.
+    run(tile): the call with this one. Timed are the default and the tiles of `others`.
     """
     (batch, heads, queries, dim), keys, device = q.shape, k.shape[2], properties(q.device)
     kind, masked = kind_of(q.dtype, precision), mask is not None
@@ -32,8 +31,7 @@ def tile_for(
     default = choose(kernel, device.architecture, kind, dim, masked=masked, **sizes)
     if kernel == "forward" or not tuning.enabled(q.device):
         return default
-    table = table_of(kernel, device.architecture, kind, masked)
-    candidates = list(dict.fromkeys([default, *(Tile(*row) for limit, *row in table if limit >= sum(widths(dim)))]))
+    candidates = list(dict.fromkeys([default, *others(kernel, device.architecture, kind, dim, masked)]))
     masking = "none" if mask is None else mask.dtype
     key = (f"attention {kernel}", q.dtype, precision, dim, batch * heads, queries, keys, masking)
     return tuning.best(key, candidates, run, q.device)

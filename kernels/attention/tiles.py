@@ -96,8 +96,9 @@ TILES: dict[tuple[str, str], dict[str, Table]] = {
     ("sm_90", "half"): {
         "forward": ((64, 128, 64, 8, 3), (80, 128, 64, 4, 3), (128, 128, 64, 8, 3), (256, 128, 64, 8, 2)),
         "forward masked": ((160, 128, 64, 8, 2), (256, 64, 32, 4, 2)),
-        "dq": ((160, 128, 64, 8, 2), (256, 128, 32, 8, 2)),
-        "dkv": ((80, 64, 128, 8, 2), (128, 64, 64, 8, 2), (160, 64, 64, 8, 2, True), (256, 32, 64, 8, 2, True)),
+        "dq": ((160, 128, 64, 8, 3), (256, 128, 32, 8, 2)),
+        "dq masked": ((160, 128, 64, 8, 2), (256, 128, 32, 8, 2)),
+        "dkv": ((80, 64, 128, 8, 3), (128, 64, 64, 8, 3), (160, 64, 64, 8, 3, True), (256, 32, 64, 8, 2, True)),
         "dkv masked": ((80, 64, 128, 8, 2), (128, 64, 64, 8, 2), (256, 32, 64, 8, 2, True)),
     },
     ("sm_100", "half"): {
@@ -144,6 +145,21 @@ TIMED: dict[tuple[str, str], tuple[tuple[int, Tile], ...]] = {
 TIMED |= {
     key: tuple((sum(widths(dim)), Tile(*numbers)) for dim, numbers in found)
     for key, found in measured_tables.TIMED.items()
+}
+
+# Of the kernels of gradients, without a mask: to be timed beside the table's, up to these widths. The forward pass was
+# the quickest with three stages and blocks of 64 on sm_90, so its tables have three stages where nothing spills, and
+# these are smaller blocks, or the two stages of before. No GPU has timed any of them.
+TIMED_BACKWARD: dict[tuple[str, str, str], tuple[tuple[int, Tile], ...]] = {
+    ("sm_80", "half", "dq"): ((96, Tile(64, 64, 4, 3)), (80, Tile(128, 64, 8, 3))),
+    ("sm_80", "half", "dkv"): ((64, Tile(64, 64, 4, 3)), (64, Tile(64, 128, 8, 3))),
+    ("sm_90", "half", "dq"): ((160, Tile(64, 64, 4, 3)), (160, Tile(128, 64, 8, 2))),
+    ("sm_90", "half", "dkv"): (
+        (80, Tile(64, 64, 4, 3)),
+        (128, Tile(64, 64, 8, 3)),
+        (80, Tile(64, 128, 8, 2)),
+        (128, Tile(64, 64, 8, 2)),
+    ),
 }
 
 # What a sweep times of the forward pass, the likeliest first: some compile for few heads only.
@@ -214,10 +230,19 @@ def choose(
         tile = tile._replace(block_n=chosen, num_warps=4 if few else tile.num_warps)
     idle = triton.cdiv(queries, tile.block_m) * heads < available
     if tile.block_m == 128 and width <= 160 and not masked and (idle or queries <= 64):
-        # 64 keys were quicker than 32 on sm_90, where they spill nothing with D = 160 either.
-        wide = kernel == "dq" or (width > 128 and target != "sm_90")
-        tile = tile._replace(block_m=64, block_n=min(tile.block_n, 32 if wide else 64), num_warps=4)
+        # 64 keys were quicker than 32 on sm_90 in the forward pass, and spill nothing there but for dq of wide heads.
+        few = (kernel == "dq", width > 128)
+        narrow = all(few) if target == "sm_90" else any(few)
+        tile = tile._replace(block_m=64, block_n=min(tile.block_n, 32 if narrow else 64), num_warps=4)
     return tile
+
+
+def others(kernel: str, target: str, kind: str, dim: int, masked: bool) -> list[Tile]:
+    """Tiles of a kernel of gradients to be timed beside `choose`'s: those of TIMED_BACKWARD, and what tables hold for
+    heads of this width and wider ones, which is known to need no more than there is."""
+    width = sum(widths(dim))
+    found = [] if masked else [t for most, t in TIMED_BACKWARD.get((target, kind, kernel), ()) if width <= most]
+    return [*found, *(Tile(*row) for limit, *row in table_of(kernel, target, kind, masked) if limit >= width)]
 
 
 def splits_for(programs: int, blocks: int, available: int, most: int = 16) -> int:

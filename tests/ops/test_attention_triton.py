@@ -35,6 +35,23 @@ def test_tiles_are_those_that_were_measured():
         assert tile.said == wanted
 
 
+def test_tiles_of_gradients_have_three_stages_on_hopper_and_others_to_be_timed():
+    from fastdiff.kernels.attention.tiles import choose, others
+
+    for dim, dq, dkv in [
+        (40, "128x64/8/3", "64x128/8/3"), (80, "128x64/8/3", "64x128/8/3"), (128, "128x64/8/3", "64x64/8/3"),
+        (160, "128x64/8/3", "64x64/8/3 apart"), (256, "128x32/8/2", "32x64/8/2 apart"),
+    ]:  # fmt: skip
+        assert choose("dq", "sm_90", "half", dim).said == dq
+        assert choose("dkv", "sm_90", "half", dim).said == dkv
+    said = [tile.said for tile in others("dkv", "sm_90", "half", 80, masked=False)]
+    assert {"64x64/4/3", "64x64/8/3", "64x128/8/2"} < {*said}
+    assert said[0] != choose("dkv", "sm_90", "half", 80).said
+    assert "64x64/4/3" not in [tile.said for tile in others("dkv", "sm_90", "half", 128, masked=False)]  # it spills
+    assert choose("dq", "sm_90", "half", 80, masked=True).num_stages == 2
+    assert "64x64/4/3" not in [tile.said for tile in others("dq", "sm_90", "half", 80, masked=True)]
+
+
 def test_tiles_follow_the_shape():
     from fastdiff.kernels.attention.tiles import TILES, choose, most_splits_of_dkv, splits_for, widths
 

@@ -166,10 +166,18 @@ def timed_compiles(target: str) -> None:
     """The tiles that are timed beside the tables', at the largest head dimension of each, with 77 keys."""
     from fastdiff.kernels.ahead_of_time.catalogue import tensor
     from fastdiff.kernels.ahead_of_time.compile import launches
-    from fastdiff.kernels.attention.tiles import TIMED
+    from fastdiff.kernels.attention.tiles import TIMED, TIMED_BACKWARD
 
     limit = 99 << 10 if target == "sm_80" else None
     for dim, tile in TIMED[target, "half"]:
         q, k = tensor("fp16", 1, 16, 4096, dim), tensor("fp16", 1, 16, 77, dim)
         (launch,) = launches(target, attention_forward, q, k, k, tile=tile, splits=1)
         assert_fits(launch, dim, tile, shared=limit)
+    for (architecture, kind, kernel), found in TIMED_BACKWARD.items():
+        assert kind == "half"
+        for dim, tile in found if architecture == target else ():
+            q, lse = tensor("fp16", 1, 16, 4096, dim), tensor("fp32", 1, 16, 4096)
+            tiles = {"tile_dq": tile, "tile_dkv": tile}
+            for launch in launches(target, attention_backward, q, q, q, q, q, lse, **tiles, splits=1):
+                if launch.name == f"attention_backward_{kernel}":
+                    assert_fits(launch, dim, tile, shared=limit)
