@@ -64,7 +64,7 @@ class Launch:
     always the same. It keeps no tensor.
     """
 
-    __slots__ = ("_arguments", "_grid", "_kept", "_kernel", "_latest", "pointers")
+    __slots__ = ("_arguments", "_descriptors", "_grid", "_kept", "_kernel", "_latest", "pointers")
 
     def __init__(self, kernel: Any, grid: Sequence[int], **arguments: Any) -> None:
         names = list(kernel.arg_names)
@@ -73,8 +73,14 @@ class Launch:
         assert not missing, f"{kernel.__name__} lacks {missing}, or has pointers behind other parameters"
         self._kernel, self._arguments, self.pointers = kernel, arguments, names[:count]
         self._grid = (*grid, *(1,) * (3 - len(grid)))
+        self._descriptors: list[tuple[int, Callable[[Tensor], Any]]] = []
         self._latest: Prepared | None = None  # where all pointers are aligned
         self._kept: dict[tuple[Any, ...], Prepared] = {}
+
+    def with_descriptors(self, **descriptors: Callable[[Tensor], Any]) -> Launch:
+        """The same, with what these make of some tensors in their place, by name: Triton's tensor descriptors."""
+        self._descriptors = [(self.pointers.index(name), describe) for name, describe in descriptors.items()]
+        return self
 
     def __call__(self, *tensors: Tensor) -> None:
         prepared = self._latest
@@ -94,7 +100,8 @@ class Launch:
                 x, y, z = self._grid
                 run, function, metadata, constants = prepared[:4]
                 stream = active.get_current_stream(device)
-                run(x, y, z, stream, function, metadata, None, None, None, *pointers, *constants)
+                given = self._given(tensors, pointers) if self._descriptors else pointers
+                run(x, y, z, stream, function, metadata, None, None, None, *given, *constants)
                 return
         self._launch(tensors)
 
@@ -126,8 +133,8 @@ class Launch:
         if prepared is not None and prepared.driver is active and prepared.settings == settings:
             stream = active.get_current_stream(device)
             prepared.run(
-                *self._grid, stream, prepared.function, prepared.metadata, None, None, None, *pointers,
-                *prepared.constants,
+                *self._grid, stream, prepared.function, prepared.metadata, None, None, None,
+                *self._given(tensors, pointers), *prepared.constants,
             )  # fmt: skip
         else:
             compiled = self._by_triton(tensors)
@@ -145,7 +152,16 @@ class Launch:
 
     def _by_triton(self, tensors: tuple[Tensor, ...]) -> Any:
         """Launch by Triton's own path; what was compiled."""
-        return self._kernel[self._grid](**dict(zip(self.pointers, tensors)), **self._arguments)
+        return self._kernel[self._grid](**dict(zip(self.pointers, self._given(tensors, tensors))), **self._arguments)
+
+    def _given(self, tensors: Sequence[Tensor], otherwise: Sequence[Any]) -> Sequence[Any]:
+        """What the launcher takes for the pointers."""
+        if not self._descriptors:
+            return otherwise
+        given = list(otherwise)
+        for place, describe in self._descriptors:
+            given[place] = describe(tensors[place])
+        return given
 
     def _constants(self) -> tuple[Any, ...]:
         """The parameters behind the pointers, as the launcher takes them: until Triton 3.2 without constexprs."""
