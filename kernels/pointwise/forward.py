@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..activations import activate
 from ..launching import launch
 
 # Numbers of a program instance, and its warps: the quickest that one H100 has timed (docs/notes/gpu-kernels.md).
@@ -60,7 +61,7 @@ def add_bias_kernel(
 def gated_kernel(
     x, out, rows, columns, x_row, activation: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr
 ):  # fmt: skip
-    """a act(b) of a tile, where a row of x is [a, b]. activation: 0 SiLU, 1 GELU, 2 GELU by tanh."""
+    """a act(b) of a tile, where a row of x is [a, b]."""
     first, line = tl.program_id(0) * block_rows, tl.arange(0, block_rows)
     column = tl.program_id(1) * block_columns + tl.arange(0, block_columns)
     inside = (first + line < rows)[:, None] & (column < columns)[None, :]
@@ -69,16 +70,8 @@ def gated_kernel(
     place = x + line[:, None] * x_row + column[None, :]
     a = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(place + columns, mask=inside, other=0.0).to(tl.float32)
-    if activation == 0:
-        b = b * tl.sigmoid(b)
-    elif activation == 1:
-        b = 0.5 * b * (1.0 + tl.math.erf(b * 0.7071067811865476))
-    else:  # 0.5 (1 + tanh(u)) is the logistic function of 2 u
-        b = b * tl.sigmoid(1.5957691216057308 * (b + 0.044715 * b * b * b))
-    tl.store(out + line[:, None] * columns + column[None, :], (a * b).to(out.dtype.element_ty), mask=inside)
-
-
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+    y = a * activate(b, activation)
+    tl.store(out + line[:, None] * columns + column[None, :], y.to(out.dtype.element_ty), mask=inside)
 
 
 def add_bias(
@@ -128,7 +121,7 @@ def gated(x: Tensor, activation: str) -> Tensor:
         grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
         launch(
             gated_kernel, grid, x=x, out=out, rows=rows, columns=columns, x_row=2 * columns,
-            activation=ACTIVATIONS[activation], **options,
+            activation=activation, **options,
         )  # fmt: skip
     return out
 
