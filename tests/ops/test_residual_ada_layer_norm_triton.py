@@ -1,7 +1,11 @@
 """The Triton kernels of residual_ada_layer_norm: numbers in the interpreter, compilation ahead of time; no GPU."""
 
 import pytest
+import torch
 from triton_process import TARGETS, compile_ahead, interpret
+
+from fastdiff import ops
+from fastdiff.runtime import candidates, choice, device
 
 
 @pytest.mark.parametrize("program", ["numbers", "gradients"])
@@ -12,3 +16,15 @@ def test_in_the_interpreter(program):
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_ahead_of_time_without_spills(target):
     compile_ahead("residual_ada_layer_norm", target)
+
+
+@pytest.mark.parametrize(("rows", "channels"), [(4096, 320), (1024, 640), (256, 1280)])
+def test_what_was_measured_is_in_the_table(rows, channels, monkeypatch, standing_in):
+    monkeypatch.setattr(device, "ABSENT", device.Device("sm_90", 132, 50 << 20, "sm_90"))
+    monkeypatch.setattr(choice, "out_of_reach", lambda name, tensor: None)
+    x = torch.zeros(1, dtype=torch.float16).expand(2, rows, channels)
+    op = ops.residual_ada_layer_norm
+    found = op.decide(op.Arguments(x, x, weight=x[0, 0], bias=x[0, 0]))
+    assert (found.name, found.settled) == ("triton", True)
+    assert any(c.name.startswith("triton 1 row/") for c in op.candidates(op.Arguments(x, x))) == (channels < 1280)
+    assert "from the table (" in candidates.lines()[0]
