@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdiff.compiler.fused import linear
 from fastdiff.runtime import choice, graphs
 from fastdiff.runtime.dispatcher import is_memory
 
@@ -62,7 +63,7 @@ class JoinedLinear(nn.Module):
         if weight is None or (self.biased and bias is None):
             pairs = zip(weights, biases) if self.biased else ((each, None) for each in weights)
             return torch.cat([F.linear(x, *pair) for pair in pairs], -1)
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
 
     def extra_repr(self) -> str:
         return f"{self.count} layers"
