@@ -11,6 +11,7 @@ from compiler.test_passes import transformer
 from torch import nn
 
 import fastdiff
+from fastdiff import ops
 from fastdiff.compiler import joined, nodes
 
 
@@ -51,6 +52,26 @@ def test_layers_of_one_input_are_one_product(bias):
     assert matches(model, "joined") == [5, 5]  # once for any sizes
     assert called(model).count("JoinedLinear") == called(model, 1).count("JoinedLinear") == 2
     assert "joinedlinear" in str(fastdiff.explain(model, given()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_a_joined_product_chooses_among_the_candidates_of_linear_layers(bias, monkeypatch):
+    """As those of few rows, which read a wide weight once."""
+    asked, run = [], ops.linear.run
+
+    def noted(a, inplace=False):
+        asked.append((tuple(a.x.shape), tuple(a.weight.shape), a.bias is not None))
+        return run(a, inplace)
+
+    monkeypatch.setattr(ops.linear, "run", noted)
+    layers = [nn.Linear(24, 16, bias=bias) for _ in range(3)]
+    tensors = [layer.weight for layer in layers] + [layer.bias for layer in layers if bias]
+    module, x = joined.JoinedLinear(3, bias), torch.randn(2, 24)
+    ours, separate = module(x, *tensors), torch.cat([layer(x) for layer in layers], -1)
+    torch.testing.assert_close(ours, separate, rtol=1e-5, atol=1e-6)
+    assert ours.shape == (2, 48)
+    assert asked == [((1, 2, 24), (48, 24), bias)]
 
 
 def test_weights_lie_next_to_each_other_and_once():
