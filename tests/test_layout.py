@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastdiff
+from fastdiff.ops.op import Op
 from fastdiff.runtime import cuda
 from fastdiff.runtime.native import core
 
@@ -22,9 +23,11 @@ PUBLIC = [
 
 @pytest.mark.parametrize("op", fastdiff.ops.OPS)
 def test_an_op_has_its_stem_everywhere(op):
-    folders = ("csrc/cpu/{}.cpp", "fastdiff/ops/{}.py", "fastdiff/bench/cases/{}.py", "tests/ops/test_{}.py")
+    folders = ("fastdiff/ops/{}.py", "fastdiff/bench/cases/{}.py", "tests/ops/test_{}.py")
     for path in (*folders, "benchmarks/bench_{}.py"):
         assert (ROOT / path.format(op)).is_file(), path
+    has_kernel = type(fastdiff.ops.OPS[op]).kernel is not Op.kernel
+    assert (ROOT / f"csrc/cpu/{op}.cpp").is_file() == has_kernel
     in_triton = op in fastdiff.ops.TRITON_OPS or op == "linear"  # whose kernels are candidates alone
     assert (ROOT / f"kernels/{op}").is_dir() == in_triton
     assert callable(getattr(fastdiff.ops, op))

@@ -76,15 +76,16 @@ def gated_kernel(
 
 def add_bias(
     x: Tensor, bias: Tensor | None = None, channel_bias: Tensor | None = None, residual: Tensor | None = None,
-    activation: str | None = None,
+    activation: str | None = None, *, out: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """act(x + bias + channel_bias + residual), in x's memory, which is returned.
+    """act(x + bias + channel_bias + residual), in x's memory or in that of `out`, which is returned.
 
     x: (N, C, H, W), contiguous or channels-last, float32, bfloat16 or float16, that Triton can reach. bias: (C,).
-    channel_bias: (N, C). residual: of x's shape. activation: None or "silu". All of x's dtype.
+    channel_bias: (N, C). residual: of x's shape. activation: None or "silu". All of x's dtype. out: with x's strides.
     """
+    out = x if out is None else out
     if not x.numel():
-        return x
+        return out
     samples, channels, height, width = x.shape
     last = not x.is_contiguous()
     layout = torch.channels_last if last else torch.contiguous_format
@@ -99,12 +100,12 @@ def add_bias(
     one_sample = last and pixels % options["block_rows"] == 0
     grid = (triton.cdiv(rows, options["block_rows"]), triton.cdiv(columns, options["block_columns"]))
     launch(
-        add_bias_kernel, grid, x=x, out=x, **{name: x if t is None else t for name, t in given.items()},
+        add_bias_kernel, grid, x=x, out=out, **{name: x if t is None else t for name, t in given.items()},
         **{f"has_{name}": t is not None for name, t in given.items()},
         rows=rows, columns=columns, pixels=pixels, channels=channels, silu=activation == "silu", channels_last=last,
         one_sample=one_sample, **options,
     )  # fmt: skip
-    return x
+    return out
 
 
 def gated(x: Tensor, activation: str) -> Tensor:

@@ -74,11 +74,15 @@ def operators() -> None:
     half = torch.float16
     q = torch.randn(1, 2, 20, 40, dtype=half)
     image = torch.randn(1, 64, 8, 8, dtype=half)
+    wide = torch.randn(1, 32, 32, 36, dtype=half).to(memory_format=torch.channels_last)
+    add = fastdiff.ops.add_group_norm_silu
     cases: list[tuple[Any, Any, int]] = [
         (attention, attention.Arguments(q, q, q), 7),
         (attention, attention.Arguments(q, q, q, torch.rand(20, 20) < 0.7), 2),
         (group_norm_silu, group_norm_silu.Arguments(image, 4), 4),
         (group_norm_silu, group_norm_silu.Arguments(image.to(memory_format=torch.channels_last), 4), 4),
+        (group_norm_silu, group_norm_silu.Arguments(wide, 4, skip=wide), 3),
+        (add, add.Arguments(wide, 4, residual=wide), 4),
         (group_norm_silu, group_norm_silu.Arguments(image.view(1, 64, 2, 4, 8), 4), 4),
         (fastdiff.ops.ada_layer_norm, fastdiff.ops.ada_layer_norm.Arguments(q[0], q[0], q[0]), 5),
         (

@@ -7,12 +7,13 @@ PyTorch.
 from collections.abc import Callable
 from typing import Any
 
-from fastdiff.ops.candidates import attention, conv2d, group_norm_silu, layer_norms, linear
+from fastdiff.ops.candidates import add_group_norm_silu, attention, conv2d, group_norm_silu, layer_norms, linear
 from fastdiff.ops.candidates.shared import Found, default
 from fastdiff.runtime.candidates import Candidate
 
 FINDERS: dict[str, Callable[[Any, Any], Found]] = {
     "ada_layer_norm": layer_norms.find,
+    "add_group_norm_silu": add_group_norm_silu.find,
     "attention": attention.find,
     "conv2d": conv2d.find,
     "group_norm_silu": group_norm_silu.find,
