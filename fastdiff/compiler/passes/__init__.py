@@ -3,6 +3,7 @@ notes)`, and each can be turned off by its name."""
 
 from fastdiff.compiler.passes import (
     ada_layer_norm,
+    add_group_norm_silu,
     attention,
     condition,
     constant_folding,
@@ -13,6 +14,7 @@ from fastdiff.compiler.passes import (
     layout,
     linear,
     residual_ada_layer_norm,
+    side_by_side,
     weight_budget,
 )
 
@@ -27,6 +29,8 @@ PASSES = {
         condition,
         joined,
         conv2d,
+        add_group_norm_silu,
+        side_by_side,
         weight_budget,
         linear,
         layout,
