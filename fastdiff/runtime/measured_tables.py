@@ -50,57 +50,9 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "group_norm_silu", "sm_90", "half",
-        (("numbers", 100000, 300000), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 4.23 us, torch 10.4 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
-        (("numbers", 300000, 1000000), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 5.7 us, torch 15.2 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
-        (("numbers", 1000000, 2000000), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 12.4 us, torch 22.8 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
-        (("numbers", 2000000, 3500000), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 18 us, torch 37.3 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
-        (("numbers", 3500000, 6000000), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 17.7 us, torch 51 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
-        (("numbers", 6000000, 12000000), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 28.2 us, torch 126 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
-        (("numbers", 12000000, 25000000), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 87.7 us, torch 508 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
         (("numbers", 25000000, MANY), ("channels_last", 0, 1), ("adaptive", 0, 1)),
         "triton", "triton 215 us, torch 1002 us",
         "NVIDIA H100 80GB HBM3, launched singly", ("torch", "triton"),
-    ),
-    Row(
-        "group_norm_silu", "sm_90", "half",
-        (("numbers", 25000000, MANY), ("channels_last", 1, 2), ("adaptive", 0, 1)),
-        "triton", "triton 298 us, torch 1054 us",
-        "NVIDIA H100 80GB HBM3, in a graph", ("torch", "triton"),
     ),
 )
 
