@@ -138,6 +138,7 @@ def transform(captured: fx.GraphModule, report: Report, disable: Sequence[str] =
     module = _copy(captured, captured.graph)
     for node in module.graph.nodes:
         node.meta["origin"] = node.name
+    strides.note(module.graph)
     normalize.apply(module.graph)
     for name, apply in PASSES.items():
         notes = Notes(name)

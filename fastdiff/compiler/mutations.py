@@ -29,12 +29,23 @@ _NEW = {
 }  # fmt: skip
 
 
-class Changed(nn.Module):
-    """A copy of a tensor after something was written to it, or the tensor itself where nobody else has it."""
+# Views of a tensor whatever its strides; others, such as `flatten`, may copy one with other strides.
+_VIEWS = {
+    "getitem", "chunk", "tensor_split", "split", "split_with_sizes", "unbind", "select", "narrow", "transpose",
+    "permute", "movedim", "swapaxes", "swapdims", "t", "unsqueeze", "squeeze", "diagonal", "expand", "expand_as",
+    "detach",
+}  # fmt: skip
 
-    def __init__(self, write: fx.GraphModule) -> None:
+
+class Changed(nn.Module):
+    """A copy of a tensor after something was written to it, or the tensor itself where nobody else has it.
+
+    reads_strides: whether it must have the original's strides for that, see `strides`.
+    """
+
+    def __init__(self, write: fx.GraphModule, reads_strides: bool) -> None:
         super().__init__()
-        self.write, self.owned = write, False
+        self.write, self.owned, self.reads_strides = write, False, reads_strides
 
     def forward(self, x: Tensor, *others: Any) -> Tensor:
         x = x if self.owned else x.clone()
@@ -137,7 +148,7 @@ class _Rewriting:
 
     def run(self) -> None:
         node, mutated = self.node, self.mutated
-        name = str(getattr(node.target, "__name__", node.target))
+        name = _name(node)
         roots = [each for each in self.aliases if not any(each is not i and i in self.aliases for i in _inputs(each))]
         if len(roots) != 1 or len(self.storage) != 1:
             raise Unsupported(f"{node.name} changes {mutated.name} in place, of which the origin is not known")
@@ -161,7 +172,9 @@ class _Rewriting:
             return
         if node.users and mutated not in later:
             later.append(mutated)
-        new = insert_module(node, Changed(self._write(base)), base, *self.others)
+        through = [_name(each) for each in self._chain(mutated, base)]
+        reads_strides = self.random or not _VIEWS.issuperset(through)
+        new = insert_module(node, Changed(self._write(base), reads_strides), base, *self.others)
         new.meta = {key: entry for key, entry in base.meta.items() if key not in ("origin", "memory", "effects")}
         new.meta["effects"] = effects.Effects(must_run=self.random)
         if given is not None:
@@ -240,6 +253,10 @@ class _Rewriting:
                     views[each] = self.graph.node_copy(each, lambda used: views.get(used, used))
                 views[each].meta.pop("origin", None)
         return views[node]
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _inputs(node: Node) -> list[Node]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fastdiff.compiler import effects
 from fastdiff.compiler.errors import Unsupported
 from fastdiff.compiler.nodes import Node, value
 
@@ -26,14 +27,16 @@ _FUNCTIONS = {
 class Strided(nn.Module):
     """A tensor as it is, or a copy of it with these strides where it has others.
 
-    strides: numbers, or a function of the sizes that are symbols.
+    strides: numbers, or a function of the sizes that are symbols, or None for those of a contiguous tensor.
     """
 
-    def __init__(self, strides: tuple[int, ...] | Callable[..., tuple[int, ...]]) -> None:
+    def __init__(self, strides: tuple[int, ...] | Callable[..., tuple[int, ...]] | None) -> None:
         super().__init__()
         self._strides = strides
 
     def forward(self, x: Tensor, *sizes: int) -> Tensor:
+        if self._strides is None:
+            return x.contiguous()
         wanted = self._strides if isinstance(self._strides, tuple) else self._strides(*sizes)
         strides = x.stride()
         if strides == wanted:
@@ -43,25 +46,42 @@ class Strided(nn.Module):
         return torch.empty_strided(x.shape, wanted, dtype=x.dtype, device=x.device).copy_(x)
 
 
+def note(graph: fx.Graph) -> None:
+    """Keep with the captured graph what its results are, for `restore`: passes put other nodes in their place."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    found: list[Any] = []
+    fx.map_arg(output.args, lambda node: found.append(value(node)))
+    output.meta["results"] = found
+
+
 def restore(graph: fx.Graph) -> None:
     """Give results, and what is read by its strides, the strides that they have in the original."""
+    owner = graph.owning_module
+    assert owner is not None  # passes work on graphs of modules
     for node in list(graph.nodes):
         name = str(getattr(node.target, "__name__", node.target))
         if node.op in ("call_function", "call_method") and name.partition(".")[0] in _READ:
             if name.startswith("as_strided") and not _whole(value(node.args[0])):
                 raise Unsupported(f"{node.name} looks at the memory beside {node.args[0].name}")
             _restore_inputs(graph, node)
+        elif node.op in ("call_function", "call_method") and effects.of(node).must_run:
+            _restore_inputs(graph, node)  # random numbers are drawn in the order of memory
+        elif node.op == "call_module" and getattr(owner.get_submodule(str(node.target)), "reads_strides", False):
+            node.args = (_restored(graph, node.args[0], node, value(node.args[0])), *node.args[1:])
     (output,) = (node for node in graph.nodes if node.op == "output")
-    _restore_inputs(graph, output)
+    results = iter(output.meta["results"])
+    output.args = fx.map_arg(output.args, lambda node: _restored(graph, node, output, next(results)))
 
 
 def _restore_inputs(graph: fx.Graph, of: Node) -> None:
-    of.args = fx.map_arg(of.args, lambda node: _restored(graph, node, of))
+    of.args = fx.map_arg(of.args, lambda node: _restored(graph, node, of, value(node)))
 
 
-def _restored(graph: fx.Graph, node: Node, before: Node) -> Node:
-    fake = value(node)
-    if node.op in ("placeholder", "get_attr") or not isinstance(fake, Tensor) or fake.layout is not torch.strided:
+def _restored(graph: fx.Graph, node: Node, before: Node, fake: Any) -> Node:
+    """fake: with the strides that the node is to have."""
+    if not isinstance(fake, Tensor) or fake.layout is not torch.strided:
+        return node
+    if node.op in ("placeholder", "get_attr") and value(node) is fake:
         return node
     found = _wanted(graph, fake)
     if found is None:
@@ -73,7 +93,7 @@ def _restored(graph: fx.Graph, node: Node, before: Node) -> Node:
     owner.add_submodule(name, Strided(strides))
     with graph.inserting_before(before):
         new = graph.call_module(name, (node, *sizes))
-    new.meta = dict(node.meta)
+    new.meta = {**node.meta, "example_value": fake}
     return new
 
 
@@ -93,14 +113,21 @@ def _wanted(graph: fx.Graph, fake: Tensor) -> tuple[Any, tuple[Node, ...]] | Non
     symbols = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
     nodes = {value(n).node.expr: n for n in reversed(graph.nodes) if isinstance(value(n), torch.SymInt)}
     if any(symbol not in nodes for symbol in symbols):
-        return None
+        return _in_order(sizes, hints)
     places = tuple(nodes[symbol] for symbol in symbols)
     rule = sympy.lambdify(symbols, tuple(expressions), modules=[_FUNCTIONS, "math"])
     try:
         same = rule(*(value(place).node.hint for place in places)) == hints
     except (NameError, TypeError):  # a function of sizes that is not among the known ones
         same = False
-    return (rule, places) if same else None
+    return (rule, places) if same else _in_order(sizes, hints)
+
+
+def _in_order(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[None, tuple[Node, ...]] | None:
+    """Where strides cannot be computed from the inputs' sizes: those of contiguous results need no computing."""
+    contiguous = torch.empty(sizes, device="meta").stride()
+    same = all(a == b for a, b, size in zip(strides, contiguous, sizes) if size > 1)
+    return (None, ()) if same else None
 
 
 def _hints(sizes: Any) -> tuple[int, ...] | None:
