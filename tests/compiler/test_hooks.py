@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -126,3 +127,49 @@ def test_captures_are_kept_for_hooks_that_come_and_go(model):
         handle.remove()
         agrees(fast, x)
     assert len(reports_of([*model.parameters()])) == 4  # one without, and one for each that came
+
+
+def test_hooks_put_into_the_dictionary_by_hand(model):
+    fast, x = fastdiff.optimize(model), torch.randn(2, 64, 8, 8)
+    plain = agrees(fast, x)
+    model[0][0]._forward_hooks[10**9] = lambda module, args, out: out * 2
+    doubled = agrees(fast, x)
+    assert not torch.allclose(plain, doubled)
+    model[0][0]._forward_hooks.clear()
+    assert torch.equal(agrees(fast, x), plain)
+
+
+def test_a_dictionary_of_hooks_replaced_by_an_empty_one(model):
+    fast, x = fastdiff.optimize(model), torch.randn(2, 64, 8, 8)
+    plain = agrees(fast, x)
+    model[0][0].register_forward_hook(lambda module, args, out: out * 2)
+    assert not torch.allclose(agrees(fast, x), plain)
+    model[0][0]._forward_hooks = OrderedDict()
+    assert torch.equal(agrees(fast, x), plain)
+
+
+class Twice(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_another_forward_of_a_class_is_seen(model, monkeypatch, outer):
+    model = Twice(model) if outer else nn.Sequential(model, Twice(nn.SiLU()))
+    fast, x = fastdiff.optimize(model), torch.randn(2, 64, 8, 8)
+    plain = agrees(fast, x)
+    with monkeypatch.context() as patch:
+        patch.setattr(Twice, "forward", lambda self, x: 3 * self.inner(x))
+        assert not torch.allclose(agrees(fast, x), plain)
+    assert torch.equal(agrees(fast, x), plain)
+
+
+def test_a_part_in_torchscript(model):
+    model[1] = torch.jit.trace(model[1], torch.randn(2, 64, 8, 8))
+    fast = fastdiff.optimize(model)
+    agrees(fast, torch.randn(2, 64, 8, 8))
+    agrees(fast, torch.randn(2, 64, 12, 12))
