@@ -74,7 +74,7 @@ class FastCall:
         return [graph.report for state in states for each in state.variants.values() for graph in each.captured]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._failed or eager.wanted() is not None:
+        if self._failed or eager.wanted() is not None or eager.traced():
             return self.original(*args, **kwargs)
         if self._verify:
             result, same = verified_call(self._fast, self.original, args, kwargs)

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+from torch.fx import _symbolic_trace
+
+_is_jit_tracing = torch._C._is_tracing
 _reason: ContextVar[str | None] = ContextVar("eager", default=None)
 
 
@@ -22,3 +26,8 @@ def as_written(reason: str) -> Iterator[None]:
 def wanted() -> str | None:
     """Why calls must run as they are written, or None."""
     return _reason.get()
+
+
+def traced() -> bool:
+    """Whether somebody records the operations of this call (torch.jit.trace, torch.fx), which Dynamo refuses."""
+    return _is_jit_tracing() or _symbolic_trace._is_fx_tracing_flag

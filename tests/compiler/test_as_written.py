@@ -7,6 +7,8 @@ import warnings
 import pytest
 import torch
 from compiler.spelled import TokenModel, close, random_model, reference
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fastdiff
 from fastdiff.compiler import capture
@@ -98,3 +100,30 @@ def test_the_first_call_is_verified_when_the_fast_model_runs(model, monkeypatch)
 
     with torch.no_grad(), pytest.warns(UserWarning, match="the original runs from here on"):
         close(fast(*inputs), reference(fast, inputs))
+
+
+def traced(model, inputs):
+    return torch.jit.trace(model, inputs, check_trace=False)
+
+
+def symbolic(model, inputs):
+    return make_fx(model)(*inputs)
+
+
+def traced_as_a_part(model, inputs):
+    return torch.fx.symbolic_trace(nn.Sequential(model))
+
+
+@pytest.mark.parametrize("record", [traced, symbolic, traced_as_a_part])
+@pytest.mark.parametrize("called", [False, True])
+def test_what_records_a_model_gets_the_original(record, called):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.SiLU()).eval()
+    x = torch.randn(2, 32, 8, 8)
+    fastdiff.optimize(model)
+    with torch.no_grad():
+        if called:
+            model(x)
+        found = record(model, (x,))
+        torch.testing.assert_close(found(x + 1), model._call_impl(x + 1))
+        close(model(x), model._call_impl(x))
