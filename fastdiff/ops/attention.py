@@ -17,7 +17,8 @@ from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
 from fastdiff.runtime.triton import precision
 
-MAX_HEAD_DIM = 256  # that Triton's kernel takes
+MAX_HEAD_DIM = 512  # that Triton's kernel takes
+_NARROW = 256  # with gradients, maps or in float32
 _FEW_KEYS = 128
 _has_bfloat16_products = torch.cpu._is_amx_tile_supported()
 
@@ -170,6 +171,9 @@ class Attention(Op[Arguments]):
         q, v = a.q, a.v
         if q.shape[3] > MAX_HEAD_DIM:
             return f"Triton's kernel takes head dimensions up to {MAX_HEAD_DIM}, not {q.shape[3]}"
+        if q.shape[3] > _NARROW and (a.return_maps or a.return_lse or _wants_gradient(a) or q.dtype == torch.float32):
+            wider = "wider ones in half types without gradients and maps"
+            return f"Triton's kernel takes head dimensions up to {_NARROW}, not {q.shape[3]} ({wider})"
         if v.shape[3] != q.shape[3]:
             return f"Triton's kernel takes values as wide as keys, {q.shape[3]}, not {v.shape[3]}"
         if max(t.shape[2] * t.stride(2) for t in a[:3]) >= 2**31:
@@ -208,7 +212,7 @@ class Attention(Op[Arguments]):
 
     def recording(self, a: Arguments) -> Arguments:
         """With the denominators, where a gradient is wanted."""
-        return Arguments(*a[:6], torch.is_grad_enabled() and any(t.requires_grad for t in a[:3]))
+        return Arguments(*a[:6], _wants_gradient(a))
 
     def save(self, ctx: Any, values: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
         q, k, v, mask, *ctx.numbers = values
@@ -229,6 +233,10 @@ class Attention(Op[Arguments]):
         compute = _backward_by_triton if runs_on_triton(q) else _backward_by_torch
         found = compute(gradients[0], q, k, v, mask, out, lse, a.factor)
         return *found, None, None, None, None
+
+
+def _wants_gradient(a: Arguments) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in a[:3])
 
 
 def _no_gradient_for(whose: str, mask: Tensor | None) -> str | None:

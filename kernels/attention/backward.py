@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.errors import expect
 from fastdiff.runtime.device import properties
 
 from ..launching import launch
@@ -31,7 +32,7 @@ from .blocks import (
     zero_tile,
 )
 from .launch import PreparedMask, contiguous_rows, head_shape, strides, tile_for, unit_of
-from .tiles import Tile, choose, kind_of, most_splits_of_dkv, samples_at_once, splits_for
+from .tiles import NARROW, Tile, choose, kind_of, most_splits_of_dkv, samples_at_once, splits_for
 
 DELTA_ROWS = 16
 
@@ -188,9 +189,10 @@ def attention_backward(
 
     splits: of the queries in the sums for dk and dv; chosen by default, more than one where few keys (a prompt's) would
     leave a device idle. Sums of splits are added in order: results do not change from run to run. No gradient of the
-    mask is computed. Shapes, dtypes and errors as of attention_forward.
+    mask is computed. Shapes, dtypes and errors as of attention_forward, with D <= 256.
     """
     batch, heads, queries, dim = q.shape
+    expect(dim <= NARROW, f"gradients are computed of head dimensions up to {NARROW}, not {dim}")
     grad, q, k, v, out = (contiguous_rows(t) for t in (grad, q, k, v, out))
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if not q.numel() or not k.numel():

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdiff.errors import expect
 from fastdiff.runtime.device import properties
 
 from ..launching import Launch
@@ -32,7 +33,7 @@ from .blocks import (
     zero_tile,
 )
 from .launch import PreparedMask, contiguous_rows, head_shape, strides, tile_for, unit_of
-from .tiles import MAPS, Tile, kind_of, splits_for
+from .tiles import MAPS, NARROW, Tile, kind_of, splits_for, unfit
 
 COMBINE_ROWS = 16
 
@@ -189,6 +190,8 @@ class Forward:
             "forward", q, k, mask, precision,
             lambda tile: attention_forward(q, k, v, mask=mask, scale=scale, precision=precision, tile=tile),
         )  # fmt: skip
+        reason = unfit(tile, "forward", properties(q.device).architecture, kind_of(q.dtype, precision), dim)
+        expect(reason is None, f"the tile cannot be taken: {reason}")
         scale = dim**-0.5 if scale is None else float(scale)
         programs, blocks = triton.cdiv(queries, tile.block_m) * batch * heads, triton.cdiv(keys, tile.block_n)
         self._splits = splits = splits or splits_for(programs, blocks, properties(q.device).multiprocessors)
@@ -235,12 +238,13 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(scale q k^T + mask) v and the log-sum-exp of the scores.
 
-    q: (B, H, Sq, D); k, v: (B, H, Sk, D); D <= 256; float32, bfloat16 or float16, any strides (read in place if rows
+    q: (B, H, Sq, D); k, v: (B, H, Sk, D); D <= 512; float32, bfloat16 or float16, any strides (read in place if rows
     are contiguous). mask: broadcastable to (B, H, Sq, Sk); bool (True: takes part) or added. scale: D ** -0.5 by
     default. A query without keys gives 0, as torch's scaled_dot_product_attention does. precision: "ieee", or "tf32"
     for float32 products on tensor cores. tile, splits (of the keys): chosen by shape and device by default.
     Returns (B, H, Sq, D) in q's dtype, a view of (B, Sq, H, D) storage, and (B, H, Sq) in float32, -inf where there is
-    no key. Raises ValueError for a head dimension above 256, and for a head that spans more than 2^31 numbers.
+    no key. Raises ValueError for a head dimension above 512, a tile that `tiles.unfit` names, and a head that spans
+    more than 2^31 numbers.
     """
     forward = Forward(q, k, v, mask=mask, scale=scale, precision=precision, tile=tile, splits=splits)
     return forward(q, k, v, mask)
@@ -255,6 +259,7 @@ class Maps:
     ) -> None:  # fmt: skip
         batch, heads, queries, dim = q.shape
         keys = k.shape[2]
+        expect(dim <= NARROW, f"the maps are made of head dimensions up to {NARROW}, not {dim}")
         given, (q, k) = (q, k), (contiguous_rows(q), contiguous_rows(k))
         self._as_it_is = all(one is other for one, other in zip(given, (q, k)))
         self._shape, self._dtype, self._device = (batch, heads, queries, keys), q.dtype, q.device
@@ -286,5 +291,5 @@ def attention_maps(
     q: Tensor, k: Tensor, lse: Tensor, *, mask: Tensor | None = None, scale: float | None = None,
     precision: str = "ieee", tile: Tile | None = None,
 ) -> Tensor:  # fmt: skip
-    """The probabilities (B, H, Sq, Sk), in q's dtype, of what attention_forward returned `lse` for."""
+    """The probabilities (B, H, Sq, Sk), in q's dtype, of what attention_forward returned `lse` for; D <= 256."""
     return Maps(q, k, mask=mask, scale=scale, precision=precision, tile=tile)(q, k, lse, mask)

@@ -14,7 +14,8 @@ from fastdiff.runtime.device import properties
 
 from .. import tuning
 from .blocks import MASK_UNIT
-from .tiles import MAX_BLOCK_N, Tile, choose, kind_of, others, widths
+from .tiles import MAX_BLOCK_N, NARROW, Tile, choose, kind_of, others, widths
+from .wide import wide_tile
 
 
 def tile_for(
@@ -27,6 +28,8 @@ def tile_for(
     """
     (batch, heads, queries, dim), keys, device = q.shape, k.shape[2], properties(q.device)
     kind, masked = kind_of(q.dtype, precision), mask is not None
+    if dim > NARROW:
+        return wide_tile(kernel, device.architecture, kind, dim)
     sizes: dict[str, int] = dict(queries=queries, keys=keys, heads=batch * heads, available=device.multiprocessors)
     default = choose(kernel, device.architecture, kind, dim, masked=masked, **sizes)
     if kernel == "forward" or not tuning.enabled(q.device):

@@ -18,7 +18,9 @@ from fastdiff.errors import expect
 from fastdiff.runtime import measured_tables
 from fastdiff.runtime.shape_classes import holds
 
-MAX_DIM = 256
+MAX_DIM = 512  # of the forward pass; gradients and maps take NARROW
+NARROW = 256
+MAX_HELD = 192  # numbers of a tile that a thread has, of its 255 registers
 MAX_BLOCK_N = 128
 
 
@@ -51,14 +53,14 @@ class Tile(NamedTuple):
 def widths(dim: int) -> tuple[int, int]:
     """Widths of the two chunks that hold `dim` columns: powers of two, at least 16 (for tl.dot), the second may be 0.
 
-    Raises ValueError unless 1 <= dim <= 256.
+    Raises ValueError unless 1 <= dim <= 512.
     """
     expect(1 <= dim <= MAX_DIM, f"the head dimension must be between 1 and {MAX_DIM}, got {dim}")
-    first = max(16, 1 << (dim.bit_length() - 1))
+    first = min(NARROW, max(16, 1 << (dim.bit_length() - 1)))
     if dim <= first:
         return first, 0
     second = max(16, triton.next_power_of_2(dim - first))
-    return (first, second) if second < first else (2 * first, 0)
+    return (first, second) if second < first or dim > NARROW else (2 * first, 0)
 
 
 # A row: the largest sum of the widths, then a Tile. By architecture, class of dtype and kernel; "masked" if masks need
@@ -243,6 +245,25 @@ def others(kernel: str, target: str, kind: str, dim: int, masked: bool) -> list[
     width = sum(widths(dim))
     found = [] if masked else [t for most, t in TIMED_BACKWARD.get((target, kind, kernel), ()) if width <= most]
     return [*found, *(Tile(*row) for limit, *row in table_of(kernel, target, kind, masked) if limit >= width)]
+
+
+def unfit(tile: Tile, kernel: str, target: str, kind: str, dim: int) -> str | None:
+    """Why a tile is not to be taken, or None.
+
+    Known of half types on sm_90. On one H100 (PyTorch 2.11, Triton 3.6) 128x128/4/1 gave wrong numbers with 77 keys and
+    D = 40, and a draft of the kernel with 64x128/4/1 read past the keys. The first also spills registers.
+    """
+    if (target, kind) != ("sm_90", "half"):
+        return None
+    if tile.num_stages < 2:
+        return f"{tile.said} has one stage, with which results on sm_90 were wrong"
+    if kernel != "forward":
+        return None
+    # Scores in float32, probabilities in 16 bits and the output in float32.
+    held = tile.block_m * (1.5 * tile.block_n + sum(widths(dim))) / (32 * tile.num_warps)
+    if held > MAX_HELD:
+        return f"{tile.said} holds {held:.0f} numbers a thread at a head dimension of {dim}, more than {MAX_HELD} spill"
+    return None
 
 
 def splits_for(programs: int, blocks: int, available: int, most: int = 16) -> int:

@@ -52,14 +52,38 @@ def test_tiles_of_gradients_have_three_stages_on_hopper_and_others_to_be_timed()
     assert "64x64/4/3" not in [tile.said for tile in others("dq", "sm_90", "half", 80, masked=True)]
 
 
+def test_tiles_that_were_wrong_are_refused(monkeypatch):
+    """128x128, 4 warps, one stage gave wrong numbers on an H100, with D = 40 and 77 keys. It also spills registers."""
+    import torch
+
+    from fastdiff.kernels.attention import attention_forward
+    from fastdiff.kernels.attention.tiles import TILES, TIMED, Tile, unfit
+    from fastdiff.runtime import device
+
+    assert "one stage" in unfit(Tile(128, 128, 4, 1), "forward", "sm_90", "half", 40)
+    assert "one stage" in unfit(Tile(64, 128, 4, 1), "forward", "sm_90", "half", 40)
+    assert "holds 240 numbers a thread" in unfit(Tile(128, 128, 4, 2), "forward", "sm_90", "half", 40)
+    for (target, kind), tables in TILES.items():
+        for name, table in tables.items():
+            for dim, *tile in table:
+                assert unfit(Tile(*tile), name.split()[0], target, kind, dim) is None
+    for (target, kind), tiles in TIMED.items():
+        assert all(unfit(tile, "forward", target, kind, dim) is None for dim, tile in tiles)
+    monkeypatch.setattr(device, "ABSENT", device.Device("sm_90", 132, 50 << 20, "sm_90"))
+    q, k = torch.zeros(1, 1, 128, 40, dtype=torch.float16), torch.zeros(1, 1, 77, 40, dtype=torch.float16)
+    with pytest.raises(ValueError, match="128x128/4/1 has one stage"):
+        attention_forward(q, k, k, tile=Tile(128, 128, 4, 1))
+
+
 def test_tiles_follow_the_shape():
     from fastdiff.kernels.attention.tiles import TILES, choose, most_splits_of_dkv, splits_for, widths
 
     assert [widths(dim) for dim in (1, 40, 64, 72, 80, 96, 100, 128, 160, 256)] == [
         (16, 0), (32, 16), (64, 0), (64, 16), (64, 16), (64, 32), (128, 0), (128, 0), (128, 32), (256, 0),
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="between 1 and 256, got 320"):
-        widths(320)
+    assert [widths(dim)[1] for dim in (257, 320, 384, 400, 512)] == [16, 64, 128, 256, 256]
+    with pytest.raises(ValueError, match="between 1 and 512, got 513"):
+        widths(513)
     assert choose("forward", "sm_80", "half", 40, keys=77).block_n == 32  # 96 columns instead of 128
     assert choose("forward", "sm_80", "half", 40, keys=4096).block_n == 64
     assert choose("forward", "sm_90", "half", 72, queries=256, keys=256, heads=32, available=132).block_m == 64
