@@ -118,7 +118,9 @@ def candidates() -> None:
             found = ops.conv2d.candidates(a)
         names = ["cudnn, sum by triton", "torch"]
         if upsample == 2 and dtype is torch.float16:
-            names = ["cudnn by phases", *names]
+            names = ["cudnn by phases", "triton by phases", "triton by phases 128x128/8/3", *names]
+        elif last and dtype is torch.float16:
+            names += ["triton", "triton 128x128/8/3"]
         assert [c.name for c in found] == names, (names, [c.name for c in found])
         check(ops.conv2d, a, found)
 
