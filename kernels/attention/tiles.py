@@ -233,8 +233,8 @@ def choose(
     idle = triton.cdiv(queries, tile.block_m) * heads < available
     if tile.block_m == 128 and width <= 160 and not masked and (idle or queries <= 64):
         # 64 keys were quicker than 32 on sm_90 in the forward pass, and spill nothing there but for dq of wide heads.
-        few = (kernel == "dq", width > 128)
-        narrow = all(few) if target == "sm_90" else any(few)
+        of_dq, wide = kernel == "dq", width > 128
+        narrow = (of_dq and wide) if target == "sm_90" else (of_dq or wide)
         tile = tile._replace(block_m=64, block_n=min(tile.block_n, 32 if narrow else 64), num_warps=4)
     return tile
 
