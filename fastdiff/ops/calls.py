@@ -84,7 +84,7 @@ class Calls(Generic[A]):
         try:
             key = (
                 choice.current(), _grad_enabled() and wants_gradient(tensors), self._others(a),
-                tuple([None if t is None else (t.shape, t.dtype, t.get_device()) for t in tensors]),
+                tuple([None if t is None else (t.shape, t.stride(), t.dtype, t.get_device()) for t in tensors]),
             )  # fmt: skip
             run = self._runs.get(key)
         except (TypeError, RuntimeError):

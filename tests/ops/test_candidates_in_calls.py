@@ -41,6 +41,22 @@ def test_a_call_on_a_gpu_asks_for_a_candidate_until_it_is_settled(settled, monke
     assert len(asked) == before
 
 
+def test_another_layout_is_another_choice(monkeypatch):
+    asked = []
+
+    def decide(self, a):
+        asked.append(a.weight.stride())
+        return Candidate("mine", lambda a: a[0])
+
+    monkeypatch.setattr(op_module.Op, "decide", decide)
+    conv = as_on_gpu(ops.conv2d)
+    x, weight = torch.zeros(2, 8, 4, 4, dtype=torch.float16), torch.zeros(8, 8, 3, 3, dtype=torch.float16)
+    last = weight.contiguous(memory_format=torch.channels_last)
+    for each in (weight, last, weight, last):
+        assert conv(x, each) is x
+    assert asked == [weight.stride(), last.stride()]
+
+
 def test_a_kept_candidate_that_fails_gives_way(monkeypatch):
     op, x, failing = as_on_gpu(ops.group_norm_silu), torch.randn(1, 8, 3, 3), []
 
