@@ -28,7 +28,7 @@ def test_an_op_has_its_stem_everywhere(op):
         assert (ROOT / path.format(op)).is_file(), path
     has_kernel = type(fastdiff.ops.OPS[op]).kernel is not Op.kernel
     assert (ROOT / f"csrc/cpu/{op}.cpp").is_file() == has_kernel
-    in_triton = op in fastdiff.ops.TRITON_OPS or op == "linear"  # whose kernels are candidates alone
+    in_triton = op in fastdiff.ops.TRITON_OPS or op in ("linear", "conv2d")  # whose kernels are candidates alone
     assert (ROOT / f"kernels/{op}").is_dir() == in_triton
     assert callable(getattr(fastdiff.ops, op))
 
