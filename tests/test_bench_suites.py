@@ -155,7 +155,7 @@ def test_a_suite_has_its_own_options_only(capsys):
     files = {"--json", "--html", "--only"}
     own = {suite: files for suite in SUITES} | {
         "models": {*files, "--against", "--rows", "--device", "--dtype", "--minutes"},
-        "ops": {*files, "--device"},
+        "ops": {*files, "--device", "--sweep", "--out", "--minutes"},
         "gpu": {"--op", "--check", "--no-check", "--json"},
         "compare": set(),
     }
@@ -170,6 +170,10 @@ def test_a_suite_has_its_own_options_only(capsys):
     [
         (["opps"], "unknown suite 'opps'; did you mean 'ops'"),
         (["ops", "--only", "atention"], "unknown op 'atention'"),
+        (["ops", "--out", "a.json"], "--out and --minutes are for --sweep"),
+        (["ops", "--sweep", "--json", "a.json"], "--sweep writes --out"),
+        (["ops", "--sweep"], "--sweep needs --out"),
+        (["ops", "--sweep", "--out", "a.json"], "--sweep needs --device cuda, got cpu"),
         (["models", "--against", "tensorrt"], "unknown peer 'tensorrt'"),
         (["scaling", "--only", "hight"], "unknown axis 'hight'"),
         (["compare", "a.json"], "missing argument 'after'"),
