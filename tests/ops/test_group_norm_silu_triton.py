@@ -45,3 +45,32 @@ def test_plans_cover_every_group_once():
             if cut.whole:
                 assert cut.block_channels + cut.more_channels >= width
                 assert cut.block_pixels >= pixels
+
+
+def test_plans_over_rows_cover_every_pixel_once():
+    from fastdiff.kernels.group_norm_silu.rows_plan import MAX_PARTS, MOST_COLUMNS, WHOLE, other_rows, rows_plan
+
+    sizes = itertools.product((1, 2, 64, 65536), (1, 3, 32, 9000), (1, 4, 10, 80), (1, 35, 4096, 1 << 20), (1, 132))
+    for samples, groups, width, pixels, multiprocessors in sizes:
+        device = Device("sm_90", multiprocessors, 1 << 20)
+        best = rows_plan(samples, groups, width, pixels, device=device)
+        if best is None:
+            assert samples == 65536 or (groups == 9000 and width * pixels > WHOLE // 2)
+            continue
+        others = other_rows(best, samples, groups, width, pixels, device)
+        assert best not in others
+        for cut in (best, *others):
+            assert cut.block_width >= width
+            assert all(n & (n - 1) == 0 for n in (cut.block_groups, cut.block_width, cut.block_pixels, cut.num_warps))
+            if cut.whole:
+                assert cut.block_pixels >= pixels
+                assert cut.block_width * cut.block_pixels <= WHOLE
+                continue
+            assert groups <= cut.block_groups
+            assert cut.block_groups * cut.block_width <= MOST_COLUMNS
+            assert (cut.parts - 1) * cut.part_pixels < pixels <= cut.parts * cut.part_pixels
+            assert cut.parts <= MAX_PARTS
+            assert cut.part_pixels % cut.block_pixels == 0
+            for first in range(0, groups * width, cut.apply_channels):
+                last = min(first + cut.apply_channels, groups * width) - 1
+                assert last // width - first // width < cut.touched_groups
