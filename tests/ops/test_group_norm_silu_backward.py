@@ -124,13 +124,13 @@ def test_the_registered_operators():
     plain = list(group_norm_silu.arguments(**inputs))
     backward = torch.ops.fastdiff.group_norm_silu_backward
     torch.library.opcheck(backward, (cotangent, *plain))
-    torch.library.opcheck(backward, (cotangent, plain[0], 2, None, None, 1e-5, None, None, "none"))
+    torch.library.opcheck(backward, (cotangent, plain[0], 2, None, None, 1e-5, None, None, "none", None))
     with pytest.raises(ValueError, match=r"gradient is \(2, 8, 5, 4\)"):
         backward(cotangent[..., :4], *plain)
     with pytest.raises(TypeError, match=r"gradient is torch\.float64"):
         backward(cotangent.double(), *plain)
     with pytest.raises(ValueError, match=r"not torch\.float64"):
-        backward(cotangent.double(), plain[0].double(), 4, None, None, 1e-5, None, None, "silu")
+        backward(cotangent.double(), plain[0].double(), 4, None, None, 1e-5, None, None, "silu", None)
 
 
 def test_compiles_with_gradients():
