@@ -14,6 +14,7 @@ from fastdiff.runtime.device import Device
 from ..ada_layer_norm.backward import rows_of_an_instance
 from ..attention.tiles import samples_at_once
 from ..group_norm_silu.plan import plan
+from ..group_norm_silu.rows_plan import rows_plan
 
 
 class Cost(NamedTuple):
@@ -129,16 +130,18 @@ def group_norm_silu(
     samples: int, channels: int, pixels: int, groups: int, size: int, *, adaptive: bool, device: Device,
     channels_last: bool = False,
 ) -> Cost:  # fmt: skip
-    """Groups that do not stay in registers are read twice, the second time from L2 where they fit it."""
-    numbers = samples * channels * pixels
-    cut = plan(
-        samples, groups, channels // groups, pixels, size, channels_last=channels_last, device=device,
-    )  # fmt: skip
+    """What does not stay in registers is read twice, the second time from L2 where it fits."""
+    numbers, width = samples * channels * pixels, channels // groups
     least = 2 * numbers * size + (2 + 2 * samples * adaptive) * channels * size
     moved = least
-    if not cut.whole:
+    rows = rows_plan(samples, groups, width, pixels, device=device) if channels_last else None
+    cut = plan(samples, groups, width, pixels, size, channels_last=channels_last, device=device)
+    if rows is not None:
+        if not rows.whole:
+            moved += samples * groups * rows.parts * 8 + (numbers * size if numbers * size > device.l2_bytes else 0)
+    elif not cut.whole:
         moved += samples * groups * cut.parts * 8
-        at_once = cut.pairs * (channels // groups) * pixels * size
+        at_once = cut.pairs * width * pixels * size
         moved += numbers * size if at_once > device.l2_bytes else 0
     return Cost(12 * numbers, least, moved)
 
