@@ -37,7 +37,7 @@ def run(as_json: bool) -> None:
 
 
 def kernels_in_short() -> dict[str, str]:
-    """What runs on the CPU and on a GPU, a line for an operator, and every reason once."""
+    """What runs on the CPU and on a GPU, a line for operators that are alike, and every reason once."""
     found: dict[str, list[Choice]] = {"CPU kernels": [], "GPU kernels": []}
     for each in fastdiff.explain().choices:
         found["CPU kernels" if each.device == "cpu" else "GPU kernels"].append(each)
@@ -57,7 +57,10 @@ def _in_short(choices: Sequence[Choice]) -> list[str]:
         for reason in [] if kernel else each.why_not.values():
             if not re.search(r", not torch\.\w+$", reason):  # of a dtype: the line with the others says it
                 reasons.setdefault(f"{each.runs}: {reason}", []).append(each.op)
-    lines = [f"{op}: {'; '.join(what)}" for op, what in runs.items()]
+    alike: dict[str, list[str]] = {}
+    for op, what in runs.items():
+        alike.setdefault("; ".join(what), []).append(op)
+    lines = [f"{', '.join(ops)}: {what}" for what, ops in alike.items()]
     lines += [f"{', '.join(dict.fromkeys(ops))}: {reason}" for reason, ops in reasons.items()]
     return [*lines, "all else: PyTorch"] if runs else lines
 
