@@ -125,7 +125,7 @@ def _wanted(graph: fx.Graph, fake: Tensor) -> tuple[Any, tuple[Node, ...]] | Non
 
 def _in_order(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[None, tuple[Node, ...]] | None:
     """Where strides cannot be computed from the inputs' sizes: those of contiguous results need no computing."""
-    contiguous = torch.empty(sizes, device="meta").stride()
+    contiguous = torch.empty(sizes, dtype=torch.float32, device="meta").stride()
     same = all(a == b for a, b, size in zip(strides, contiguous, sizes) if size > 1)
     return (None, ()) if same else None
 
