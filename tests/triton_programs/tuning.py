@@ -77,7 +77,7 @@ def operators() -> None:
     wide = torch.randn(1, 32, 32, 36, dtype=half).to(memory_format=torch.channels_last)
     add = fastdiff.ops.add_group_norm_silu
     cases: list[tuple[Any, Any, int]] = [
-        (attention, attention.Arguments(q, q, q), 7),
+        (attention, attention.Arguments(q, q, q), 8),
         (attention, attention.Arguments(q, q, q, torch.rand(20, 20) < 0.7), 2),
         (group_norm_silu, group_norm_silu.Arguments(image, 4), 4),
         (group_norm_silu, group_norm_silu.Arguments(image.to(memory_format=torch.channels_last), 4), 4),
