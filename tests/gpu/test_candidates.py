@@ -40,7 +40,7 @@ def test_linear_layers(shape, options, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize(("shape", "gated"), itertools.product(NORMS, [False, True]), ids=str)
+@pytest.mark.parametrize(("shape", "gated"), [*itertools.product(NORMS, [False, True])], ids=str)
 def test_layer_norms(shape, gated, dtype, device):
     torch.manual_seed(0)
     x, y = (torch.randn(shape).to(device, dtype) for _ in range(2))
