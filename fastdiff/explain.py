@@ -63,7 +63,7 @@ def explain(
     `inputs`, the arguments of one more call, where the time goes, also as a page in the file `html`; and how its
     sampling loop was run on a GPU: as a captured graph, or as launches and why, and the candidates taken there. With a
     pipeline of diffusers, the same of each network and scheduler; raises TypeError if there are `inputs`, which are
-    those of one network.
+    those of one network, and for what is neither.
     """
     if is_pipeline(model):
         if inputs is not None:
@@ -73,6 +73,8 @@ def explain(
             write_html(str(found), html)
         return found
     if model is not None:
+        if not callable(model):
+            raise TypeError(f"explain() takes a model or a pipeline of diffusers, got {type(model).__name__}")
         lines = []
         if isinstance(model, nn.Module):
             fast = is_fast(model)

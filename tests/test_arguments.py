@@ -435,3 +435,22 @@ def test_schedules_print_what_they_are():
     assert repr(table).startswith("EDMTable(noise='vp', scaling='none', sigma_min=")
     assert repr(fastdiff.prediction.get_prediction("v")) == "Prediction('v')"
     assert "object at" not in repr(fastdiff.load("emoji-unet-32").info)
+
+
+@pytest.mark.parametrize("wrong", ["model", np.zeros(3), {}], ids=["text", "array", "dictionary"])
+def test_what_is_no_model_is_named(wrong):
+    kind = type(wrong).__name__
+    net = Net()
+    with pytest.raises(TypeError, match=f"verify.. compares two of torch.nn.Module, got {kind}"):
+        fastdiff.verify(wrong, net, (X,))
+    with pytest.raises(TypeError, match=f"verify.. compares two of torch.nn.Module, got {kind}"):
+        fastdiff.verify(net, wrong, (X,))
+    with pytest.raises(TypeError, match=f"explain.. takes a model or a pipeline of diffusers, got {kind}"):
+        fastdiff.explain(wrong)
+
+
+def test_an_array_among_tensors_is_named():
+    row, array = torch.zeros(1, 2, 3), np.zeros((1, 2, 3), dtype=np.float32)
+    for given, name in (((row, array, row), "scale"), ((row, row, array), "shift")):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, got ndarray"):
+            fastdiff.ops.ada_layer_norm(*given)

@@ -77,8 +77,12 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
     Both run without gradients. Where the original runs in the fast one's place, the result says so and is not `ok`.
     Weights that were changed through `.data`, so that the fast model still works with the old ones, are named.
 
-    Raises ValueError if `fast` is not a model that went through `fastdiff.optimize` or torch.compile.
+    Raises ValueError if `fast` is not a model that went through `fastdiff.optimize` or torch.compile, TypeError if one
+    of them is no torch.nn.Module.
     """
+    for given in (model, fast):
+        if not isinstance(given, nn.Module):
+            raise TypeError(f"verify() compares two of torch.nn.Module, got {type(given).__name__}")
     args, kwargs = _arguments(inputs)
     place = next((tensor.device for tensor in (*model.parameters(), *_tensors((args, kwargs)))), torch.device("cpu"))
     with without_tf32(place) as note:

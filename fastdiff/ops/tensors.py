@@ -16,6 +16,8 @@ def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...],
     """
     if tensor.shape in shapes and tensor.dtype is x.dtype and tensor.is_cpu and x.is_cpu:
         return  # as nearly always, and quickly
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.shape not in shapes:
         wanted = " or ".join(map(str, dict.fromkeys(map(tuple, shapes))))
         raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {wanted} for {beside} of {tuple(x.shape)}")
