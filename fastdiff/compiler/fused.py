@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff import ops
-from fastdiff.ops.conv2d import is_channels_last
 from fastdiff.ops.linear import Arguments as LinearArguments
 from fastdiff.ops.linear import few
+from fastdiff.ops.tensors import is_channels_last
 from fastdiff.runtime.memory import empty
 
 

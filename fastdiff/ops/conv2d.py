@@ -17,7 +17,7 @@ from fastdiff.ops.conv2d_weights import packed
 from fastdiff.ops.linear import Arguments as Layer
 from fastdiff.ops.linear import linear
 from fastdiff.ops.op import Op
-from fastdiff.ops.tensors import address, check_tensor, contiguous
+from fastdiff.ops.tensors import address, check_tensor, contiguous, is_channels_last
 from fastdiff.runtime import choice
 from fastdiff.runtime.memory import empty
 from fastdiff.runtime.native import core
@@ -250,11 +250,6 @@ def _as_linear(a: Arguments) -> Layer:
 def _pixels(image: Tensor) -> Tensor:
     """(N, H W, C), a view."""
     return image.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def is_channels_last(image: Tensor) -> bool:
-    """Whether the channels of a map lie side by side."""
-    return image.is_contiguous(memory_format=torch.channels_last)
 
 
 def _dense(image: Tensor) -> Tensor:

@@ -68,3 +68,8 @@ def layout(x: Tensor, skip: Tensor | None = None) -> torch.memory_format:
     if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
         return torch.channels_last_3d
     return torch.contiguous_format
+
+
+def is_channels_last(image: Tensor) -> bool:
+    """Whether the channels of a map lie side by side."""
+    return image.is_contiguous(memory_format=torch.channels_last)

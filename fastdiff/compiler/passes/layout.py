@@ -10,7 +10,7 @@ from fastdiff.compiler.functions import cat
 from fastdiff.compiler.fused import cat_pooled
 from fastdiff.compiler.nodes import dtype, find, forward, on_gpu, rank, replace, value
 from fastdiff.compiler.report import Notes
-from fastdiff.ops.conv2d import is_channels_last
+from fastdiff.ops.tensors import is_channels_last
 
 NAME = "layout"
 _HALVES = (torch.float16, torch.bfloat16)

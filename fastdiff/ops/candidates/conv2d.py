@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdiff.ops.candidates.shared import Found, beyond_pointwise, torch_candidate
 from fastdiff.ops.conv2d_weights import summed
+from fastdiff.ops.tensors import is_channels_last
 from fastdiff.runtime.candidates import Candidate
 from fastdiff.runtime.device import properties
 from fastdiff.runtime.dispatcher import is_memory
@@ -40,12 +41,12 @@ def find(op: Any, a: Any) -> Found:
             # Ours was measured on sm_90, cuDNN's nowhere.
             measured = properties(a.x.device).exact == "sm_90"
             found = [*ours, *theirs, *found] if measured else [*theirs, *ours, *found]
-        elif a.upsample == 1 and _is_channels_last(a.x):
+        elif a.upsample == 1 and is_channels_last(a.x):
             ours, absent[_OURS] = _ours(op, a, _OURS)
             # Concatenating takes as long as the product of a 1x1 convolution, or longer.
             found = [*ours, *found] if a.skip is not None and _taps(a) == 1 else [*found, *ours]
     absent = {name: reason for name, reason in absent.items() if reason}
-    if a.x.element_size() == 2 and not _is_channels_last(a.x):
+    if a.x.element_size() == 2 and not is_channels_last(a.x):
         found.append(Candidate("torch channels-last", lambda a: op.plainly(_channels_last(a), True)))
     return Found(found, absent=absent)
 
@@ -69,7 +70,7 @@ def _ours(op: Any, a: Any, name: str) -> tuple[list[Candidate], str]:
     if (reason := unsupported(a.x, a.skip, a.weight, a.result_shape)) is not None:
         return [], reason
     if parts == 1:
-        if _taps(a) > 1 and not _is_channels_last(a.weight):
+        if _taps(a) > 1 and not is_channels_last(a.weight):
             return [], "the weight is not channels-last"
         if _taps(a) > 1 and rows > _FEW_PIXELS and outputs > _FEW_CHANNELS:
             return [], f"slower on one H100 with more than {_FEW_PIXELS} pixels and {_FEW_CHANNELS} channels"
@@ -103,7 +104,7 @@ def _has_phases(a: Any) -> bool:
     halves is 1.15 to 1.22 times PyTorch's, which rounds once more for the bias; without a bias it would be 1.41 times.
     """
     size = (a.upsample, a.stride, a.padding, *a.weight.shape[2:])
-    dense = a.weight.is_contiguous() or _is_channels_last(a.weight)
+    dense = a.weight.is_contiguous() or is_channels_last(a.weight)
     return size == (2, 1, 1, 3, 3) and a.bias is not None and a.skip is None and a.x.element_size() == 2 and dense
 
 
@@ -130,7 +131,7 @@ def _add(op: Any, y: Tensor, a: Any, bias: Tensor | None) -> Tensor:
     if bias is a.channel_bias is a.residual is None and a.activation is None:
         return y
     tensors = (y, bias, a.channel_bias, a.residual)
-    if (y.is_contiguous() or _is_channels_last(y)) and all(t is None or is_memory(t) for t in tensors):
+    if (y.is_contiguous() or is_channels_last(y)) and all(t is None or is_memory(t) for t in tensors):
         return add_bias(*tensors, a.activation)
     return op.follow(y if bias is None else y.add_(bias[:, None, None]), a, inplace=True)
 
@@ -140,7 +141,3 @@ def _channels_last(a: Any) -> Any:
         return None if image is None else image.contiguous(memory_format=torch.channels_last)
 
     return a._replace(x=last(a.x), skip=last(a.skip), weight=last(a.weight), residual=last(a.residual))
-
-
-def _is_channels_last(image: Tensor) -> bool:
-    return image.is_contiguous(memory_format=torch.channels_last)
