@@ -17,7 +17,7 @@ from fastdiff.errors import expect
 from fastdiff.runtime.device import properties
 from fastdiff.runtime.triton import INTERPRETED
 
-from ..described import DescribedLaunch
+from ..launching import Launch
 from .tiles import widths
 
 if TYPE_CHECKING:
@@ -147,22 +147,25 @@ class HopperForward:
         programs = min(tiles, device.multiprocessors * cut.resident) if cut.persistent else tiles
         width0, width1 = widths(dim)
         start, consumer, producer = cut.registers
-        self._boxes = [(rows, width) for rows in (ROWS, cut.block_n) for width in (width0, width1 or width0)]
-        self._launch = DescribedLaunch(
+        boxes = {
+            f"{name}{part}": functools.partial(describe, rows=rows, columns=width)
+            for name, rows in (("q", ROWS), ("k", cut.block_n), ("v", cut.block_n), ("out", ROWS))
+            for part, width in enumerate((width0, width1 or width0))
+        }
+        self._launch = Launch(
             attention_hopper_kernel, (programs,), heads=heads, tiles=tiles, queries=queries, keys=keys, scale=scale,
             dtype=getattr(gl, str(q.dtype).removeprefix("torch.")), width0=width0, width1=width1, rows=ROWS,
             block_n=cut.block_n, stages=cut.stages, consumers=cut.consumers, turns=cut.turns,
             whole_keys=keys % cut.block_n == 0, consumer_registers=consumer, producer_registers=producer,
             num_warps=4, maxnreg=start, enable_fp_fusion=True,
-        )  # fmt: skip
+        ).with_descriptors(**boxes)  # fmt: skip
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The output (B, H, Sq, D), a view of (B, Sq, H, D) storage, and the log-sum-exp (B, H, Sq) in float32."""
         out = torch.empty_strided(self._shape, self._strides, dtype=self._dtype, device=self._device)
         lse = torch.empty(self._lse, dtype=torch.float32, device=self._device)
-        q_boxes, k_boxes = self._boxes[:2], self._boxes[2:]
-        read = [(aligned(q), q_boxes), (aligned(k), k_boxes), (aligned(v), k_boxes), (out, q_boxes)]
-        self._launch.described([describe(t, *box) for t, boxes in read for box in boxes], lse)
+        q, k, v = aligned(q), aligned(k), aligned(v)
+        self._launch(q, q, k, k, v, v, out, out, lse)
         return out, lse
 
 
