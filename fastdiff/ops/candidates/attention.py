@@ -89,7 +89,7 @@ def _gluon(op: Any, a: Any, absent: dict[str, str]) -> list[Candidate]:
         return []
     from fastdiff.kernels.attention.hopper import cuts, missing, unfit
 
-    if (reason := missing() or unfit(*a[:3], a.factor)) is not None:
+    if (reason := missing() or unfit(a.q, a.k, a.v, a.factor)) is not None:
         absent["gluon"] = reason
         return []
     batch, heads, queries, dim = a.q.shape

@@ -27,6 +27,7 @@ def _plans(op: Any, a: Any) -> list[Candidate]:
     x = a[0]
     if not x.numel():
         return []
-    chosen = plan(*x.shape, x.element_size(), properties(x.device).multiprocessors)
-    others = alternatives(chosen, x.shape[1], x.shape[2])
+    batch, rows, channels = x.shape
+    chosen = plan(batch, rows, channels, x.element_size(), properties(x.device).multiprocessors)
+    others = alternatives(chosen, rows, channels)
     return [triton_candidate(op, f"triton {other.said}", other) for other in others]
