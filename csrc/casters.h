@@ -48,7 +48,7 @@ constexpr Name<Activation> kActivations[] = {{"none", Activation::none},
                                              {"gelu", Activation::gelu},
                                              {"gelu_tanh", Activation::gelu_tanh}};
 constexpr Name<Way> kWays[] = {
-    {"winograd", Way::ahead}, {"winograd-on-the-fly", Way::on_the_fly}, {"winograd-amx", Way::in_stages}};
+    {"winograd", Way::pretransformed}, {"winograd-on-the-fly", Way::on_the_fly}, {"winograd-amx", Way::in_stages}};
 constexpr Name<DLDataType> kPoolTypes[] = {{"float64", {kDLFloat, 64, 1}},
                                            {"float32", {kDLFloat, 32, 1}},
                                            {"float16", {kDLFloat, 16, 1}},

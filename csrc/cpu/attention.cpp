@@ -11,7 +11,7 @@
 namespace fastdiff::FASTDIFF_ISA {
 namespace {
 
-// Of a block, whose scores, and the values that they weigh, stay in the first cache.
+// Of a block, whose scores, and the values that they weigh, stay in L1.
 template <int C>
 constexpr int64_t kBlockTiles = 128 / kRows<C>;
 constexpr int64_t kKeys = 128;
@@ -200,7 +200,7 @@ int64_t block_start(int64_t queries, int64_t i) {
   return i <= long_ones ? 48 * i : 48 * long_ones + 32 * (i - long_ones);
 }
 
-// As many heads as have their keys and values in the second cache take turns in a block of queries: what they read and
+// As many heads as have their keys and values in L2 take turns in a block of queries: what they read and
 // write lies together in the (B, S, H, D) layout.
 constexpr int64_t kNear = 1 << 18;  // floats
 

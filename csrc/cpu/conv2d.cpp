@@ -66,7 +66,7 @@ FASTDIFF_NOINLINE void multiply(const Conv2d& op, const float* v, int64_t room, 
 }
 
 // What channels [first, last) of a panel add to the points of a pair of rows of M, which the first channels begin. The
-// weights of a block of channels are transformed here, and stay in the first cache with the sums of their products.
+// weights of a block of channels are transformed here, and stay in L1 with the sums of their products.
 // ahead: filters that come next, from memory, of which each product asks for a part.
 template <int pair>
 FASTDIFF_NOINLINE void multiply_pair(const Conv2d& op, const float* v, int64_t room, int64_t count,

@@ -1,4 +1,4 @@
-// How a convolution is divided among threads, and into blocks that fit the second cache.
+// How a convolution is divided among threads, and into blocks that fit L2.
 #include "fastdiff/conv2d.h"
 
 namespace fastdiff {
@@ -7,10 +7,8 @@ namespace {
 constexpr int64_t kFewTiles = 64;  // of a thread: with fewer, its weights are read too often for what is done with them
 constexpr int64_t kFewChannels =
     512;  // of input and output: then all of a block stays near, and half as many tiles will do
-constexpr int64_t kFlyProducts =
-    512 << 10;  // bytes of products that stay in the second cache beside weights on the fly
-constexpr int64_t kManyChannels =
-    256;  // of input: weights are then read less often, and the block leaves the second cache
+constexpr int64_t kFlyProducts = 512 << 10;  // bytes of products that stay in L2 beside weights on the fly
+constexpr int64_t kManyChannels = 256;       // of input: weights are then read less often, and the block leaves L2
 
 }  // namespace
 
@@ -18,7 +16,7 @@ ConvPlan plan_conv2d(int64_t tiles, int64_t channels, int64_t out_channels, int6
   const int64_t panels = divide_up(out_channels, panel);
   const bool on_the_fly = way == Way::on_the_fly;
   threads = at_least(threads, 1);
-  const bool few_channels = way == Way::ahead && channels + out_channels <= kFewChannels;
+  const bool few_channels = way == Way::pretransformed && channels + out_channels <= kFewChannels;
   if (!on_the_fly && tiles > (few_channels ? kFewTiles / 2 : kFewTiles) * threads) {
     const int64_t of_part = divide_up(tiles, threads);
     const int64_t wanted = channels < kManyChannels ? 28 : 42;

@@ -6,7 +6,7 @@ namespace {
 
 // U is at most so large, and V and M together: in the third cache, with others beside them.
 constexpr int64_t kMostWeights = int64_t{48} << 20, kMostTiles = int64_t{24} << 20;
-// Of V, in three parts, what a thread multiplies at once stays in its second cache.
+// Of V, in three parts, what a thread multiplies at once stays in its L2.
 constexpr int64_t kMostRows = int64_t{1} << 20;
 
 }  // namespace

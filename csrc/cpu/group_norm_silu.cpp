@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kPixels = 64;
 constexpr int kColumns = 4;
 // The output of about so many bytes at a time is written from the last pixels to the first, those that were read last
-// being in the second cache still.
+// being in L2 still.
 constexpr int64_t kFew = 1 << 17;
 constexpr int64_t kWriteAhead = 4096;  // bytes, whole pixels: lines of the result are asked for so long before
 

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kBlock = kLinearBlock, kSide = 16, kSums = kBlock * kBlock;
 constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 numbers in its three terms
 // A panel is of so many blocks of 32 rows or columns and steps of 32 numbers, or of more blocks and fewer steps: 576
-// KiB, in the second cache beside what passes by. The sums of more steps than these are added to those of the ones
+// KiB, in L2 beside what passes by. The sums of more steps than these are added to those of the ones
 // before.
 constexpr int64_t kPanelBlocks = 4, kPanelSteps = 24, kMostBlocks = 12;
 
@@ -151,8 +151,8 @@ void mend(const Linear& op, float* sums, int64_t row_block, int64_t column_block
         });
 }
 
-// What is written after the next products, and what is added to it then, is asked for before.
-void ask_for(const Linear& op, int64_t row_block, int64_t column_block) {
+// Prefetches what is written after the next products, and what is added to it then.
+void prefetch_next(const Linear& op, int64_t row_block, int64_t column_block) {
   const int64_t rows = at_most(kBlock, op.batch * op.rows - row_block * kBlock), column = column_block * kBlock;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t row = row_block * kBlock + r;
@@ -215,7 +215,7 @@ void linear_multiply(const Linear& op, int64_t begin, int64_t end) {
         for (int64_t unit = 0; unit < units; ++unit) {
           const int64_t row = shared ? other : first + unit, column = shared ? first + unit : other;
           const bool last = chunk + 1 == chunks;
-          if (last) ask_for(op, row, column);
+          if (last) prefetch_next(op, row, column);
           for (int64_t half = 0; half < halves; ++half) {
             const uint8_t* mine = panel + 2 * (unit * panel_halves + (shared ? half : 0)) * tile;
             const uint8_t* theirs = static_cast<const uint8_t*>(op.packed) +

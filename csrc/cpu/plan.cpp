@@ -12,7 +12,7 @@
 namespace fastdiff {
 namespace {
 
-constexpr int64_t kTile = 16 * kNormalGroup;   // elements whose noise is computed at a time, to stay in the first cache
+constexpr int64_t kTile = 16 * kNormalGroup;   // elements whose noise is computed at a time, to stay in L1
 constexpr int64_t kSerialValues = 128 * 1024;  // values read and written below which threads cost more than they save
 
 LinearCombine<float> linear_combine(const Kernels& kernels, const float*) { return kernels.linear_combine_f32; }

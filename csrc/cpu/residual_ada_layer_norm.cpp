@@ -11,7 +11,8 @@ void run(const ResidualAdaLayerNorm& op, int64_t begin, int64_t end) {
   Arena arena;
   Modulation<T> modulation(norm, arena);
   float* wide = arena.take<float>(norm.channels);
-  T* near = norm.stream ? arena.take<T>(norm.channels) : nullptr;  // h is read again, and not from around the caches
+  T* near = norm.stream ? arena.take<T>(norm.channels)
+                        : nullptr;  // h is read again, and non-temporal stores leave none of it in a cache
   for (int64_t index = begin; index < end; ++index) {
     const int64_t b = index / norm.rows, s = index % norm.rows;
     const bool last = s + 1 == norm.rows;

@@ -27,7 +27,7 @@ struct Image {
 
 // Who multiplies, and with what: vectors, with weights that were transformed ahead or that are transformed in passing;
 // or AMX, in stages of which the first transforms the weights: see conv2d_stages.h.
-enum class Way { ahead, on_the_fly, in_stages };
+enum class Way { pretransformed, on_the_fly, in_stages };
 
 // How the work is divided. shared: all tiles are transformed first, then part (i, j) of tile_parts x panel_parts
 // multiplies tile part i with panel part j; otherwise each of tile_parts does all for its tiles, `block` of them at a

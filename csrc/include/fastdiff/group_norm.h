@@ -9,9 +9,8 @@
 
 namespace fastdiff::FASTDIFF_ISA {
 
-constexpr int64_t kBlock = 4096;  // numbers: 16 KiB of float32, which stay in the first cache
-constexpr int64_t kNear =
-    1 << 19;  // bytes of a group that the second cache holds while another is read and one is written
+constexpr int64_t kBlock = 4096;    // numbers: 16 KiB of float32, which stay in L1
+constexpr int64_t kNear = 1 << 19;  // bytes of a group that L2 holds while another is read and one is written
 
 // Of a growing number of values; double, for there are few merges.
 struct Total {

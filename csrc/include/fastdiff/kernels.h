@@ -47,7 +47,7 @@ struct AdaLayerNorm {
   int64_t batch, rows, channels;  // rows of a batch
   float eps;
   bool* huge = nullptr;  // set where squares leave float32's range, and the result is not to be used
-  bool stream = false;   // write around the caches
+  bool stream = false;   // non-temporal stores
 };
 using AdaLayerNormKernel = void (*)(const AdaLayerNorm& op, int64_t begin, int64_t end);
 
@@ -91,7 +91,7 @@ struct GroupNorm {
   bool channels_last, silu;
   float eps;
   bool* huge = nullptr;      // as of AdaLayerNorm
-  bool stream = false;       // write around the caches
+  bool stream = false;       // non-temporal stores
   float* partial = nullptr;  // room for 2 * parts * channels numbers, see below
 };
 // Whole groups: units are sample * groups + group, for contiguous groups (not channels last).

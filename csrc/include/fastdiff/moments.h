@@ -16,7 +16,7 @@ struct Moments {
 
 // In two passes, which should find the numbers in the cache. The rounding of the mean is taken out of both: for a mean
 // far from 0 nothing is lost but what the numbers themselves have lost. `next` is where numbers as many as these will
-// be read from afterwards, of any type: they are fetched into the first cache in the second pass, which waits for
+// be read from afterwards, of any type: they are fetched into L1 in the second pass, which waits for
 // nothing.
 template <class T>
 inline Moments moments(const float* x, int64_t size, const T* next) {
