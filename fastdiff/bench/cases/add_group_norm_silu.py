@@ -8,17 +8,16 @@ from functools import partial
 
 import torch
 
+from fastdiff.bench.cases import group_norm_silu
 from fastdiff.bench.cases.case import DTYPES, GPU_DTYPES, SDXL, STABLE_DIFFUSION, Case, Inputs, Normal
+from fastdiff.bench.cases.group_norm_silu import ADAPTIVE, GROUPS, LAST
 
-GROUPS = 32
 # (N, C, H, W): results of convolutions, of which the U-Net's skips are no part.
 SHAPES = {
     STABLE_DIFFUSION: [(2, 320, 64, 64), (2, 640, 32, 32), (2, 1280, 16, 16), (2, 1280, 8, 8), (1, 128, 512, 512)],
     SDXL: [(2, 320, 128, 128), (2, 640, 64, 64), (2, 1280, 32, 32)],
 }
 BEFORE = ("conv_bias", "channel_bias", "residual")
-ADAPTIVE = ("scale", "shift")
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def make(
@@ -34,15 +33,14 @@ def make(
     device: str = "cpu",
 ) -> Inputs:
     """x, residual, which has this mean, both with this deviation, and all else."""
-    normal = Normal(dtype, device, seed)
-    x, residual = normal(*shape, std=std), normal(*shape, mean=mean, std=std)
-    if channels_last and x.ndim in _LAST:
-        x, residual = (t.contiguous(memory_format=_LAST[t.ndim]) for t in (x, residual))
-    conv_bias, weight, bias = normal(3, shape[1])
-    channel_bias, scale, shift = normal(shape[0], 3 * shape[1]).chunk(3, dim=1)
-    given = dict(
-        x=x, num_groups=groups, conv_bias=conv_bias, channel_bias=channel_bias, residual=residual, weight=weight,
-        bias=bias, scale=scale, shift=shift,
+    of_norm = partial(
+        group_norm_silu.make, shape, dtype, groups=groups, channels_last=channels_last and len(shape) in LAST, std=std,
+        device=device,
+    )  # fmt: skip
+    normal = Normal(dtype, device, seed + 2)
+    given = of_norm(seed=seed) | dict(
+        conv_bias=normal(shape[1]), channel_bias=normal(shape[0], 2 * shape[1])[:, : shape[1]],
+        residual=of_norm(mean=mean, seed=seed + 1)["x"],
     )  # fmt: skip
     return given | dict.fromkeys(left_out)
 

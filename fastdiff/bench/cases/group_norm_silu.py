@@ -26,7 +26,7 @@ SHAPES = {
 _VAE_64, _VAE_256 = SHAPES["the VAE of Stable Diffusion, other levels"]
 _ADM, (_SMALL,) = SHAPES["ADM, 256 px"], SHAPES["a small U-Net"]
 ADAPTIVE = ("scale", "shift")
-_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def make(
@@ -44,7 +44,7 @@ def make(
     """x, with this mean and deviation, num_groups, weight, bias, and scale and shift, views of one tensor."""
     normal = Normal(dtype, device, seed)
     x = normal(*shape, mean=mean, std=std)
-    x = x.contiguous(memory_format=_LAST[x.ndim]) if channels_last else x
+    x = x.contiguous(memory_format=LAST[x.ndim]) if channels_last else x
     weight, bias = normal(2, shape[1])
     scale, shift = normal(shape[0], 2 * shape[1]).chunk(2, dim=1)
     given = dict(x=x, num_groups=groups, weight=weight, bias=bias, scale=scale, shift=shift)
