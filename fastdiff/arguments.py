@@ -62,6 +62,7 @@ def state(name: str, x: Any) -> Tensor:
         raise TypeError(f"{name} must be a tensor (B, ...), got {described(x)}")
     good = x.dtype in STATES and x.ndim >= 1 and len(x) > 0
     expect(good, f"{name} must be a floating-point tensor (B, ...), got {x.dtype} {tuple(x.shape)}")
+    expect(x.layout is torch.strided, f"{name} must be a dense tensor, got {x.layout}; x.to_dense() makes one")
     return x
 
 

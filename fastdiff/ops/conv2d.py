@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdiff.errors import expect, unknown
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
 from fastdiff.ops.conv2d_weights import packed
+from fastdiff.ops.given import several
 from fastdiff.ops.linear import Arguments as Layer
 from fastdiff.ops.linear import linear
 from fastdiff.ops.op import Op
@@ -91,7 +92,7 @@ class Conv2d(Op[Arguments]):
         PyTorch. With FASTDIFF_EXACT=1 all 3x3 kernels go there.
         """
         x, skip = _images(x)
-        if channel_bias is not None and channel_bias.ndim == 4:
+        if isinstance(channel_bias, Tensor) and channel_bias.ndim == 4:
             channel_bias = channel_bias.flatten(1)
         return self.run(
             Arguments(x, skip, weight, bias, stride, padding, residual, channel_bias, activation, upsample, scale)
@@ -224,7 +225,7 @@ def _images(x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """x and what is concatenated to it, where the kernel can read that; else both in one."""
     if isinstance(x, Tensor):
         return x, None
-    expect(len(x) > 0, "x must be a tensor or several of them, got none")
+    x = several("x", x)
     if len(x) == 1:
         return x[0], None
     if len(x) == 2 and x[0].ndim == 4 and x[0].shape[1] % core.CONV2D_CHANNEL_BLOCK == 0:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastdiff.errors import expect, unknown
 from fastdiff.ops.calls import Plan
+from fastdiff.ops.given import several
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import Gradients, Op, Tensors
 from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, layout
@@ -68,7 +69,7 @@ class GroupNormSilu(Op[Arguments]):
         """
         skip = None
         if not isinstance(x, Tensor):
-            expect(len(x) > 0, "x must be a tensor or several of them, got none")
+            x = several("x", x)
             x, skip = (x[0], x[1]) if len(x) == 2 else (torch.cat(tuple(x), 1), None)
         return self.run(Arguments(x, num_groups, weight, bias, eps, scale, shift, activation or "none", skip))
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.errors import expect
+from fastdiff.ops.given import several
 from fastdiff.ops.op import Op
 from fastdiff.ops.tensors import address, check_tensor, contiguous, dense, rows
 from fastdiff.runtime import choice
@@ -187,9 +188,13 @@ def few(tokens: int, inputs: int, outputs: int) -> bool:
 
 def _one_by_one(weight: Sequence[Tensor], bias: Any) -> list[Any]:
     """At most three weights, each followed by its bias."""
-    weights = list(weight)
+    weights = several("weight", weight)
+    if bias is not None and not isinstance(bias, (Tensor, list, tuple)):
+        raise TypeError(f"bias must be as many tensors or None as weights, {len(weights)}, got {type(bias).__name__}")
     biases = [None] * len(weights) if bias is None else list(bias)
-    expect(len(weights) > 0, "weight must be a tensor or several of them, got none")
+    for place, each in enumerate(biases):
+        if each is not None and not isinstance(each, Tensor):
+            raise TypeError(f"bias[{place}] must be a tensor or None, got {type(each).__name__}")
     expect(len(weights) == len(biases), f"bias must be as many as weights, {len(weights)}, got {len(biases)}")
     pairs = list(zip(weights, biases))
     return [each for pair in (pairs if len(pairs) <= 3 else _in_one(pairs)) for each in pair]

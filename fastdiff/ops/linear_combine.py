@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.ops.calls import Plan
+from fastdiff.ops.given import several
 from fastdiff.ops.op import Op
 from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime.native import core
@@ -47,11 +48,16 @@ class LinearCombine(Op[Arguments]):
         half precision in Triton in float32. Differentiable in the inputs. Raises ValueError where shapes do not fit,
         TypeError for mixed dtypes.
         """
-        inputs = list(inputs)
-        sizes = [len(row) for row in coefficients]
+        try:
+            inputs = list(inputs)
+            sizes = [len(row) for row in coefficients]
+            flat = [float(c) for column in zip(*coefficients) for c in column]
+        except (TypeError, ValueError) as error:
+            several("inputs", inputs)
+            raise TypeError(f"coefficients must be rows of numbers, got {coefficients!r:.100}") from error
         if not sizes or (inputs and set(sizes) != {len(inputs)}):
+            several("inputs", inputs)
             raise ValueError(f"coefficients must be rows of {len(inputs)} numbers, got rows of {sizes}")
-        flat = [float(c) for column in zip(*coefficients) for c in column]
         return tuple(self.run(Arguments(inputs, flat, len(sizes))))
 
     def reference(self, a: Arguments, inplace: bool = False) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch.compiler import is_compiling
 
 from fastdiff.ops import deciding
 from fastdiff.ops.calls import Calls, Plan
+from fastdiff.ops.given import expect_tensors
 from fastdiff.ops.registration import differentiated, kinds_of, recorded, register, register_backward
 from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime import choice, dispatcher
@@ -63,7 +64,7 @@ class Op(Generic[A]):
     def __init__(self) -> None:
         self.__name__, self.__module__ = self.name, type(self).__module__
         self.Arguments = type(self).__orig_bases__[0].__args__[0]  # type: ignore[attr-defined]
-        kinds = kinds_of(self.Arguments)
+        self._kinds = kinds = kinds_of(self.Arguments)
         places = [index for index, kind in enumerate(kinds) if kind.startswith("Tensor")]
         # A tuple of tensors, or the one list of them.
         self.tensors: Callable[[A], Any] = itemgetter(*places)
@@ -151,23 +152,27 @@ class Op(Generic[A]):
             a = self.in_one_type(a) if any_autocast() else a
             self.check(a)
             return self.reference(a, inplace) if self.takes(a) is None else self._operator(*self.recording(a))
-        tensors = self.tensors(a)
-        on_cpu = not tensors or tensors[0].is_cpu
-        if not on_cpu and tensors[0].is_cuda:
-            return self.calls.run(a, tensors, inplace)
         try:
-            self.check(a)
-        except TypeError:
-            a = self.checked(a)  # in one type under autocast; otherwise it raises again
             tensors = self.tensors(a)
-        if is_trivial(tensors):
-            if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and on_cpu:
-                return self.kernel(a)  # as `takes` would say, at once
-            taker = self.takes(a, ordinary=True)
-            if taker is not None:
-                return self.kernel(a) if taker == "cpu" else self.triton(a)
-            return self.reference(a, inplace) if not any_autocast() else self.plainly(a, inplace)
-        return self._dispatched(a, inplace)
+            on_cpu = not tensors or tensors[0].is_cpu
+            if not on_cpu and tensors[0].is_cuda:
+                return self.calls.run(a, tensors, inplace)
+            try:
+                self.check(a)
+            except TypeError:
+                a = self.checked(a)  # in one type under autocast; otherwise it raises again
+                tensors = self.tensors(a)
+            if is_trivial(tensors):
+                if self._simple and tensors[0].dtype in self.types and choice.current() == "auto" and on_cpu:
+                    return self.kernel(a)  # as `takes` would say, at once
+                taker = self.takes(a, ordinary=True)
+                if taker is not None:
+                    return self.kernel(a) if taker == "cpu" else self.triton(a)
+                return self.reference(a, inplace) if not any_autocast() else self.plainly(a, inplace)
+            return self._dispatched(a, inplace)
+        except (AttributeError, TypeError, ValueError):
+            expect_tensors(a, self._kinds)  # says which argument is none, if that is why
+            raise
 
     def dispatched(self, a: A, inplace: bool) -> Any:
         """The results where somebody traces, transforms or observes the call, on a GPU."""
