@@ -10,6 +10,9 @@ Times of a few microseconds are below what a launch takes, and are no prediction
 
 A second table has a row for each kernel and case that was measured in a CUDA graph: its floor from the data sheet, the
 quickest of ours, of PyTorch's and of the designs that were tried ("prototype"), and the share of the floor in ours.
+
+A third one has a row for each kernel of the package: its floor on an H100, its time and that of the design it was made
+after, as far as the files have them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import roofline_kernels
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -197,7 +201,9 @@ def main() -> None:
     parser.add_argument("--json", help="a file for the rows")
     parser.add_argument("--measured", nargs="*", default=sorted(MEASURED.glob("*.json")), help="files of measurements")
     options = parser.parse_args()
-    taken = list(measured_rows(map(measured.load, options.measured)))
+    files = [measured.load(path) for path in options.measured]
+    taken, h100 = list(measured_rows(files)), GPUS["H100"]
+    every = roofline_kernels.rows(files, *h100)
     found = sorted(
         rows(options.backward), key=lambda row: (row["model"], row["op"], row["shape"], list(GPUS).index(row["gpu"]))
     )
@@ -215,9 +221,10 @@ def main() -> None:
         )
     if taken:
         console.print(measured_table(taken))
+    console.print(roofline_kernels.table(every))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"floors": found, "measured": taken}, file, indent=1)
+            json.dump({"floors": found, "measured": taken, "kernels": every}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -59,3 +59,29 @@ def test_what_was_measured_stands_beside_its_floor(tmp_path):
     assert upsampled["quickest"]["prototype"][1] == 64.0  # one of 54.36 gave wrong numbers
     empty = subprocess.run([sys.executable, SCRIPT, "--measured"], capture_output=True, text=True, check=True)
     assert "Measured in" not in empty.stdout
+
+
+def test_every_kernel_has_a_row(tmp_path):
+    out = tmp_path / "rows.json"
+    command = [sys.executable, SCRIPT, "--json", out, "--measured"]
+    result = subprocess.run([*command, *FILES], capture_output=True, text=True, check=True)
+    found = {row["kernel"]: row for row in json.loads(out.read_text())["kernels"]}
+    assert {name.split(",")[0].split(" ")[0] for name in found} == {
+        "ada_layer_norm", "add_bias", "add_group_norm_silu", "attention", "conv2d", "gated", "group_norm_silu",
+        "interleave", "linear", "linear_combine", "phases", "residual_ada_layer_norm",
+    }  # fmt: skip
+    assert {name.split(", ")[1] for name in found if name.endswith(("gradients", "dq", "dkv"))} == {
+        "gradients", "dq", "dkv"
+    }  # fmt: skip
+    assert found["attention"]["ours"] == [182.76, ""]
+    assert found["attention for Hopper"]["design"] == [139.83, ""]
+    assert found["attention to few keys"]["ours"] is None  # the tile that was wrong is no kernel's time
+    assert found["attention to few keys"]["design"] == [8.49, ""]
+    assert found["add_bias"]["design"][1] == "not checked"
+    assert found["group_norm_silu, contiguous"]["ours"] == [14.43, ""]
+    assert found["group_norm_silu, gradients"]["ours"] is found["group_norm_silu, gradients"]["design"] is None
+    assert result.stdout.count("not measured") > 20
+    for row in found.values():
+        assert row["floor"] > 0
+    subprocess.run(command, capture_output=True, check=True)
+    assert all(row["ours"] is None for row in json.loads(out.read_text())["kernels"])
