@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.models.adm import ADMConfig, embed_times, group_norm32, resize_bilinear
-from fastdiff.models.parts.attention import attend, split_heads
 from fastdiff.models.parts.backbone import Backbone
 from fastdiff.models.parts.blocks import AttentionBlock, mlp
+from fastdiff.models.parts.transformer import EncoderBlock
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class TextTransformer(nn.Module):
         self.tokens = nn.Embedding(config.n_vocab, width)
         self.positions = nn.Parameter(torch.zeros(length, width))
         self.padding = nn.Parameter(torch.zeros(length, width)) if config.xf_padding else None
-        self.blocks = nn.ModuleList(TextBlock(width, config.xf_heads) for _ in range(config.xf_layers))
+        self.blocks = nn.ModuleList(EncoderBlock(width, config.xf_heads) for _ in range(config.xf_layers))
         self.norm = nn.LayerNorm(width) if config.xf_final_ln else nn.Identity()
         self.proj = nn.Linear(width, out_channels)
 
@@ -129,21 +129,3 @@ class TextTransformer(nn.Module):
             h = block(h)
         h = self.norm(h)
         return self.proj(h[:, -1]), h
-
-
-class TextBlock(nn.Module):
-    """Attention and a feed-forward layer, each on a norm and with a residual: (B, S, width) -> the same."""
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.num_heads)
-        x = x + self.proj(attend(q, k, v, layer=self, kind="self"))
-        return x + self.mlp(self.norm2(x))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
-from fastdiff.models.glide import TextBlock
+from fastdiff.models.parts.transformer import EncoderBlock
 
 PADDING = 0  # the token after the last word, and all there is of no prompt
 
@@ -69,7 +69,7 @@ class TextEncoder(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.words + 1, config.width)
         self.positions = nn.Parameter(0.02 * torch.randn(config.length, config.width))
-        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(EncoderBlock(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,8 @@ BLOCK_TYPES = {
     "AttnUpBlock2D": ("self", False),
     "CrossAttnDownBlock2D": ("cross", False),
     "CrossAttnUpBlock2D": ("cross", False),
+    "SimpleCrossAttnDownBlock2D": ("joint", True),
+    "SimpleCrossAttnUpBlock2D": ("joint", True),
 }
 ACTIVATIONS = ("silu", "swish")
 
@@ -43,7 +45,7 @@ ACTIVATIONS = ("silu", "swish")
 class UNet2DConfig:
     """What `UNet2DModel` and `UNet2DConditionModel` share of their constructors' arguments.
 
-    attention_head_dim: channels of a head in UNet2DModel; in UNet2DConditionModel the number of heads of the
+    attention_head_dim: channels of a head; in UNet2DConditionModel the number of heads of the
     transformers. Values that change nothing here: sample_size, dropout_type, upcast_attention, use_linear_projection.
     """
 
@@ -165,7 +167,7 @@ class UNet2D(Backbone):
                 scale = 1 / config.mid_block_scale_factor
                 return AttentionBlock(channels, head_count(channels), norm=middle_norm, output_scale=scale)
             kind, _ = BLOCK_TYPES[config.block_type(place, level)]
-            if kind == "cross":
+            if kind in ("cross", "joint"):
                 raise unknown("block of UNet2DModel", config.block_type(place, level), BLOCK_TYPES)
             return AttentionBlock(channels, head_count(channels), norm=config.norm) if kind else None
 

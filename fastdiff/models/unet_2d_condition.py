@@ -1,4 +1,4 @@
-"""The U-Net that the config of diffusers' UNet2DConditionModel describes: Stable Diffusion 1, 2, XL and others."""
+"""The U-Net that the config of diffusers' UNet2DConditionModel describes: Stable Diffusion's, Karlo's and others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
+from fastdiff.models.parts.attention import Context, Masked, unmasked
 from fastdiff.models.parts.backbone import Backbone
 from fastdiff.models.parts.blocks import (
     AttentionBlock,
@@ -71,15 +72,17 @@ REFUSED = {
     "resnet_out_scale_factor": 1.0,
     "cross_attention_norm": None,
 }
+MIDDLES = {None: None, "UNetMidBlock2D": None, "UNetMidBlock2DCrossAttn": "cross",
+           "UNetMidBlock2DSimpleCrossAttn": "joint"}  # fmt: skip
 
 
 class UNet2DCondition(Backbone):
     """`model(x, t, context, class_labels, ...)` -> (B, out_channels, H, W): diffusers' UNet2DConditionModel.
 
     x: (B, in_channels, H, W), any H and W. t: (B,) times. context: (B, S, cross_attention_dim), or encoder_hid_dim if
-    it is projected first. class_labels: (B,) int64, or what class_embed_type takes. timestep_cond: (B,
-    time_cond_proj_dim), of a guidance scale say. text_embeds (B, P) and time_ids (B, N): of Stable Diffusion XL
-    (addition_embed_type "text_time"). Raises ValueError where these do not fit.
+    it is projected first; `Masked` where some tokens do not count. class_labels: (B,) int64, or what class_embed_type
+    takes. timestep_cond: (B, time_cond_proj_dim), of a guidance scale say. text_embeds (B, P) and time_ids (B, N): of
+    Stable Diffusion XL (addition_embed_type "text_time"). Raises ValueError where these do not fit.
     """
 
     def __init__(self, config: UNet2DConditionConfig) -> None:
@@ -91,8 +94,8 @@ class UNet2DCondition(Backbone):
                 "num_attention_heads must be None; diffusers reads the number of heads from attention_head_dim"
             )
         middle_type = config.mid_block_type
-        if middle_type not in (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"):
-            raise unknown("mid_block_type", middle_type, ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn"))
+        if middle_type not in MIDDLES:
+            raise unknown("mid_block_type", middle_type, [str(name) for name in MIDDLES])
         levels, width = len(config.block_out_channels), config.block_out_channels[0]
         fourier = config.time_embedding_type == "fourier"
         embedding = config.time_embedding_dim or (2 if fourier else 4) * width
@@ -100,18 +103,31 @@ class UNet2DCondition(Backbone):
         head_dims = per_level(config.attention_head_dim, levels)
         context = per_level(config.cross_attention_dim, levels)
         only = per_level(config.only_cross_attention, levels)
+        middle_only = config.mid_block_only_cross_attention
+        if middle_only is None:
+            middle_only = config.only_cross_attention is True
         depths = per_level(config.transformer_layers_per_block, levels)
         up_depths = config.reverse_transformer_layers_per_block or depths[::-1]
 
         def attention(place: str, level: int, index: int, channels: int) -> nn.Module | None:
-            kind = "cross" if middle_type == "UNetMidBlock2DCrossAttn" else None
+            kind, alone = MIDDLES[middle_type], middle_only
             if place != "middle":
+                alone = only[level]
                 kind, _ = BLOCK_TYPES[config.block_type(place, level)]
             if kind is None:
                 return None
             heads = head_dims[level]
-            if kind == "self":
-                return AttentionBlock(channels, channels // heads, norm=config.norm)
+            if kind != "cross":  # channels of a head, which diffusers does not reverse on the way up
+                size = head_dims[levels - 1 - level if place == "up" else level]
+                if kind == "self":
+                    return AttentionBlock(channels, channels // size, norm=config.norm)
+                return AttentionBlock(
+                    channels,
+                    channels // size,
+                    norm=grouped(config.norm_num_groups, 1e-5),
+                    context_channels=context[level],
+                    only_context=alone,
+                )
             depth = up_depths[levels - 1 - level] if place == "up" else depths[level]
             return SpatialTransformer(
                 channels,
@@ -142,7 +158,7 @@ class UNet2DCondition(Backbone):
             up=lambda level, channels: resampled("up", level, channels, Upsample),
             norm=config.norm,
             middle=middle,
-            has_middle=middle_type == "UNetMidBlock2DCrossAttn",
+            has_middle=MIDDLES[middle_type] is not None,
             stem_kernel=config.conv_in_kernel,
             head_kernel=config.conv_out_kernel,
         )
@@ -170,7 +186,7 @@ class UNet2DCondition(Backbone):
         self,
         x: Tensor,
         t: Tensor,
-        context: Tensor | None = None,
+        context: Context | None = None,
         class_labels: Tensor | None = None,
         *,
         timestep_cond: Tensor | None = None,
@@ -194,7 +210,9 @@ class UNet2DCondition(Backbone):
             embedding = embedding + self.add_embedding(self._added(x, text_embeds, time_ids))
         embedding = _activated(config.time_embedding_act_fn, embedding)
         if self.context_proj is not None and context is not None:
-            context = self.context_proj(context)
+            tokens, _ = unmasked(context)
+            projected = self.context_proj(tokens)
+            context = Masked(projected, context.mask) if isinstance(context, Masked) else projected
         return self.run(2 * x - 1 if config.center_input_sample else x, F.silu(embedding), context, **options)
 
     def _added(self, x: Tensor, text_embeds: Tensor, time_ids: Tensor) -> Tensor:

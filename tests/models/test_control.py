@@ -8,8 +8,8 @@ from test_families import FAMILIES, make
 from fastdiff.models.parts.backbone import Backbone, Control
 from fastdiff.models.unet import UNet, UNetConfig
 
-# All U-Nets: those of the table that are no classifiers and no autoencoders.
-NETWORKS = [name for name in FAMILIES if not name.startswith(("classifier", "autoencoder"))]
+# All U-Nets: those of the table that are no classifiers, autoencoders or priors.
+NETWORKS = [name for name in FAMILIES if not name.startswith(("classifier", "autoencoder", "prior"))]
 
 
 def residuals(model, arguments, scale):

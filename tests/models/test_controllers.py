@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from conftest import relative_error
+from families_unclip import KINDS as UNCLIP_KINDS
 from test_families import FAMILIES, T, Y, make, picture
 
 import fastdiff
@@ -72,7 +73,7 @@ class Uniform(Recorder):
 
 KINDS = {"ldm": {"self", "cross"}, "sdxl": {"self", "cross"}, "unet-2d-condition": {"self", "cross"},
          "dit-cross-attention": {"self", "cross"}, "glide": {"self", "joint"},
-         "glide-both": {"self", "joint"}}  # fmt: skip
+         "glide-both": {"self", "joint"}, **UNCLIP_KINDS}  # fmt: skip
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def test_all_maps_are_seen(model_of, name):
             more = 2 if name == "dit-in-context" else 0  # the time and the class
             assert maps.shape[2] == math.prod(place.size) + more
         else:
-            assert place.name == "pool" or place.name.startswith("text.blocks.")
+            assert place.name == "pool" or place.name.startswith(("text.blocks.", "blocks."))
         if place.kind == "cross":
             assert maps.shape[3] == (2 if name.startswith("dit") else 4)
         else:

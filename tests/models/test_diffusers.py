@@ -49,6 +49,8 @@ CONDITIONED = [
      "class_embed_type": "timestep", "center_input_sample": True},
     {**CROSS, "down_block_types": ("CrossAttnDownBlock2D", "AttnDownBlock2D"),
      "up_block_types": ("AttnUpBlock2D", "CrossAttnUpBlock2D"), "time_embedding_type": "fourier", "dropout": 0.1},
+    {**CROSS, "attention_head_dim": (4, 8), "down_block_types": ("AttnDownBlock2D",) * 2,
+     "up_block_types": ("AttnUpBlock2D",) * 2},
 ]  # fmt: skip
 LATENT = {"block_out_channels": (32, 64), "norm_num_groups": 8, "down_block_types": ("DownEncoderBlock2D",) * 2,
           "up_block_types": ("UpDecoderBlock2D",) * 2}  # fmt: skip
@@ -177,11 +179,7 @@ def test_state_dicts_without_a_config(cls, config):
     ("config", "change", "message"),
     [
         (CROSS, {"dual_cross_attention": True}, "dual_cross_attention must be False"),
-        (
-            CROSS,
-            {"down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D")},
-            "unknown block in down_block_types",
-        ),
+        (CROSS, {"down_block_types": ("KCrossAttnDownBlock2D", "DownBlock2D")}, "unknown block in down_block_types"),
         (CROSS, {"cross_attention_dims": 8}, "unknown field .* did you mean 'cross_attention_dim'"),
         (CROSS, {"act_fn": "gelu"}, "unknown act_fn 'gelu'"),
         (CROSS, {"block_out_channels": [32, 32]}, "block_out_channels=.32, 32., but the weights are those of"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import relative_error
+from families_unclip import REFUSED, UNCLIP, UNUSED
 
 import fastdiff
 from fastdiff.models.adm import ADM, POOLS, ADMClassifier, ADMClassifierConfig, ADMConfig, ADMSuperResolution
@@ -76,6 +77,7 @@ FAMILIES = {
         lambda: PRECONDITIONINGS["VPPrecond"](DhariwalUNet(DhariwalConfig(**{**EDM_FIELDS, "channel_mult": (2, 2)}))),
         dict(x=X, sigma=T / 100, class_labels=one_hot())),
     "autoencoder-kl": (lambda: AutoencoderKL(LATENT), dict(x=X)),
+    **UNCLIP,
 }  # fmt: skip
 
 
@@ -99,7 +101,7 @@ def test_every_parameter_has_a_gradient(name):
     model, arguments = make(name)
     model(**arguments).square().mean().backward()
     dead = {key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    assert dead == set()
+    assert dead == UNUSED.get(name, set())
 
 
 @torch.no_grad()
@@ -251,6 +253,7 @@ def test_configs_that_are_refused(build, message):
         ("autoencoder-kl", {"x": X[:, :, :15]}, "divisible by 2"),
         ("classifier-attention", {"x": picture(size=8)}, "takes features of 64 pixels"),
         ("ddpm", {"t": None}, r"t must be \(3,\)"),
+        *REFUSED,
     ],
 )
 def test_bad_input(name, changes, message):

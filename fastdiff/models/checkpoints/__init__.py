@@ -3,6 +3,8 @@
 from fastdiff.models.checkpoints import (
     diffusers_autoencoder,
     diffusers_dit,
+    diffusers_prior,
+    diffusers_unclip,
     diffusers_unet,
     dit,
     edm,
@@ -16,6 +18,8 @@ from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 __all__ = [
     "diffusers_autoencoder",
     "diffusers_dit",
+    "diffusers_prior",
+    "diffusers_unclip",
     "diffusers_unet",
     "dit",
     "edm",

@@ -35,13 +35,20 @@ _NAMES = ("to_q", "to_k", "to_v", "to_out.0")
 _OLD_NAMES = ("query", "key", "value", "proj_attn")
 
 
-def original_attention(block: str, inner: str, *, old: bool) -> str | Derived:
-    """Where a tensor of an `AttentionBlock` comes from."""
+# Keys and values of a context beside self-attention's.
+_CONTEXT_NAMES = ("add_k_proj", "add_v_proj")
+
+
+def original_attention(block: str, inner: str, *, old: bool, only_context: bool = False) -> str | Derived:
+    """Where a tensor of an `AttentionBlock` comes from. only_context: whether it has queries of its own alone."""
     part, kind = inner.split(".")
     if part == "norm":
         return f"{block}.group_norm.{kind}"
     *qkv, out = _OLD_NAMES if old else _NAMES
+    if part == "kv_context":
+        return Derived(tuple(f"{block}.{name}.{kind}" for name in _CONTEXT_NAMES), joined)
     if part == "qkv":
+        qkv = qkv[:1] if only_context else qkv
         return Derived(tuple(f"{block}.{name}.{kind}" for name in qkv), joined)
     return Derived((f"{block}.{out}.{kind}",), flat)
 
@@ -88,6 +95,8 @@ class UNetFamily(Layout):
             keys = [key for key in checkpoint.tensors if key.startswith(prefix)]
             if any(".transformer_blocks." in key for key in keys):
                 return f"CrossAttn{way}Block2D"
+            if any(".add_k_proj." in key for key in keys):
+                return f"SimpleCrossAttn{way}Block2D"
             if any(".attentions." in key for key in keys):
                 return f"Attn{way}Block2D"
             sampler = "downsamplers" if way == "Down" else "upsamplers"
@@ -119,14 +128,19 @@ class UNetFamily(Layout):
             residual = kind in ("norm1", "conv1", "scale_shift", "shift", "norm2", "conv2", "skip")
             if residual and (layer != "0" or (place == "down" and index == counts[at])):
                 return f"{block}.{sampler}.0.{renamed(inner, _RESIDUAL)}"
-        attends = kind in ("norm", "qkv", "proj", "proj_in", "proj_out", "blocks")
+        attends = kind in ("norm", "qkv", "kv_context", "proj", "proj_in", "proj_out", "blocks")
         if not attends:
             return f"{block}.resnets.{index}.{renamed(inner, _RESIDUAL)}"
         block = f"{block}.attentions.{0 if place == 'middle' else index}"
         if self.is_transformer(place, at if place != "middle" else 0, config):
             key = f"{block}.{renamed(inner, _TRANSFORMER)}"
             return Derived((key,), flat) if inner in ("proj_in.weight", "proj_out.weight") else key
-        return original_attention(block, inner, old=config["old_attention_names"])
+        only = self.only_context(place, at if place != "middle" else 0, config)
+        return original_attention(block, inner, old=config["old_attention_names"], only_context=only)
+
+    def only_context(self, place: str, block: int, config: Mapping[str, Any]) -> bool:
+        """Whether the attention of a block sees the context alone."""
+        return False
 
     def is_transformer(self, place: str, block: int, config: Mapping[str, Any]) -> bool:
         """Whether the attention of a block is a transformer."""
@@ -163,7 +177,7 @@ class UNet2DLayout(UNetFamily):
     def detect(self, checkpoint: Checkpoint) -> bool:
         if "_class_name" in checkpoint.config:
             return super().detect(checkpoint)
-        return super().detect(checkpoint) and not _has_transformers(checkpoint)
+        return super().detect(checkpoint) and not (_has_transformers(checkpoint) or _is_joint(checkpoint))
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return UNet2D(UNet2DModelConfig(**_without_ours(config)))
@@ -189,7 +203,7 @@ class UNet2DConditionLayout(UNetFamily):
     def detect(self, checkpoint: Checkpoint) -> bool:
         if "_class_name" in checkpoint.config:
             return super().detect(checkpoint)
-        return super().detect(checkpoint) and _has_transformers(checkpoint)
+        return super().detect(checkpoint) and (_has_transformers(checkpoint) or _is_joint(checkpoint))
 
     def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:
         found, config = super().infer(checkpoint), checkpoint.config
@@ -201,6 +215,18 @@ class UNet2DConditionLayout(UNetFamily):
             for level, depth in enumerate(depths)
             if depth
         }
+        joint = [f"down_blocks.{level}.attentions.0." for level in range(levels)]
+        contexts |= {
+            level: checkpoint.shape(f"{prefix}add_k_proj.weight")[1]
+            for level, prefix in enumerate(joint)
+            if f"{prefix}add_k_proj.weight" in checkpoint.tensors
+        }
+        if "only_cross_attention" not in config and _is_joint(checkpoint):
+            alone = tuple(
+                level in contexts and not depths[level] and f"{joint[level]}to_k.weight" not in checkpoint.tensors
+                for level in range(levels)
+            )
+            found["only_cross_attention"] = alone
         if contexts:
             same = len(set(contexts.values())) == 1
             per = tuple(contexts.get(level, 0) for level in range(levels))
@@ -212,11 +238,24 @@ class UNet2DConditionLayout(UNetFamily):
         if "mid_block_type" not in config:
             blocks = checkpoint.count("mid_block.resnets.")
             plain = "UNetMidBlock2D" if blocks else None
+            if "mid_block.attentions.0.add_k_proj.weight" in checkpoint.tensors:
+                plain = "UNetMidBlock2DSimpleCrossAttn"
+                own = "mid_block.attentions.0.to_k.weight" in checkpoint.tensors
+                if config.get("mid_block_only_cross_attention") is None:
+                    found["mid_block_only_cross_attention"] = not own
             found["mid_block_type"] = "UNetMidBlock2DCrossAttn" if middle else plain
         if "transformer_layers_per_block" not in config:
             depths[-1] = depths[-1] or middle
             found["transformer_layers_per_block"] = tuple(depth or 1 for depth in depths)
         return found
+
+    def only_context(self, place: str, block: int, config: Mapping[str, Any]) -> bool:
+        only = config["only_cross_attention"]
+        if place == "middle":
+            given = config["mid_block_only_cross_attention"]
+            return only is True if given is None else given
+        per = per_level(only, len(config["block_out_channels"]))
+        return per[block] if place == "down" else per[-1 - block]
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         expect(config["norm_num_groups"] is not None, "norm_num_groups must be a number, got None")
@@ -225,6 +264,11 @@ class UNet2DConditionLayout(UNetFamily):
 
 def _has_transformers(checkpoint: Checkpoint) -> bool:
     return any(".transformer_blocks." in key for key in checkpoint.tensors)
+
+
+def _is_joint(checkpoint: Checkpoint) -> bool:
+    """Whether attention to the context and to the pixels is one, as in Karlo's decoder."""
+    return any(".add_k_proj." in key for key in checkpoint.tensors)
 
 
 def _without_ours(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,10 @@ class Controller:
     def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The result, (B, heads, queries, D), from q (B, heads, queries, D), k and v (B, heads, keys, D): the edited
         maps times v. To be overridden where more than the maps changes, as in IP-Adapter and MasaCtrl."""
-        _, maps = attention(q, k, v, return_maps=True)
+        return self._edited(place, q, k, v, None)
+
+    def _edited(self, place: Place, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        _, maps = attention(q, k, v, mask=mask, return_maps=True)
         edited = self.edit(place, maps)
         if not isinstance(edited, Tensor) or edited.shape != maps.shape:
             got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
@@ -81,13 +85,42 @@ def controlled(model: nn.Module, controller: Controller) -> Iterator[None]:
         _controllers.reset(token)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, layer: nn.Module, kind: str, size: Sequence[int] = ()) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: nn.Module,
+    kind: str,
+    size: Sequence[int] = (),
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Attention with its heads put together: (B, heads, S, D), (B, heads, T, D) twice -> (B, S, heads D).
 
-    Every attention of a model goes through this. layer: the module that calls. kind, size: see `Place`.
+    Every attention of a model goes through this. layer: the module that calls. kind, size: see `Place`. mask, scale: as
+    of `fastdiff.ops.attention`.
     """
-    out = _by_controller(q, k, v, layer, kind, size) if _anywhere else attention(q, k, v)
+    if _anywhere:
+        out = _by_controller(q, k, v, layer, kind, size, mask, scale)
+    else:
+        out = attention(q, k, v, mask=mask, scale=scale)
     return out.transpose(1, 2).flatten(2)
+
+
+class Masked(NamedTuple):
+    """A context of which some tokens are left out. tokens: (B, T, C). mask: (B, T) boolean, True where one counts."""
+
+    tokens: Tensor
+    mask: Tensor
+
+
+def unmasked(context: Context) -> tuple[Tensor, Tensor | None]:
+    """The tokens of a context (B, T, C), and its mask as attention takes it, (B, 1, 1, T), if it has one."""
+    return (context.tokens, context.mask[:, None, None].bool()) if isinstance(context, Masked) else (context, None)
+
+
+Context = Tensor | Masked
 
 
 def split_heads(tokens: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
@@ -112,10 +145,32 @@ def _count(change: int) -> None:
 
 
 @torch.compiler.disable
-def _by_controller(q: Tensor, k: Tensor, v: Tensor, layer: nn.Module, kind: str, size: Sequence[int]) -> Tensor:
+def _by_controller(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layer: nn.Module,
+    kind: str,
+    size: Sequence[int],
+    mask: Tensor | None,
+    scale: float | None,
+) -> Tensor:
     for controller, names in reversed(_controllers.get()):
         if layer in names:
             place = Place(names[layer], kind, tuple(size))
             if controller.wants(place):
-                return controller.attend(place, q, k, v)
-    return attention(q, k, v)
+                return _asked(controller, place, q, k, v, mask, scale)
+    return attention(q, k, v, mask=mask, scale=scale)
+
+
+def _asked(
+    controller: Controller, place: Place, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """The controller's result. It sees queries whose scores need no other scale than 1 / sqrt(D)."""
+    if scale is not None:
+        q = q * (scale * q.shape[-1] ** 0.5)
+    if mask is None:
+        return controller.attend(place, q, k, v)
+    if type(controller).attend is not Controller.attend:
+        raise ValueError(f"{type(controller).__name__} replaces the attention of {place.name}, which has a mask")
+    return controller._edited(place, q, k, v, mask)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
+from fastdiff.models.parts.attention import Context
 from fastdiff.models.parts.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
 from fastdiff.models.parts.reuse import Reuse
 from fastdiff.models.parts.transformer import SpatialTransformer
@@ -37,7 +38,7 @@ class Stage(nn.ModuleList):
     """Layers in a row, each given what it takes of the embedding, the context and the next resolution."""
 
     def forward(
-        self, h: Tensor, embedding: Tensor | None = None, context: Tensor | None = None, size: torch.Size | None = None
+        self, h: Tensor, embedding: Tensor | None = None, context: Context | None = None, size: torch.Size | None = None
     ) -> Tensor:
         for layer in self:
             h = apply(layer, h, embedding, context, size)
@@ -45,7 +46,7 @@ class Stage(nn.ModuleList):
 
 
 def apply(
-    layer: nn.Module, h: Tensor, embedding: Tensor | None, context: Tensor | None, size: torch.Size | None = None
+    layer: nn.Module, h: Tensor, embedding: Tensor | None, context: Context | None, size: torch.Size | None = None
 ) -> Tensor:
     """layer(h) with what a layer of its kind takes."""
     if isinstance(layer, ResBlock):
@@ -106,7 +107,7 @@ class HalfBackbone(nn.Module):
         return self.conv_in(x)
 
     def run_down(
-        self, x: Tensor, embedding: Tensor | None, context: Tensor | None = None
+        self, x: Tensor, embedding: Tensor | None, context: Context | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """The middle's result, and the skips, the first convolution's result first."""
         skips = [self.stem(x)]
@@ -170,7 +171,7 @@ class Backbone(HalfBackbone):
         self,
         x: Tensor,
         embedding: Tensor | None,
-        context: Tensor | None = None,
+        context: Context | None = None,
         *,
         control: Control | None = None,
         reuse: Reuse | None = None,
@@ -183,7 +184,7 @@ class Backbone(HalfBackbone):
         self,
         x: Tensor,
         embedding: Tensor | None,
-        context: Tensor | None = None,
+        context: Context | None = None,
         *,
         control: Control | None = None,
         reuse: Reuse | None = None,
@@ -220,7 +221,7 @@ class Backbone(HalfBackbone):
 
 
 def _descend(
-    stages: Iterable[nn.Module], skips: list[Tensor], embedding: Tensor | None, context: Tensor | None
+    stages: Iterable[nn.Module], skips: list[Tensor], embedding: Tensor | None, context: Context | None
 ) -> Tensor:
     """From the last of the skips through stages on the way down; their results join the skips."""
     for stage in stages:
@@ -233,7 +234,7 @@ def _ascend(
     h: Tensor,
     skips: list[Tensor],
     embedding: Tensor | None,
-    context: Tensor | None,
+    context: Context | None,
     control: Control | None,
 ) -> Tensor:
     """From h through stages on the way up, each of which takes the last of the skips away."""

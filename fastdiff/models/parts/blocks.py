@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.parts.attention import attend, split_heads
+from fastdiff.models.parts.attention import Context, attend, split_heads, unmasked
 from fastdiff.ops.group_norm_silu import group_norm_silu
 
 # From a number of channels to its normalisation: each family has its own groups and epsilon.
@@ -141,7 +141,8 @@ class AttentionBlock(nn.Module):
     """Self-attention over the pixels of a feature map, with a residual: (B, C, ...) -> (B, C, ...).
 
     context_channels: of further keys and values that come before the pixels', (B, S, context_channels) (Nichol et al.
-    2021, GLIDE, Section 2.1). output_scale: of the sum.
+    2021, GLIDE, Section 2.1); of a masked context the tokens that count. only_context: the pixels attend to the context
+    alone. output_scale: of the sum.
     """
 
     def __init__(
@@ -151,27 +152,38 @@ class AttentionBlock(nn.Module):
         *,
         norm: Norm,
         context_channels: int | None = None,
+        only_context: bool = False,
         output_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        if only_context and not context_channels:
+            raise ValueError("only_context needs context_channels")
         if channels % num_heads != 0:
             raise ValueError(f"{num_heads} heads do not divide the {channels} channels of an attention block")
         self.num_heads = num_heads
         self.norm = norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
+        self.only_context = only_context
+        self.qkv = nn.Linear(channels, channels if only_context else 3 * channels)
         self.kv_context = nn.Linear(context_channels, 2 * channels) if context_channels else None
         self.proj = zero_init(nn.Linear(channels, channels))
         self.output_scale = output_scale
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, S, C)
-        q, k, v = split_heads(self.qkv(tokens), 3, self.num_heads)
-        kind = "self"
+        q, *own = split_heads(self.qkv(tokens), 1 if self.only_context else 3, self.num_heads)
+        kind, mask = "self", None
         if self.kv_context is not None and context is not None:
-            kind = "joint"
-            k_context, v_context = split_heads(self.kv_context(context), 2, self.num_heads)
-            k, v = torch.cat([k_context, k], dim=2), torch.cat([v_context, v], dim=2)
-        h = self.proj(attend(q, k, v, layer=self, kind=kind, size=x.shape[2:]))
+            words, mask = unmasked(context)
+            k, v = split_heads(self.kv_context(words), 2, self.num_heads)
+            kind = "joint" if own else "cross"
+            if own:
+                k, v = (torch.cat(pair, dim=2) for pair in zip((k, v), own))
+                mask = None if mask is None else F.pad(mask, (0, tokens.shape[1]), value=True)
+        elif own:
+            k, v = own
+        else:
+            raise ValueError("context must be given to attention that sees it alone")
+        h = self.proj(attend(q, k, v, layer=self, kind=kind, size=x.shape[2:], mask=mask))
         y = x + h.transpose(1, 2).reshape(x.shape)
         return y if self.output_scale == 1 else y * self.output_scale
 

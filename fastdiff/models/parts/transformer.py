@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.parts.attention import attend, split_heads
+from fastdiff.models.parts.attention import Context, attend, split_heads, unmasked
 from fastdiff.models.parts.blocks import Norm, zero_init
 
 
@@ -30,13 +30,13 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(inner, channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, size: Sequence[int] = ()) -> Tensor:
-        source = x if context is None else context
+    def forward(self, x: Tensor, context: Context | None = None, size: Sequence[int] = ()) -> Tensor:
+        source, mask = (x, None) if context is None else unmasked(context)
         (q,), (k,), (v,) = (
             split_heads(tokens, 1, self.num_heads) for tokens in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
         kind = "self" if context is None else "cross"
-        return self.dropout(self.to_out(attend(q, k, v, layer=self, kind=kind, size=size)))
+        return self.dropout(self.to_out(attend(q, k, v, layer=self, kind=kind, size=size, mask=mask)))
 
 
 class GatedFeedForward(nn.Module):
@@ -87,7 +87,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = GatedFeedForward(channels, dropout=dropout)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, size: Sequence[int] = ()) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None, size: Sequence[int] = ()) -> Tensor:
         x = x + self.attn1(self.norm1(x), context if self.only_context else None, size)
         x = x + self.attn2(self.norm2(x), context, size)
         return x + self.ff(self.norm3(x))
@@ -128,8 +128,30 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = zero_init(nn.Linear(inner, channels))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B, H W, inner)
         for block in self.blocks:
             tokens = block(tokens, context, x.shape[2:])
         return x + self.proj_out(tokens).transpose(1, 2).reshape(x.shape)
+
+
+class EncoderBlock(nn.Module):
+    """Attention and a feed-forward layer, each on a norm and with a residual: (B, S, width) -> the same.
+
+    mask: which tokens each one sees, as of `fastdiff.ops.attention`; all of them if not given.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.num_heads)
+        x = x + self.dropout(self.proj(attend(q, k, v, layer=self, kind="self", mask=mask)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
