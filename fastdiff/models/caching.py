@@ -154,16 +154,17 @@ def _check(model: nn.Module, rule: Caching) -> None:
     """Raise TypeError for a model that this kind of caching does not know, ValueError for too great a depth."""
     from fastdiff.models.dit import DiT
     from fastdiff.models.parts.backbone import Backbone
+    from fastdiff.models.uvit import UViT
 
-    known: type[nn.Module] = Backbone if rule.kind == "deep" else DiT
-    network = next((part for part in model.modules() if isinstance(part, known)), None)
+    unets = (Backbone, UViT)
+    network = next((part for part in model.modules() if isinstance(part, unets if rule.kind == "deep" else DiT)), None)
     if network is None:
         what = "U-Nets" if rule.kind == "deep" else "DiTs"
         raise TypeError(f'caching "{rule.kind}" needs one of fastdiff\'s {what}, got {type(model).__name__}')
     taken = inspect.signature(model.forward).parameters.values()
     if not any(p.name == "reuse" or p.kind is p.VAR_KEYWORD for p in taken):
         raise TypeError(f"caching needs a model that passes `reuse` on to its network, got {type(model).__name__}")
-    if isinstance(network, Backbone):
+    if isinstance(network, unets):
         stages = f"{len(network.down)} stages on the way down, got {rule.depth}"
         expect(rule.depth < len(network.down), f"depth must be less than the {stages}")
     elif isinstance(network, DiT):

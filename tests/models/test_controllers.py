@@ -97,7 +97,7 @@ def test_all_maps_are_seen(model_of, name):
             more = 2 if name == "dit-in-context" else 0  # the time and the class
             assert maps.shape[2] == math.prod(place.size) + more
         else:
-            assert place.name == "pool" or place.name.startswith(("text.blocks.", "blocks."))
+            assert place.name == "pool" or place.name.startswith(("text.blocks.", "blocks.")) or name.startswith("uvit")
         if place.kind == "cross":
             assert maps.shape[3] == (2 if name.startswith("dit") else 4)
         else:

@@ -9,9 +9,12 @@ import fastdiff
 from fastdiff.models.adm import ADM, POOLS, ADMClassifier, ADMClassifierConfig, ADMConfig, ADMSuperResolution
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, VectorQuantizer
 from fastdiff.models.ddpm import DDPM, DDPMConfig
+from fastdiff.models.dit import DiTConfig
 from fastdiff.models.edm import PRECONDITIONINGS, DhariwalConfig, DhariwalUNet, EDMPrecond, SongConfig, SongUNet
 from fastdiff.models.glide import GLIDE, GLIDEConfig
 from fastdiff.models.ldm import ClassEmbedder, LatentDiffusion, LDMConfig, LDMUNet, size_vector
+from fastdiff.models.sit import SiT
+from fastdiff.models.uvit import UViT, UViTConfig
 
 ADM_FIELDS = dict(in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(2,),
                   channel_mult=(1, 2), num_head_channels=16)  # fmt: skip
@@ -20,6 +23,7 @@ EDM_FIELDS = dict(img_resolution=16, in_channels=3, out_channels=3, label_dim=5,
                   num_blocks=1, attn_resolutions=(8,))  # fmt: skip
 LATENT = AutoencoderConfig(ch=32, out_ch=3, in_channels=3, z_channels=4, num_res_blocks=1, ch_mult=(1, 2),
                            resolution=16, attn_resolutions=(8,), embed_dim=3)  # fmt: skip
+UVIT = dict(img_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=4)
 TEXT = dict(text_ctx=6, xf_width=32, xf_layers=2, xf_heads=4, xf_padding=True, n_vocab=20)
 
 
@@ -66,6 +70,15 @@ FAMILIES = {
     "glide-both": (
         lambda: GLIDE(GLIDEConfig(**ADM_FIELDS, **TEXT, super_res=True, inpaint=True)),
         dict(x=X, t=T, **text(), low_res=SMALL_PICTURE, inpaint_image=X.flip(0), inpaint_mask=(X[:, :1] > 0).float())),
+    "sit": (
+        lambda: SiT(DiTConfig(input_size=16, patch_size=4, in_channels=3, hidden_size=48, depth=2, num_heads=4,
+                              num_classes=4, learn_sigma=False)),
+        dict(x=X, t=T / 1000, y=Y)),
+    "uvit": (
+        lambda: UViT(UViTConfig(**UVIT, num_classes=4, qk_scale=0.2, qkv_bias=True, conv=False)), dict(x=X, t=T, y=Y)),
+    "uvit-text": (
+        lambda: UViT(UViTConfig(**UVIT, clip_dim=8, num_clip_token=4, mlp_time_embed=True)),
+        dict(x=X, t=T, context=CONTEXT)),
     "ddpm++": (
         lambda: EDMPrecond(SongUNet(SongConfig(**EDM_FIELDS))), dict(x=X, sigma=T / 100, class_labels=one_hot())),
     "ncsn++": (
@@ -231,6 +244,9 @@ def test_linear_attention_and_other_options():
             "did you mean 'vanilla",
         ),
         (lambda: AutoencoderVQ(LATENT), "no double_z"),
+        (lambda: UViTConfig(**{**UVIT, "patch_size": 3}), "img_size must be a multiple of patch_size"),
+        (lambda: UViTConfig(**UVIT, clip_dim=8), "must be given together"),
+        (lambda: UViTConfig(**UVIT, clip_dim=8, num_clip_token=4, num_classes=3), "not both"),
     ],
 )
 def test_configs_that_are_refused(build, message):
@@ -254,6 +270,10 @@ def test_configs_that_are_refused(build, message):
         ("classifier-attention", {"x": picture(size=8)}, "takes features of 64 pixels"),
         ("ddpm", {"t": None}, r"t must be \(3,\)"),
         *REFUSED,
+        ("uvit", {"y": None}, r"y must be \(3,\), got None"),
+        ("uvit", {"context": CONTEXT}, "the model takes none"),
+        ("uvit-text", {"context": CONTEXT[:, :3]}, r"context must be \(3, 4, 8\), got \(3, 3, 8\)"),
+        ("uvit-text", {"x": X[:, :, :8]}, r"x must be \(B, 3, 16, 16\)"),
     ],
 )
 def test_bad_input(name, changes, message):

@@ -19,6 +19,8 @@ DDPM = {"ch": 32, "out_ch": 3, "in_channels": 3, "num_res_blocks": 1, "ch_mult":
 EDM = {"img_resolution": 16, "img_channels": 3, "label_dim": 5, "model_channels": 32, "channel_mult": (1, 2),
        "num_blocks": 2, "attn_resolutions": (8,)}  # fmt: skip
 GLIDE = {**ADM, "text_ctx": 6, "xf_width": 32, "xf_layers": 2, "xf_heads": 4, "n_vocab": 20}
+DIT = {"input_size": 16, "hidden_size": 48, "depth": 2, "num_heads": 4, "num_classes": 9}
+UVIT = {"img_size": 16, "patch_size": 2, "in_chans": 4, "embed_dim": 48, "depth": 4, "num_heads": 4}
 # The layout's class, the whole config, and the fields that are in no shape and must be given.
 CASES = [
     ("ADM's U-Net", ADM, ["num_head_channels"]),
@@ -53,6 +55,12 @@ CASES = [
     ("GLIDE", GLIDE, ["num_head_channels", "xf_heads"]),
     ("GLIDE", {**GLIDE, "super_res": True, "inpaint": True, "xf_padding": True, "xf_final_ln": False},
      ["num_head_channels", "xf_heads"]),
+    ("SiT", DIT, ["num_heads"]),
+    ("SiT", {**DIT, "patch_size": 4, "learn_sigma": False, "mlp_ratio": 3.0}, ["num_heads"]),
+    ("U-ViT", {**UVIT, "num_classes": 9, "conv": False}, ["num_heads"]),
+    ("U-ViT", {**UVIT, "mlp_time_embed": True, "skip": False, "qkv_bias": True, "mlp_ratio": 2.0}, ["num_heads"]),
+    ("U-ViT", {**UVIT, "clip_dim": 24, "num_clip_token": 77}, ["num_heads"]),
+    ("U-ViT", {**UVIT, "clip_dim": 24, "num_clip_token": 5}, ["num_heads", "num_clip_token"]),
 ]  # fmt: skip
 
 
@@ -80,3 +88,12 @@ def test_a_network_without_times_has_their_projections():
     with_times = {**state_dict(layout, DDPM), "mid.block_3.temb_proj.weight": torch.zeros(1)}
     with pytest.raises(fastdiff.WeightsError, match=r"left over: .*temb_proj"):
         fastdiff.models.load(with_times, layout="latent-diffusion", config={"resolution": 16})
+
+
+def test_what_the_shapes_do_not_tell_apart_is_asked_for():
+    """SiT has DiT's keys; a text's tokens and the patches share one table of positions."""
+    state = state_dict(layout_of("SiT"), DIT)
+    assert type(fastdiff.models.load(state, config={"num_heads": 4})).__name__ == "DiT"
+    state = state_dict(layout_of("U-ViT"), {**UVIT, "clip_dim": 24, "num_clip_token": 5})
+    with pytest.raises(ValueError, match="config must give num_clip_token"):
+        fastdiff.models.load(state, config={"num_heads": 4})

@@ -10,6 +10,7 @@ import fastdiff
 from fastdiff.models.checkpoints.loading import layouts, on_meta
 from fastdiff.models.dit import BLOCKS, DiT, DiTConfig
 from fastdiff.models.parts.counting import multiply_adds, parameters
+from fastdiff.models.sit import SiT
 
 # Counters differ in what else they count beside products (norms, activations, biases): 0.1 % at the most here.
 ELEMENTWISE = 1e-3
@@ -62,6 +63,9 @@ DIT_BLOCKS = {  # DiT-XL/2, the same table
 }
 
 
+SIT = {"SiT-S/2": "33", "SiT-B/2": "130", "SiT-L/2": "458", "SiT-XL/2": "675"}
+
+
 def dit_cases():
     for name, figures in DIT.items():
         config = DiTConfig.of(name)
@@ -82,6 +86,15 @@ def test_dit(name, config, figures):
     millions, giga = figures
     assert near(parameters(model) / 1e6, millions)
     assert near(multiply_adds(model, **inputs) / 1e9, giga, ELEMENTWISE)
+
+
+@pytest.mark.parametrize("name", SIT)
+def test_sit(name):
+    """Ma et al. 2024, SiT, abstract: as many parameters as DiT."""
+    config = DiTConfig.of(name.replace("SiT", "DiT"))
+    with torch.device("meta"):
+        model = SiT(config).to("meta")
+    assert near(parameters(model) / 1e6, SIT[name])
 
 
 # ---- models that are built through their layouts --------------------------------------------------------------------
@@ -132,6 +145,23 @@ PUBLISHED = [
               {**SD, "attention_resolutions": (4, 2), "channel_mult": (1, 2, 4), "num_heads": -1,
                "num_head_channels": 64, "use_linear_in_transformer": True, "transformer_depth": (1, 2, 10),
                "context_dim": 2048, "num_classes": "sequential", "adm_in_channels": 2816}, "2567.5"),
+]  # fmt: skip
+
+
+def uvit(width, depth, heads, **changes):
+    """The files of U-ViT's folder configs."""
+    return {"img_size": 32, "patch_size": 2, "in_chans": 4, "embed_dim": width, "depth": depth, "num_heads": heads,
+            "mlp_ratio": 4, "num_classes": 1001, **changes}  # fmt: skip
+
+
+UVIT = "Bao et al. 2023, U-ViT, Table 1; written from memory and not found on a page again"
+PUBLISHED += [
+    Published("U-ViT-S/2 CIFAR-10", UVIT, "u-vit", uvit(512, 12, 8, in_chans=3, num_classes=-1), "44"),
+    Published("U-ViT-M/4", UVIT, "u-vit",
+              uvit(768, 16, 12, img_size=64, patch_size=4, in_chans=3, num_classes=1000), "131"),
+    Published("U-ViT-L/2", UVIT, "u-vit", uvit(1024, 20, 16), "287"),
+    Published("U-ViT-H/2", UVIT, "u-vit", uvit(1152, 28, 16, conv=False), "501"),
+    Published("U-ViT-S/2 COCO", UVIT, "u-vit", uvit(512, 12, 8, num_classes=-1, clip_dim=768, num_clip_token=77), "45"),
 ]  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from fastdiff.models.checkpoints import (
     guided_diffusion,
     latent_diffusion,
     latent_diffusion_autoencoder,
+    sit,
+    uvit,
 )
 from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 
@@ -30,4 +32,6 @@ __all__ = [
     "layouts",
     "load",
     "on_meta",
+    "sit",
+    "uvit",
 ]
