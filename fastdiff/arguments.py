@@ -141,6 +141,7 @@ def seeds(seed: Any, batch: int) -> int | tuple[int, ...]:
 
 
 def _seed(seed: Any, given: Any) -> int:
+    seed = alone(seed)
     if isinstance(seed, (bool, np.bool_)) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**64:
         raise ValueError(f"seed must be whole numbers in [0, 2**64), got {described(given)}")
     return int(seed)

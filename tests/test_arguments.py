@@ -271,7 +271,15 @@ def test_a_condition_of_one_row_is_for_all_samples(guidance):
 
 @pytest.mark.parametrize(
     "seeds",
-    [np.array([3, 4]), np.array([3, 4], np.uint8), [np.int64(3), np.int64(4)], (3, np.uint64(4)), torch.tensor([3, 4])],
+    [
+        np.array([3, 4]),
+        np.array([3, 4], np.uint8),
+        [np.int64(3), np.int64(4)],
+        (3, np.uint64(4)),
+        torch.tensor([3, 4]),
+        [torch.tensor(3), torch.tensor(4)],
+        [np.array(3), np.array([4])],
+    ],
 )
 def test_seeds_of_numpy_and_tensors(seeds):
     expected = sample(flat, SHAPE, **{**COMMON, "seed": [3, 4]})
