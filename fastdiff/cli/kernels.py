@@ -19,18 +19,20 @@ from fastdiff.files import writable_file
 from fastdiff.ops import TRITON_OPS
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# Beside operators that have a kernel: those whose kernels are candidates alone, and what lies between operators.
+COMPILED = (*TRITON_OPS, "conv2d", "linear", "pointwise")
 
 
 def run(
     targets: Sequence[str], ops: Sequence[str], everything: bool, out: str | None, as_json: bool, jobs: int
 ) -> None:
     """See `fastdiff kernels --help`."""
-    for name, known, kind in [(n, TARGETS, "target") for n in targets] + [(n, TRITON_OPS, "op") for n in ops]:
+    for name, known, kind in [(n, TARGETS, "target") for n in targets] + [(n, COMPILED, "op") for n in ops]:
         if name not in known:
             raise unknown(kind, name, known)
     require_triton()
     path = writable_file(out) if out else None  # said first if it cannot be written
-    rows = collect(targets or TARGETS, ops or TRITON_OPS, everything, jobs)
+    rows = collect(targets or TARGETS, ops or COMPILED, everything, jobs)
     if path:
         path.write_text(json.dumps({"kernels": rows}, indent=1) + "\n", encoding="utf-8")
     if as_json:

@@ -186,7 +186,7 @@ def solvers(
 @app.command()
 def kernels(
     target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; all if not given.")] = None,
-    op: Annotated[list[str] | None, typer.Option(help="An operator; all if not given.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="An operator, or pointwise; all if not given.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Masks, few keys, other sizes and types as well.")] = False,
     out: Annotated[str | None, typer.Option(help="A file for the same as JSON.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.", min=0)] = 0,

@@ -14,7 +14,7 @@ from fastdiff.runtime.device import properties
 from ..launching import ALIGNMENT, Launch
 from .few import MOST, few_options, linear_few_kernel
 from .forward import linear_kernel
-from .tiles import GROUP, ODD, Tile, choose, tiles
+from .tiles import DESCRIBED, GROUP, ODD, Tile, choose, tiles
 
 try:
     from triton.tools.tensor_descriptor import TensorDescriptor
@@ -23,7 +23,6 @@ except ImportError:  # Triton 3.2 and 3.3
 
 MAX_KEPT = 1024  # launches
 ROW = 16  # numbers, of which Triton sees that they divide a row
-_WITH_DESCRIPTORS = ("sm_90", "sm_100")
 
 
 def linear(
@@ -125,7 +124,7 @@ def aligned(x: Tensor, weight: Tensor) -> bool:
 
 def describable(x: Tensor, weight: Tensor) -> bool:
     """Whether tiles of x and the weight can come by tensor descriptors."""
-    if TensorDescriptor is None or properties(x.device).architecture not in _WITH_DESCRIPTORS:
+    if TensorDescriptor is None or properties(x.device).architecture not in DESCRIBED:
         return False
     return aligned(x, weight)
 

@@ -31,6 +31,7 @@ class Tile(NamedTuple):
         return f"{'tma ' if self.described else ''}{sizes}/{self.num_warps}/{self.num_stages}"
 
 
+DESCRIBED = ("sm_90", "sm_100")  # architectures with tensor descriptors
 GROUP = 8  # tiles of rows that follow each other, so that they find the same columns of the weight in L2
 _WIDE, _TALL = Tile(64, 128, 64, 4, 4, True), Tile(128, 64, 64, 4, 5, True)
 _PLAIN, _SMALL = Tile(128, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4)

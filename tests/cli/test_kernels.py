@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from triton_process import interpret  # skips without Triton
+from triton_process import compile_ahead, interpret  # skips without Triton
 
-from fastdiff.cli.kernels import TARGETS
+from fastdiff.cli.kernels import COMPILED, TARGETS
 from fastdiff.kernels.ahead_of_time import compile, occupancy
-from fastdiff.ops import TRITON_OPS
 
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "kernels"]
 
@@ -62,11 +62,18 @@ def test_all_usual_kernels_compile_without_spills(target):
     result = run("--target", target, "--json")
     assert result.returncode == 0, result.stderr.splitlines()[-1]
     rows = json.loads(result.stdout)["kernels"]
-    assert {row["op"] for row in rows} == set(TRITON_OPS)
+    assert {row["op"] for row in rows} == set(COMPILED)
     for row in rows:
         assert row["stack"] == 0 or not target.startswith("sm_") or target == "sm_100", row
         assert row["shared"] <= compile.TARGETS[target].shared, row
         assert row["bytes_moved"] <= 1.1 * row["bytes_least"], row
-        if row["op"] == "attention" and row["kernel"] in ("forward", "dq", "dkv") and row["dtype"] != "fp32":
+        of_attention = row["op"] == "attention" and row["kernel"] in ("forward", "dq", "dkv")
+        if (of_attention or row["kernel"] == "product") and row["dtype"] != "fp32":
             wanted = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
             assert row["matrix_instruction"] == wanted[target], row
+
+
+def test_every_folder_of_kernels_is_listed():
+    folders = {path.parent.name for path in (Path(__file__).parents[2] / "kernels").glob("*/forward.py")}
+    assert folders == set(COMPILED)
+    compile_ahead("run_time", "sm_90", "listed")

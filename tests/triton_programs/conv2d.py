@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from checks import assert_fits, assert_no_worse
 from torch import Tensor
 
-from fastdiff.kernels.ahead_of_time.compile import TARGETS, launches, usage
+from fastdiff.kernels.ahead_of_time.compile import TARGETS
 from fastdiff.kernels.conv2d import Tile, conv2d, tiles
 from fastdiff.kernels.conv2d.forward import size_of
 from fastdiff.kernels.pointwise import phases as sums_of_weights
@@ -164,28 +164,11 @@ def cuts() -> None:
 
 
 def compiles(target: str) -> None:
-    last = dict(memory_format=torch.channels_last)
+    from fastdiff.kernels.conv2d.variants import SIZES, launched
 
-    def meta(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta").to(**last if len(shape) == 4 else {})
-
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        half = dtype is not torch.float32
-        # Whole tiles with all that follows; parts of the sums and what adds them; phases; two images, odd channels.
-        for shape, outputs, more in (
-            ((2, 320, 64, 64), 320, 0), ((1, 512, 64, 64), 512, 0), ((2, 1280, 8, 8), 1280, 0),
-            ((2, 640, 32, 32), 320, 324),
-        ):  # fmt: skip
-            n, c, height, width = shape
-            x, residual = meta(dtype, *shape), meta(dtype, n, outputs, height, width)
-            skip = meta(dtype, n, more, height, width) if more else None
-            weight, bias, row = meta(dtype, outputs, c + more, 3, 3), meta(dtype, outputs), meta(dtype, n, outputs)
-            options = dict(skip=skip, channel_bias=row, residual=residual, activation="silu")
-            for launch in launches(target, conv2d, x, weight, bias, **options):
-                found = assert_fits(launch, str(dtype), shape)
-                if half and launch.name == "conv2d":
-                    wanted = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
-                    assert wanted.get(target, "mma") in found.matrix_instruction, found
-            summed = meta(dtype, 4 * outputs, c, 2, 2)
-            for launch in launches(target, conv2d, x, summed, bias, phases=True):
-                assert usage(launch.compile()).stack == 0
+    for dtype, (name, size) in itertools.product(("fp32", "fp16", "bf16"), SIZES.items()):
+        for launch in launched(target, dtype, size):
+            found = assert_fits(launch, dtype, name)
+            if dtype != "fp32" and launch.name == "conv2d":
+                wanted = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
+                assert wanted.get(target, "mma") in found.matrix_instruction, (name, found)

@@ -12,7 +12,6 @@ from pointwise import check
 from torch import Tensor
 
 from fastdiff import ops, use
-from fastdiff.kernels.ahead_of_time.compile import TARGETS, launches
 from fastdiff.kernels.linear import MOST, Tile, choice_of, linear, tiles_of
 from fastdiff.kernels.linear.tiles import HALF, SINGLE, choose, tiles
 from fastdiff.ops.candidates import linear as candidates_of_linear
@@ -188,30 +187,23 @@ def tables() -> None:
 
 
 def compiles(target: str) -> None:
-    """Every tile with what may follow, and the rows that are few."""
+    """Every tile with what may follow, rows of other lengths, and the rows that are few."""
+    from fastdiff.kernels.linear.variants import few, launched, own_tiles
+
     for dtype, glu, inputs, followed in itertools.product(
-        (torch.float16, torch.bfloat16, torch.float32), (False, True), (320, 336, 77), (False, True)
+        ("fp16", "bf16", "fp32"), (False, True), (320, 336, 77), (False, True)
     ):
-        if dtype is torch.bfloat16 and not followed:  # as float16
+        if (dtype == "bf16" and not followed) or (inputs != 320 and dtype != "fp16"):  # as float16
             continue
-        if inputs != 320 and dtype is not torch.float16:
-            continue
-        columns = 1280 if glu else 2560
-        sizes = ((2, 4096, inputs), (2560, inputs), (2560,), (2, 1, columns), (2, 4096, columns))
-        x, weight, bias, gate, residual = (torch.empty(size, dtype=dtype, device="meta") for size in sizes)
-        gate, residual = (gate, residual) if followed else (None, None)
-        with mock.patch.object(device, "ABSENT", TARGETS[target].device):
-            found = tiles_of(x, weight, glu, followed)
-        if target in ("sm_90", "sm_100") and inputs != 77 and dtype is not torch.float32 and not (glu and followed):
-            assert any(tile.described for tile in found)
+        found: list[Tile | None] = [None] if inputs == 77 else [*own_tiles(target, dtype, glu, followed)]
+        if target in ("sm_90", "sm_100") and inputs != 77 and dtype != "fp32" and not (glu and followed):
+            assert any(tile is not None and tile.described for tile in found)
         for tile in found:
-            options: dict[str, Any] = dict(activation="gelu", glu=glu, tile=tile)
-            (launch,) = launches(target, linear, x, weight, bias, gate=gate, residual=residual, **options)
+            launch = launched(target, dtype, tile, glu=glu, followed=followed, inputs=inputs)
             usage = assert_fits(launch, dtype, glu, inputs, tile)
-            if dtype is not torch.float32 and inputs != 77:
+            if dtype != "fp32" and inputs != 77:
                 assert usage.matrix_instruction, (target, tile)
-    for rows, dtype in itertools.product((1, 2, 8), (torch.float16, torch.bfloat16)):
-        x, weight, bias = (torch.empty(s, dtype=dtype, device="meta") for s in ((rows, 1, 1152), (6912, 1152), (6912,)))
-        (launch,) = launches(target, linear, x, weight, bias)
+    for rows, dtype in itertools.product((1, 2, 8), ("fp16", "bf16")):
+        launch = few(target, dtype, rows)
         assert_fits(launch, rows, dtype)
         assert launch.name == "linear_few"

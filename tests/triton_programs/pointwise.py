@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from checks import assert_fits, assert_no_worse
 from torch import Tensor
 
-from fastdiff.kernels.ahead_of_time.compile import launches
 from fastdiff.kernels.pointwise import add_bias, gated, interleave, phases
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -137,16 +136,10 @@ def check(op, a, found) -> None:
 
 
 def compiles(target: str) -> None:
-    for dtype, last in itertools.product(DTYPES, [False, True]):
-        layout = torch.channels_last if last else torch.contiguous_format
-        x = torch.empty((2, 320, 64, 64), dtype=dtype, device="meta").to(memory_format=layout)
-        vector, row = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((320,), (2, 320)))
-        (launch,) = launches(target, add_bias, x, vector, row, x, "silu")
-        assert_fits(launch, str(dtype), last)
-        weight = torch.empty((320, 320, 3, 3), dtype=dtype, device="meta").to(memory_format=layout)
-        y = torch.empty((2, 1280, 33, 33), dtype=dtype, device="meta").to(memory_format=torch.channels_last)
-        for (launch,) in (launches(target, phases, weight), launches(target, interleave, y, vector)):
-            assert_fits(launch, str(dtype), last)
-        for activation in ("silu", "gelu", "gelu_tanh"):
-            (launch,) = launches(target, gated, torch.empty((8192, 2560), dtype=dtype, device="meta"), activation)
-            assert_fits(launch, str(dtype), activation)
+    from fastdiff.kernels.pointwise.variants import ACTIVATIONS, launched, unit
+
+    for dtype, last in itertools.product(("fp32", "fp16", "bf16"), [False, True]):
+        for launch in launched(target, dtype, channels_last=last).values():
+            assert_fits(launch, dtype, last)
+    for dtype, activation in itertools.product(("fp32", "fp16", "bf16"), ACTIVATIONS):
+        assert_fits(unit(target, dtype, activation), dtype, activation)
