@@ -1,4 +1,5 @@
-"""group_norm_silu in Triton, by the kernels of rows_kernels.py for channels-last maps, or of forward.py for all."""
+"""group_norm_silu in Triton, by the kernels of rows_kernels.py for channels-last maps, flat_kernels.py for contiguous
+ones, or of forward.py for all."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from fastdiff.runtime.device import properties
 
 from ..launching import Launch
+from .flat import FlatForward
+from .flat_plan import Flat, flat_plans
 from .forward import group_norm_silu_apply_kernel, group_norm_silu_statistics_kernel, group_norm_silu_whole_kernel
 from .plan import Plan, alternatives, plan
 from .rows import Options, RowsForward
@@ -23,7 +26,7 @@ class Forward:
     def __init__(
         self, x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
         *, scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
-        skip: Tensor | None = None, cut: Plan | Rows | None = None,
+        skip: Tensor | None = None, cut: Plan | Rows | Flat | None = None,
     ) -> None:  # fmt: skip
         read, second, last = in_place(x, skip)
         self._as_it_is = read is x and second is skip
@@ -43,15 +46,20 @@ class Forward:
         self._parts: list[tuple[Launch, Launch]] = []
         self._whole: Launch | None = None
         self._rows: RowsForward | None = None
+        self._runs: FlatForward | None = None
         if cut is None or not read.numel():
             return
-        if isinstance(cut, Rows):
-            assert last, "rows are of channels-last maps"
+        if isinstance(cut, (Rows, Flat)):
+            assert last == isinstance(cut, Rows), "rows are of channels-last maps, runs of contiguous ones"
             options = Options(
                 float(eps), activation == "silu", weight is not None, bias is not None, scale is not None,
                 shift is not None, split=0 if second is None else read.shape[1],
             )  # fmt: skip
-            self._rows = RowsForward(samples, pixels, channels, num_groups, device, cut, options)
+            of_map = samples, pixels, channels, num_groups, device
+            if isinstance(cut, Rows):
+                self._rows = RowsForward(*of_map, cut, options)
+            else:
+                self._runs = FlatForward(*of_map, cut, options)
             return
         place, rest = arguments(read, num_groups, weight, bias, float(eps), scale, shift, activation)
         rest = {name: value for name, value in rest.items() if not isinstance(value, Tensor)}
@@ -88,6 +96,8 @@ class Forward:
         shift = x if shift is None else shift.reshape(self._flat).contiguous()
         if self._rows is not None:
             self._rows(out, None, x, skip, None, None, weight, bias, scale, shift)
+        elif self._runs is not None:
+            self._runs(out, x, weight, bias, scale, shift)
         elif self._whole is not None:
             self._whole(x, weight, bias, scale, shift, out)
         elif self._parts:
@@ -101,7 +111,7 @@ class Forward:
 def group_norm_silu(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *,
     scale: Tensor | None = None, shift: Tensor | None = None, activation: str | None = "silu",
-    skip: Tensor | None = None, cut: Plan | Rows | None = None,
+    skip: Tensor | None = None, cut: Plan | Rows | Flat | None = None,
 ) -> Tensor:  # fmt: skip
     """As fastdiff.ops.group_norm_silu, for tensors that Triton can reach, contiguous or channels-last.
 
@@ -157,7 +167,7 @@ def sizes(x: Tensor, skip: Tensor | None) -> tuple[int, int, int]:
     return samples, channels, x.shape[2:].numel()
 
 
-def other_plans(x: Tensor, num_groups: int, skip: Tensor | None = None) -> list[Plan | Rows]:
+def other_plans(x: Tensor, num_groups: int, skip: Tensor | None = None) -> list[Plan | Rows | Flat]:
     """Plans that may be quicker than the one that is chosen, to be timed."""
     if not x.numel():
         return []
@@ -167,8 +177,17 @@ def other_plans(x: Tensor, num_groups: int, skip: Tensor | None = None) -> list[
         samples, channels, pixels = sizes(x, skip)
         rows = other_rows(chosen, samples, num_groups, channels // num_groups, pixels, properties(x.device))
         return [*rows, *([plan_for(x, num_groups, last)] if skip is None else [])]
-    in_parts = plan_for(x, num_groups, last, whole=False) if chosen.whole else None
-    return [*alternatives(chosen, in_parts)]
+    if chosen.whole:
+        return [*alternatives(chosen, plan_for(x, num_groups, last, whole=False))]
+    return [*alternatives(chosen, None), *([] if last else _flat_plans(x, num_groups))]
+
+
+def _flat_plans(x: Tensor, num_groups: int) -> list[Flat]:
+    """For a contiguous map."""
+    samples, channels, pixels = sizes(x, None)
+    return flat_plans(
+        samples, num_groups, channels // num_groups, pixels, x.element_size(), device=properties(x.device)
+    )
 
 
 def _chosen(x: Tensor, skip: Tensor | None, num_groups: int, channels_last: bool) -> Plan | Rows:

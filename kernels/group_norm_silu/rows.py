@@ -69,6 +69,7 @@ class RowsForward:
             self._merge = Launch(
                 rows_merge_kernel, (triton.cdiv(groups, _MERGE_GROUPS), samples), **sizes, **parts,
                 block_parts=triton.next_power_of_2(cut.parts), block_groups=_MERGE_GROUPS, num_warps=4,
+                enable_fp_fusion=True,
             )  # fmt: skip
             parts = dict(parts=1, part_pixels=pixels)
         tiles = triton.cdiv(pixels, cut.apply_pixels), triton.cdiv(channels, cut.apply_channels), samples

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..ahead_of_time.catalogue import TYPES, USUAL, Entry, constant, tensor
-from ..ahead_of_time.compile import Launch, launches
+from ..ahead_of_time.compile import TARGETS, Launch, launches
 from ..ahead_of_time.costs import Cost
 from .backward import group_norm_silu_backward
+from .flat_plan import flat_plans
 from .launch import group_norm_silu, plan_for
 
 # A level of Stable Diffusion's U-Net with the largest groups that stay in registers, and one of its autoencoder.
@@ -23,12 +24,25 @@ LEVELS = [(2, 320, 64, 64), (2, 960, 64, 64), (2, 2560, 16, 16)]
 TENSORS = {
     "whole": 2, "statistics": 1, "apply": 2, "sums": 2, "dx": 3,
     "rows_whole": 2, "rows_statistics": 1, "rows_merge": 0, "rows_apply": 2,
+    "flat": 2, "flat_statistics": 1, "flat_apply": 2,
 }  # fmt: skip
 
 
 def in_parts(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, **options: Any) -> None:
     """group_norm_silu of a channels-last map by the kernels of all layouts."""
     group_norm_silu(x, num_groups, weight, bias, **options, cut=plan_for(x, num_groups, True))
+
+
+def runs(target: str, dtype: str, shape: tuple[int, ...], **modulation: Tensor) -> list[Launch]:
+    """The launches of a contiguous map in which a group is a run of numbers: in parts, then by an instance a group."""
+    x, vector = tensor(dtype, *shape), tensor(dtype, shape[1])
+    plans = flat_plans(
+        shape[0], 32, shape[1] // 32, shape[2] * shape[3], x.element_size(), device=TARGETS[target].device
+    )
+    options: list[dict[str, Any]] = [{**modulation, "cut": cut} for cut in plans]
+    return [
+        launch for each in options for launch in launches(target, group_norm_silu, x, 32, vector, vector, **each)
+    ]  # fmt: skip
 
 
 def launched(target: str, dtype: str, *, channels_last: bool, adaptive: bool = False) -> dict[str, Launch]:
@@ -42,6 +56,9 @@ def launched(target: str, dtype: str, *, channels_last: bool, adaptive: bool = F
             found += launches(target, group_norm_silu_backward, x, x, 32, vector, vector, **modulation)
         for function in (in_parts, group_norm_silu) if channels_last else (group_norm_silu,):
             found += launches(target, function, x, 32, vector, vector, **modulation)
+    if not channels_last:
+        row = tensor(dtype, *LEVELS[0][:2])
+        found += runs(target, dtype, LEVELS[0], **({"scale": row, "shift": row} if adaptive else {}))
     return {launch.name.removeprefix("group_norm_silu_"): launch for launch in found}
 
 

@@ -8,7 +8,7 @@ from triton_process import TARGETS, compile_ahead, interpret
 from fastdiff.runtime.device import Device
 
 
-@pytest.mark.parametrize("program", ["numbers", "gradients", "rows", "far_means"])
+@pytest.mark.parametrize("program", ["numbers", "gradients", "rows", "runs", "far_means"])
 def test_in_the_interpreter(program):
     interpret("group_norm_silu", program)
 
@@ -74,3 +74,21 @@ def test_plans_over_rows_cover_every_pixel_once():
             for first in range(0, groups * width, cut.apply_channels):
                 last = min(first + cut.apply_channels, groups * width) - 1
                 assert last // width - first // width < cut.touched_groups
+
+
+def test_plans_of_runs_cover_every_number_once():
+    from fastdiff.kernels.group_norm_silu.flat_plan import MOST_ALONE, flat_plans
+
+    sizes = itertools.product((1, 2, 64), (1, 32), (1, 10, 80), (1, 35, 4096, 1 << 20), (1, 132), (1, 50 << 20))
+    for samples, groups, width, pixels, multiprocessors, cache in sizes:
+        device = Device("sm_90", multiprocessors, cache)
+        found = flat_plans(samples, groups, width, pixels, 2, device=device)
+        assert [cut.alone for cut in found] == [False, True][: 1 + (width * pixels <= MOST_ALONE)]
+        for cut in found:
+            part = cut.tiles * cut.block
+            assert (cut.parts - 1) * part < width * pixels <= cut.parts * part
+            assert cut.block & (cut.block - 1) == 0
+            assert not cut.even or pixels % cut.block == 0
+            assert cut.parts < 1 << 16
+            assert 1 <= cut.pairs <= samples * groups
+            assert cut.parts == 1 or not cut.alone

@@ -9,6 +9,7 @@ from checks import assert_fits, assert_no_worse
 from torch import Tensor
 
 from fastdiff.kernels.group_norm_silu import group_norm_silu, group_norm_silu_backward
+from fastdiff.kernels.group_norm_silu.flat_plan import Flat
 from fastdiff.kernels.group_norm_silu.plan import Plan
 from fastdiff.kernels.group_norm_silu.rows_plan import Rows, rows_plan
 from fastdiff.ops import group_norm_silu as op
@@ -110,6 +111,45 @@ def rows() -> None:
             assert torch.equal(ours, again)
 
 
+def small_runs(samples: int, groups: int, numbers: int, pixels: int) -> list[Flat]:
+    """Plans of a small contiguous map as large ones have them: a group each, of several tiles; parts of which the last
+    is shorter, two groups a launch; tiles of one channel where they divide the pixels."""
+    found = []
+    for block in (16, 64):
+        even, tiles = pixels % block == 0, -(-numbers // block)
+        found.append(Flat(True, block, even, tiles, 1, samples * groups))
+        each = -(-tiles // 3)
+        found.append(Flat(False, block, even, each, -(-tiles // each), 2))
+    return found
+
+
+def runs() -> None:
+    """Contiguous maps of odd sizes, by every plan; the same call gives the same bits twice."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    shapes = [((2, 12, 5, 7), 3), ((1, 3, 8, 8), 1), ((1, 6, 4, 4), 3), ((3, 20, 1, 11), 2), ((2, 8), 2)]
+    of_types = itertools.product([*shapes, ((1, 4, 3, 5, 2), 2)], [torch.float32, torch.float16])
+    for number, ((shape, groups), dtype) in enumerate(of_types):
+        present = number % 3 < 2
+        x = (20 + torch.randn(shape)).to(dtype)
+        weight, bias = torch.randn(2, shape[1]).to(dtype) if present else (None, None)
+        options = dict(zip(("scale", "shift"), torch.randn(2, *shape[:2]).to(dtype))) if present else {}
+        activation = "silu" if present else "none"
+        doubles = [None if t is None else t.double() for t in (weight, bias)]
+        theirs = reference(x, groups, weight, bias, activation=activation, **options)
+        wide = {name: t.double() for name, t in options.items()}
+        exact = reference(x.double(), groups, *doubles, activation=activation, **wide)
+        floor = rounding(exact, x, groups, weight, options.get("scale"))
+        pixels = x[0, 0].numel()
+        for cut in small_runs(shape[0], groups, shape[1] // groups * pixels, pixels):
+            results = [
+                group_norm_silu(x, groups, weight, bias, activation=activation, **options, cut=cut) for _ in range(2)
+            ]
+            assert results[0].is_contiguous()
+            assert_no_worse(results[0], theirs, exact, floor, shape, groups, dtype, present, cut)
+            assert torch.equal(*results)
+
+
 def far_means() -> None:
     """Means far from 0, numbers that are all the same, an outlier where a tile begins, NaN in a group."""
     torch.manual_seed(0)
@@ -117,14 +157,14 @@ def far_means() -> None:
     outlier = base.clone()
     outlier[0, :, 0, 0] = 1e4
     slope = base + 100 * torch.arange(12.0)[:, None, None] + torch.linspace(-50, 50, 8)[:, None]
-    for x in (1000 + base, -30 + 1e-2 * base, 1e-4 * base, 1e4 * base, torch.full_like(base, 5.0), outlier, slope):
-        x = x.contiguous(memory_format=torch.channels_last)
-        theirs, exact = reference(x, 3), reference(x.double(), 3)
-        for cut in small_rows(1, 3, 4, 72):
+    for given in (1000 + base, -30 + 1e-2 * base, 1e-4 * base, 1e4 * base, torch.full_like(base, 5.0), outlier, slope):
+        theirs, exact = reference(given, 3), reference(given.double(), 3)
+        for cut in [*small_rows(1, 3, 4, 72), *small_runs(1, 3, 4 * 72, 72)]:
+            x = given.contiguous() if isinstance(cut, Flat) else given.contiguous(memory_format=torch.channels_last)
             assert_no_worse(group_norm_silu(x, 3, cut=cut), theirs, exact, rounding(exact, x, 3), float(x[0, 0, 0, 0]))
     base[0, 5, 3, 3] = float("nan")
-    x = base.contiguous(memory_format=torch.channels_last)
-    for cut in small_rows(1, 3, 4, 72):
+    for cut in [*small_rows(1, 3, 4, 72), *small_runs(1, 3, 4 * 72, 72)]:
+        x = base if isinstance(cut, Flat) else base.contiguous(memory_format=torch.channels_last)
         bad = group_norm_silu(x, 3, cut=cut).isnan().flatten(2).any(2)
         assert bad[0].nonzero().flatten().tolist() == [4, 5, 6, 7]
 
@@ -176,15 +216,19 @@ def by_autograd(x: Tensor, groups: int, options: dict[str, Tensor], activation: 
 
 
 def compiles(target: str) -> None:
-    from fastdiff.kernels.group_norm_silu.variants import launched, levels
+    from fastdiff.kernels.group_norm_silu.variants import launched, levels, runs
 
     for last, dtype in ((False, "fp32"), (True, "bf16")):
         adaptive, plain = (launched(target, dtype, channels_last=last, adaptive=there) for there in (True, False))
-        rows = {"rows_whole", "rows_statistics", "rows_merge", "rows_apply"} if last else set()
-        assert adaptive.keys() == {"whole", "statistics", "apply", "sums", "dx"} | rows
+        flat = {"flat", "flat_statistics", "flat_apply"}
+        more = {"rows_whole", "rows_statistics", "rows_merge", "rows_apply"} if last else flat
+        assert adaptive.keys() == {"whole", "statistics", "apply", "sums", "dx"} | more
         for kernel, launch in (adaptive | {"apply": plain["apply"]}).items():
             stack = 8 if (target, kernel, dtype) == ("sm_100", "dx", "bf16") else 0  # docs/notes/gpu-norms.md
             assert_fits(launch, last, dtype, stack=stack)
     for dtype in ("fp32", "fp16"):
         for launch in levels(target, dtype):
             assert_fits(launch, dtype)
+        for shape in ((2, 320, 64, 64), (2, 320, 33, 31)):
+            for launch in runs(target, dtype, shape):
+                assert_fits(launch, dtype, shape)
