@@ -13,6 +13,7 @@ from torch import nn
 import fastdiff
 from fastdiff import ops
 from fastdiff.compiler import joined, nodes
+from fastdiff.compiler.report import reports_of
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +211,26 @@ def test_the_time_and_the_label_of_all_blocks_at_once():
     assert names.count("JoinedLinear") == 1 + 3  # the time's first layer; q, k, v of each block
     assert names.count("sin") == names.count("cos") == 1
     assert names.count("silu") == 2
+
+
+@pytest.mark.parametrize(("name", "layers"), [("sd3", [7]), ("pixart", [])])
+def test_modulations_of_all_blocks_are_one_product(name, layers):
+    """SD3's layers read one embedding; PixArt has one layer, and a table for each block."""
+    model, inputs, _ = transformer(name)
+    fast = fastdiff.optimize(model)
+    agrees(fast, *inputs)
+    (report,) = reports_of(list(fast.parameters()))
+    parts = dict(report.graph.module.named_modules(remove_duplicate=False))
+    kept = [part.module for part in parts.values() if type(part).__name__ == "Kept"]
+    for inner in kept:
+        parts |= dict(inner.named_modules(remove_duplicate=False))
+    found = [
+        (parts[node.target].count, nodes.rank(node.args[0]))
+        for module in (report.graph.module, *kept)
+        for node in module.graph.nodes
+        if node.op == "call_module" and isinstance(parts.get(node.target), joined.JoinedLinear)
+    ]
+    assert [count for count, rank in found if rank == 2] == layers
 
 
 def test_flux():
