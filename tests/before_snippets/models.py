@@ -1,4 +1,4 @@
-"""What docs/models.md leaves to its reader: two checkpoints, with the authors' keys."""
+"""What docs/models.md leaves to its reader: checkpoints with the authors' keys, a text and pictures to control by."""
 
 import sys
 from pathlib import Path
@@ -21,5 +21,13 @@ whole = {
     **state_dict(layout_of("the U-Net of LDM"), LDM, "model.diffusion_model."),
     **state_dict(layout_of("the autoencoders"), VAE, "first_stage_model."),
 }
+whole = {key: torch.zeros_like(value) for key, value in whole.items()}  # numbers, which empty memory may not hold
 save_file(whole, "v1-5-pruned.safetensors")
 torch.save(state_dict(layout_of("ADM's U-Net"), ADM), "256x256_diffusion.pt")
+control = state_dict(layout_of("ControlNet of Stable"), {k: v for k, v in LDM.items() if k != "out_channels"})
+for name in ("control_v11p_sd15_canny.pth", "control_v11f1p_sd15_depth.pth"):
+    torch.save({f"control_model.{key}": torch.zeros_like(value) for key, value in control.items()}, name)
+schedule = "scaled-linear"
+noise = torch.randn(1, 4, 4, 4)
+text, no_text = torch.randn(1, 7, 768), torch.zeros(1, 7, 768)
+edges, depths = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)

@@ -1,15 +1,20 @@
-"""What is added inside a U-Net, as ControlNet does: nothing, where it is added, against diffusers, and refused."""
+"""What is added inside a U-Net, as ControlNet does: nothing, where it is added, scaled, summed, and refused."""
 
 import pytest
 import torch
 from conftest import relative_error
 from test_families import FAMILIES, make
 
-from fastdiff.models.parts.backbone import Backbone, Control
+from fastdiff.models.parts.backbone import Backbone
+from fastdiff.models.parts.control import Control, guess_scales, summed
 from fastdiff.models.unet import UNet, UNetConfig
 
-# All U-Nets: those of the table that are no classifiers, autoencoders or priors.
-NETWORKS = [name for name in FAMILIES if not name.startswith(("classifier", "autoencoder", "prior"))]
+# All U-Nets of the table that have no control already.
+NETWORKS = [
+    name
+    for name, (build, _) in FAMILIES.items()
+    if any(isinstance(part, Backbone) for part in build().modules()) and not name.startswith("controlled")
+]
 
 
 def residuals(model, arguments, scale):
@@ -59,35 +64,31 @@ def test_it_is_added_to_the_skips_and_the_middle(name):
 
 
 @torch.no_grad()
-def test_against_diffusers(tmp_path):
-    """The residuals of a diffusers ControlNet, with random weights, given to their U-Net and to ours."""
-    diffusers = pytest.importorskip("diffusers")
-    from test_diffusers import CONDITIONED, TOLERANCE, random_model, saved
-
-    config = CONDITIONED[0]
-    theirs = random_model(diffusers.UNet2DConditionModel, config)
-    ours = saved(theirs, tmp_path)
-    taken = {key: value for key, value in config.items() if key != "up_block_types"}
-    net = random_model(diffusers.ControlNetModel, {**taken, "conditioning_embedding_out_channels": (8, 16)})
-    for parameter in net.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.1)
-    x, t, context = torch.randn(2, 4, 16, 16), torch.tensor([3, 977]), torch.randn(2, 5, 24)
-    skips, middle = net(x, t, context, controlnet_cond=torch.rand(2, 3, 32, 32), return_dict=False)
-    expected = theirs(
-        x, t, context, down_block_additional_residuals=skips, mid_block_additional_residual=middle
-    ).sample  # fmt: skip
-    assert relative_error(ours(x, t, context), expected) > 1e-2
-    assert relative_error(ours(x, t, context, control=Control(skips, middle)), expected) <= TOLERANCE
-
-
-@torch.no_grad()
-def test_the_middle_may_be_left_out_and_skips_may_not():
+def test_either_may_be_left_out_and_one_of_the_skips_may_not():
     torch.manual_seed(0)
     model = UNet(UNetConfig((16, 32), 1, (1,), head_channels=16, embedding_channels=16, groups=4))
     torch.nn.init.normal_(model.conv_out.weight, std=0.1)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 977.0])
     _, (skips, middle) = residuals(model, {"x": x, "t": t}, 0.0)
     assert torch.equal(model(x, t, control=Control(skips)), model(x, t))
+    assert torch.equal(model(x, t, control=Control(None, middle)), model(x, t))
     with pytest.raises(ValueError, match="control must have 4 skips, one for each of the network's, got 3"):
         model(x, t, control=Control(skips[:3], middle))
+
+
+def test_scales_and_sums():
+    a, b = torch.ones(2), torch.full((2,), 3.0)
+    skips, middle = Control([a, b], a).scaled([2, 3, 4])
+    assert [float(part[0]) for part in (*skips, middle)] == [2, 9, 4]
+    skips, middle = summed([Control([a, b], b), Control([b, b]).scaled(0.5), Control(None, a)])
+    assert [float(part[0]) for part in (*skips, middle)] == [2.5, 4.5, 4]
+    assert Control([a], b).only_middle() == Control(None, b)
+    with pytest.raises(ValueError, match="scale must be one number or 3, one for each residual, got 2"):
+        Control([a, b], a).scaled([1, 2])
+    with pytest.raises(ValueError, match="the controls have 1 and 2 skips"):
+        summed([Control([a]), Control([a, b])])
+
+
+def test_guess_scales():
+    torch.testing.assert_close(torch.tensor(guess_scales(13)), torch.logspace(-1, 0, 13))
+    assert guess_scales(1) == (1.0,)

@@ -8,6 +8,7 @@ from families_unclip import REFUSED, UNCLIP, UNUSED
 import fastdiff
 from fastdiff.models.adm import ADM, POOLS, ADMClassifier, ADMClassifierConfig, ADMConfig, ADMSuperResolution
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL, AutoencoderVQ, VectorQuantizer
+from fastdiff.models.controlnet import ControlledUNet, ControlNet, ControlNetConfig
 from fastdiff.models.ddpm import DDPM, DDPMConfig
 from fastdiff.models.dit import DiTConfig
 from fastdiff.models.edm import PRECONDITIONINGS, DhariwalConfig, DhariwalUNet, EDMPrecond, SongConfig, SongUNet
@@ -66,6 +67,12 @@ FAMILIES = {
     "sdxl": (
         lambda: LDMUNet(LDMConfig(**LDM_FIELDS, num_classes="sequential", adm_in_channels=7, transformer_depth=(1, 2))),
         dict(x=picture(4), t=T, context=CONTEXT, y=torch.randn(3, 7))),
+    "controlled": (
+        lambda: ControlledUNet(
+            LDMUNet(LDMConfig(**LDM_FIELDS)),
+            {name: ControlNet(ControlNetConfig(**LDM_FIELDS)) for name in ("edges", "depth")},
+            scales={"depth": 0.5}, guess=True),
+        dict(x=picture(4, 4), t=T, context=CONTEXT, edges=picture(size=32), depth=picture(size=32).flip(0))),
     "glide": (lambda: GLIDE(GLIDEConfig(**ADM_FIELDS, **TEXT)), dict(x=X, t=T, **text())),
     "glide-both": (
         lambda: GLIDE(GLIDEConfig(**ADM_FIELDS, **TEXT, super_res=True, inpaint=True)),

@@ -12,6 +12,7 @@ ADM = {"in_channels": 3, "model_channels": 32, "out_channels": 6, "num_res_block
 LDM = {"in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_blocks": 2, "attention_resolutions": (2, 4),
        "channel_mult": (1, 2, 3), "num_head_channels": 16, "use_spatial_transformer": True,
        "context_dim": 24}  # fmt: skip
+CONTROL = {field: value for field, value in LDM.items() if field != "out_channels"}
 LATENT = {"ch": 32, "out_ch": 3, "in_channels": 3, "z_channels": 4, "num_res_blocks": 2, "ch_mult": (1, 2, 2),
           "resolution": 64, "embed_dim": 3}  # fmt: skip
 DDPM = {"ch": 32, "out_ch": 3, "in_channels": 3, "num_res_blocks": 1, "ch_mult": (1, 2), "resolution": 16,
@@ -42,6 +43,14 @@ CASES = [
     ("the U-Net of LDM", {**LDM, "num_attention_blocks": (2, 2, 2)}, ["num_head_channels"]),
     ("the U-Net of LDM", {**LDM, "num_attention_blocks": (2, 1, 2), "num_classes": "continuous"},
      ["num_head_channels"]),
+    ("ControlNet of Stable", CONTROL, ["num_head_channels"]),
+    ("ControlNet of Stable", {**CONTROL, "hint_channels": 1, "transformer_depth": (1, 2, 3), "conv_resample": False},
+     ["num_head_channels"]),
+    ("ControlNet of Stable", {**CONTROL, "num_attention_blocks": (2, 1, 2), "use_scale_shift_norm": True},
+     ["num_head_channels"]),
+    # residual blocks that halve the resolution look like the others
+    ("ControlNet of Stable", {**CONTROL, "resblock_updown": True},
+     ["num_head_channels", "resblock_updown", "num_res_blocks"]),
     ("autoencoders", LATENT, ["resolution"]),
     ("autoencoders", {**LATENT, "attn_resolutions": (32,), "attn_type": "linear"}, ["resolution"]),
     ("autoencoders", {**LATENT, "double_z": False, "n_embed": 30, "resamp_with_conv": False, "attn_type": "none"},

@@ -1,7 +1,9 @@
 """Checkpoints in the layouts of the models' authors: one file a layout, each of which joins `load` when imported."""
 
 from fastdiff.models.checkpoints import (
+    controlnet,
     diffusers_autoencoder,
+    diffusers_controlnet,
     diffusers_dit,
     diffusers_prior,
     diffusers_unclip,
@@ -18,7 +20,9 @@ from fastdiff.models.checkpoints import (
 from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 
 __all__ = [
+    "controlnet",
     "diffusers_autoencoder",
+    "diffusers_controlnet",
     "diffusers_dit",
     "diffusers_prior",
     "diffusers_unclip",

@@ -69,12 +69,13 @@ class UNetFamily(Layout):
         layers = tuple(checkpoint.count(f"down_blocks.{level}.resnets.") for level in range(levels))
         found: dict[str, Any] = {
             "in_channels": shape("conv_in.weight")[1],
-            "out_channels": shape("conv_out.weight")[0],
             "block_out_channels": tuple(
                 shape(f"down_blocks.{level}.resnets.0.conv1.weight")[0] for level in range(levels)
             ),
             "old_attention_names": has_old_names(checkpoint),
         }
+        if "out_channels" in self.fields:
+            found["out_channels"] = shape("conv_out.weight")[0]
         given = config.get("layers_per_block")
         same = given is not None and layers == per_level(given, levels if isinstance(given, int) else len(given))
         found["layers_per_block"] = given if same else layers[0] if len(set(layers)) == 1 else layers
@@ -103,10 +104,11 @@ class UNetFamily(Layout):
             by_block = f"{prefix}{sampler}.0.norm1.weight" in checkpoint.tensors
             return f"Resnet{way}sampleBlock2D" if by_block else f"{way}Block2D"
 
-        return {
-            "down_block_types": tuple(kind(f"down_blocks.{level}.", "Down") for level in range(levels)),
-            "up_block_types": tuple(kind(f"up_blocks.{level}.", "Up") for level in range(levels)),
+        types = {
+            f"{way.lower()}_block_types": tuple(kind(f"{way.lower()}_blocks.{level}.", way) for level in range(levels))
+            for way in ("Down", "Up")
         }
+        return {field: value for field, value in types.items() if field in self.fields}
 
     def original(self, name: str, config: Mapping[str, Any]) -> str | Derived:
         where = re.match(r"(down|middle|up)\.(?:(\d+)\.)?(\d+)\.(.*)", name)
@@ -180,7 +182,7 @@ class UNet2DLayout(UNetFamily):
         return super().detect(checkpoint) and not (_has_transformers(checkpoint) or _is_joint(checkpoint))
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        return UNet2D(UNet2DModelConfig(**_without_ours(config)))
+        return UNet2D(UNet2DModelConfig(**without_ours(config)))
 
 
 @register
@@ -259,7 +261,7 @@ class UNet2DConditionLayout(UNetFamily):
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         expect(config["norm_num_groups"] is not None, "norm_num_groups must be a number, got None")
-        return UNet2DCondition(UNet2DConditionConfig(**_without_ours(config)))
+        return UNet2DCondition(UNet2DConditionConfig(**without_ours(config)))
 
 
 def _has_transformers(checkpoint: Checkpoint) -> bool:
@@ -271,5 +273,6 @@ def _is_joint(checkpoint: Checkpoint) -> bool:
     return any(".add_k_proj." in key for key in checkpoint.tensors)
 
 
-def _without_ours(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_ours(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what is not diffusers'."""
     return {field: value for field, value in config.items() if field != "old_attention_names"}

@@ -1,5 +1,5 @@
 """Checkpoints of the U-Nets of CompVis/latent-diffusion and of Stable Diffusion 1, 2 and XL: a file of its own, or
-part="unet" of a whole one, whose part="vae" is the autoencoder."""
+part="unet" of a whole one, whose part="vae" is the autoencoder; a ControlNet's has part="controlnet" first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastdiff.models.checkpoints.layout import Checkpoint, Derived, Layout, regi
 from fastdiff.models.checkpoints.openai_unet import fields_of, infer_unet, levels_of, original_unet
 from fastdiff.models.ldm import LDMConfig, LDMUNet
 
-PARTS = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+PARTS = {"controlnet": "control_model.", "unet": "model.diffusion_model.", "vae": "first_stage_model."}
 # Of published models, (model_channels, context_dim) and what is in no shape.
 _PUBLISHED: dict[tuple[Any, Any], dict[str, int]] = {
     (320, 768): {"num_heads": 8},  # Stable Diffusion 1
@@ -52,20 +52,10 @@ class LDMUNetLayout(Layout):
         return super().detect(checkpoint) and "token_embedding.weight" not in checkpoint.tensors
 
     def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        found = {**infer_unet(checkpoint), **_infer_labels(checkpoint), **_infer_transformers(checkpoint)}
+        found = {**infer_unet(checkpoint), **_infer_labels(checkpoint), **infer_transformers(checkpoint)}
         if "id_predictor.1.weight" in checkpoint.tensors:
             found["n_embed"] = checkpoint.shape("id_predictor.1.weight")[0]
-        if not {"num_heads", "num_head_channels"} & checkpoint.config.keys():
-            context = found.get("context_dim")
-            context = context[0] if isinstance(context, (list, tuple)) else context
-            heads = _PUBLISHED.get((found["model_channels"], context))
-            if heads is None:
-                raise WeightsError(
-                    f"the weights of {checkpoint.name} do not tell the number of heads; config must give num_heads or "
-                    "num_head_channels"
-                )
-            found |= heads
-        return found
+        return {**found, **infer_heads(checkpoint, found)}
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         return LDMUNet(LDMConfig(**config))
@@ -81,6 +71,24 @@ class LDMUNetLayout(Layout):
         return original_unet(name, LDMConfig(**config).heads, heads_first=not config["use_new_attention_order"])
 
 
+def infer_heads(checkpoint: Checkpoint, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of heads of a published model, unless config tells it. Raises WeightsError for others.
+
+    found: model_channels and context_dim.
+    """
+    if {"num_heads", "num_head_channels"} & checkpoint.config.keys():
+        return {}
+    context = found.get("context_dim")
+    context = context[0] if isinstance(context, (list, tuple)) else context
+    heads = _PUBLISHED.get((found["model_channels"], context))
+    if heads is None:
+        raise WeightsError(
+            f"the weights of {checkpoint.name} do not tell the number of heads; config must give num_heads or "
+            "num_head_channels"
+        )
+    return dict(heads)
+
+
 def _infer_labels(checkpoint: Checkpoint) -> dict[str, Any]:
     keys = checkpoint.tensors.keys()
     if "label_emb.0.0.weight" in keys:
@@ -92,7 +100,7 @@ def _infer_labels(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"num_classes": checkpoint.shape("label_emb.weight")[0] if "label_emb.weight" in keys else None}
 
 
-def _infer_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
+def infer_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields on spatial transformers; those of levels without one are as given."""
     given = checkpoint.config
     depths: dict[str, int] = {}
@@ -113,7 +121,7 @@ def _infer_transformers(checkpoint: Checkpoint) -> dict[str, Any]:
     if "disable_middle_transformer" not in given:
         found["disable_middle_transformer"] = "middle_block.1." not in depths
     if "num_attention_blocks" not in given:
-        found |= _attention_blocks(levels, depths)
+        found |= _attention_blocks(checkpoint, levels, depths)
     if "transformer_depth" not in given:
         found["transformer_depth"] = _depths(levels, depths)
     if "disable_self_attentions" not in given and not same:
@@ -144,11 +152,15 @@ def _disabled(levels: Mapping[str, int], narrow: set[str]) -> dict[str, Any]:
     return {"disable_self_attentions": tuple(per_level), "disable_middle_self_attn": "middle_block.1." in narrow}
 
 
-def _attention_blocks(levels: Mapping[str, int], depths: Mapping[str, int]) -> dict[str, Any]:
+def _attention_blocks(checkpoint: Checkpoint, levels: Mapping[str, int], depths: Mapping[str, int]) -> dict[str, Any]:
     """The field of this name, where some level has transformers after its first residual blocks alone."""
     down = {prefix: level for prefix, level in levels.items() if prefix != "middle_block.1."}
     blocks, attends = Counter(down.values()), Counter(down[prefix] for prefix in down.keys() & depths.keys())
     up = sum(prefix.startswith("output_blocks.") for prefix in depths)
-    if up == sum(blocks[level] + 1 for level in attends):  # after every residual block
+    if any(prefix.startswith("output_blocks.") for prefix in checkpoint.tensors):
+        everywhere = up == sum(blocks[level] + 1 for level in attends)  # after every residual block
+    else:  # half a network
+        everywhere = all(attends[level] == blocks[level] for level in attends)
+    if everywhere:
         return {}
     return {"num_attention_blocks": tuple(attends[level] or count for level, count in sorted(blocks.items()))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.models.checkpoints.layout import REQUIRED, Checkpoint, Derived, renamed
+from fastdiff.models.checkpoints.layout import REQUIRED, Checkpoint, Derived, MissingKey, renamed
 
 # Ours to theirs.
 _OUTER = (
@@ -92,7 +93,7 @@ def original_unet(name: str, heads: Callable[[str, int], int], *, heads_first: b
 
 
 def infer_unet(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields that the shapes of a whole U-Net tell. in_channels: of the first convolution.
+    """The fields that the shapes of a whole U-Net, or of its first half, tell. in_channels: of the first convolution.
 
     Raises MissingKey.
     """
@@ -106,15 +107,15 @@ def infer_unet(checkpoint: Checkpoint) -> dict[str, Any]:
     attention = {
         level: stages[first[level]] for level in range(len(blocks)) if _has(checkpoint, f"{stages[first[level]]}1.")
     }
-    head = "out.2.weight"
     found |= {
         "channel_mult": tuple(
             _number(checkpoint.shape(f"{stages[index]}0.in_layers.2.weight")[0] / width) for index in first
         ),
         "num_res_blocks": blocks[0] if len(set(blocks)) == 1 else tuple(blocks),
         "attention_resolutions": tuple(2**level for level in attention),
-        "out_channels": checkpoint.shape(head)[0],
     }
+    if checkpoint.count("output_blocks."):
+        found["out_channels"] = checkpoint.shape("out.2.weight")[0]
     if down is not None:
         found["resblock_updown"] = updown
         if not updown:
@@ -166,15 +167,36 @@ def keep_equivalent(given: Mapping[str, Any], found: dict[str, Any]) -> dict[str
 def _blocks(checkpoint: Checkpoint) -> list[int]:
     """Residual blocks of each level on the way down."""
     stages = checkpoint.count("output_blocks.")
+    if stages == 0:
+        return _blocks_of_half(checkpoint)
     # The last stage of each level but the first one ends in something that doubles the resolution.
     ends = [index for index in range(stages) if _doubles(checkpoint, f"output_blocks.{index}.")]
-    if not ends:  # means and nearest neighbours have no weights: stages without any are halvings
-        known = {int(key.split(".")[1]) for key in checkpoint.tensors if key.startswith("input_blocks.")}
-        gaps = [index for index in range(max(known, default=0)) if index not in known]
-        bounds = [0, *gaps, max(known, default=0) + 1]
-        return [after - before - 1 for before, after in pairwise(bounds)]
+    if not ends:
+        return _between(checkpoint, [])
     bounds = [-1, *ends, stages - 1]
     return [after - before - 1 for before, after in pairwise(bounds)][::-1]
+
+
+def _blocks_of_half(checkpoint: Checkpoint) -> list[int]:
+    """Without a way up: residual blocks that halve the resolution look like the others, and config must tell them."""
+    stages = checkpoint.count("input_blocks.")
+    halvings = [index for index in range(stages) if f"input_blocks.{index}.0.op.weight" in checkpoint.tensors]
+    given = checkpoint.config.get("num_res_blocks")
+    if not halvings and checkpoint.config.get("resblock_updown"):
+        if given is None:
+            raise MissingKey(f"the weights of {checkpoint.name} do not tell num_res_blocks; config must give it")
+        per_level = itertools.repeat(given) if isinstance(given, int) else iter(given)
+        ends = list(itertools.accumulate(count + 1 for count in itertools.islice(per_level, stages)))
+        halvings = [end for end in ends if end < stages - 1]
+    return _between(checkpoint, halvings)
+
+
+def _between(checkpoint: Checkpoint, halvings: list[int]) -> list[int]:
+    """Stages between those that halve the resolution; means have no weights: stages without any are halvings, too."""
+    known = {int(key.split(".")[1]) for key in checkpoint.tensors if key.startswith("input_blocks.")}
+    last = max(known, default=0)
+    ends = sorted({*halvings, *(index for index in range(last) if index not in known)})
+    return [after - before - 1 for before, after in pairwise([0, *ends, last + 1])]
 
 
 def _doubles(checkpoint: Checkpoint, stage: str) -> bool:

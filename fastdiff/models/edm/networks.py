@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
 from fastdiff.models.edm.filters import FilteredConv, filtered_downsample, filtered_upsample
-from fastdiff.models.parts.backbone import Backbone, Control, Stage, apply, take
+from fastdiff.models.parts.backbone import Backbone, Stage, apply, take
 from fastdiff.models.parts.blocks import AttentionBlock, Downsample, GroupNorm, ResBlock, Upsample, embedding_dtype, mlp
+from fastdiff.models.parts.control import Control
 from fastdiff.models.parts.reuse import Reuse
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from fastdiff.errors import expect
 from fastdiff.models.parts.attention import Context
 from fastdiff.models.parts.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
+from fastdiff.models.parts.control import Control
 from fastdiff.models.parts.reuse import Reuse
 from fastdiff.models.parts.transformer import SpatialTransformer
 
@@ -20,18 +20,6 @@ Attention = Callable[[str, int, int, int], "nn.Module | None"]
 Residual = Callable[[int, int], ResBlock]
 # (level, channels) -> what changes the resolution.
 Resampling = Callable[[int, int], nn.Module]
-
-
-class Control(NamedTuple):
-    """What is added inside a U-Net (Zhang et al. 2023, ControlNet, Section 3.2).
-
-    skips: one for each skip connection, in the order of the way down: the first convolution's result, then each
-    stage's. middle: to the middle's result; None for nothing. Each in the shape of what it is added to; the way down
-    itself does not see them.
-    """
-
-    skips: Sequence[Tensor]
-    middle: Tensor | None = None
 
 
 class Stage(nn.ModuleList):
@@ -107,10 +95,11 @@ class HalfBackbone(nn.Module):
         return self.conv_in(x)
 
     def run_down(
-        self, x: Tensor, embedding: Tensor | None, context: Context | None = None
+        self, x: Tensor, embedding: Tensor | None, context: Context | None = None, *, added: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The middle's result, and the skips, the first convolution's result first."""
-        skips = [self.stem(x)]
+        """The middle's result, and the skips, the first convolution's result first. added: to that result."""
+        stem = self.stem(x)
+        skips = [stem if added is None else stem + added]
         h = _descend(self.down, skips, embedding, context)
         return self.middle(h, embedding, context), skips
 
@@ -214,9 +203,9 @@ class Backbone(HalfBackbone):
     def check(self, control: Control | None) -> None:
         """Raise ValueError unless there is one residual for each skip."""
         expect(
-            control is None or len(control.skips) == len(self.skip_channels),
+            control is None or control.skips is None or len(control.skips) == len(self.skip_channels),
             f"control must have {len(self.skip_channels)} skips, one for each of the network's, got "
-            f"{0 if control is None else len(control.skips)}",
+            f"{0 if control is None else len(control.skips or ())}",
         )
 
 
@@ -248,7 +237,7 @@ def _ascend(
 def take(skips: list[Tensor], control: Control | None) -> Tensor:
     """The last of the skips, taken from the list, with what control adds to it."""
     skip = skips.pop()
-    return skip if control is None else skip + control.skips[len(skips)]
+    return skip if control is None or control.skips is None else skip + control.skips[len(skips)]
 
 
 def _stage(*layers: nn.Module | None) -> Stage:

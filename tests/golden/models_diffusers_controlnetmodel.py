@@ -1,0 +1,34 @@
+"""diffusers' ControlNetModel and the UNet2DConditionModel that it controls."""
+
+import torch
+
+import fastdiff
+from fastdiff.models.controlnet import ControlledUNet
+
+OWN = {"controlnet": ("controlnet_", "conditioning_"), "unet": ("out_channels", "up_block_types")}
+ARGUMENTS = {"sample": "x", "timestep": "t", "encoder_hidden_states": "context"}
+
+
+def load(meta, state):
+    def part(name, other, class_name):
+        config = {field: value for field, value in meta["config"].items() if not field.startswith(OWN[other])}
+        tensors = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        return fastdiff.models.load(tensors, layout="diffusers", config={"_class_name": class_name, **config})
+
+    return part("unet", "controlnet", "UNet2DConditionModel"), part("controlnet", "unet", "ControlNetModel")
+
+
+@torch.no_grad()
+def outputs(model, inputs, meta):
+    unet, net = model
+    hint = inputs["controlnet_cond"]
+    arguments = {ARGUMENTS.get(name, name): value for name, value in inputs.items() if name != "controlnet_cond"}
+    control = net(**arguments, hint=hint)
+    found = {**{f"down_{index}": value for index, value in enumerate(control.skips)}, "mid": control.middle}
+    found = {name: value for name, value in found.items() if name in meta["outputs"]}
+    for name in meta["outputs"].keys() - found.keys():
+        call = meta.get("call", {}).get(name, {})
+        scales = {"hint": call.get("conditioning_scale", 1.0)}
+        wrapped = ControlledUNet(unet, {"hint": net}, scales=scales, guess=call.get("guess_mode", False))
+        found[name] = wrapped(**arguments, hint=hint)
+    return found
