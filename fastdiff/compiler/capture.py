@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -96,19 +97,25 @@ def _not_wanted(tensors: Sequence[Tensor]) -> str | None:
 
 
 def compile_graph(
-    captured: fx.GraphModule, inputs: Sequence[Any], *, disable: Sequence[str] = (), told: Told | None = None
+    captured: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    disable: Sequence[str] = (),
+    told: Told | None = None,
+    model: weakref.ref[torch.nn.Module] | None = None,
 ) -> Callable[..., Any]:
     """What Dynamo calls: the graph with the passes applied, but for those named in `disable`.
 
     Where a gradient is wanted, under autocast, or where a pass finds something that it must not touch, the graph runs
     as it was captured; a pass that fails is undone. All are in the report that `fastdiff.explain` shows, the last and
     the first two with a warning too, by `told`.
+    model: for the report.
     """
     check_passes(disable)
     written.mend(captured)
     started = time.perf_counter()
     tensors = [x for x in inputs if isinstance(x, Tensor)]
-    report = Report(tuple(_shape(x) for x in inputs if isinstance(x, Tensor) and not _is_parameter(x)))
+    report = Report(tuple(_shape(x) for x in inputs if isinstance(x, Tensor) and not _is_parameter(x)), model=model)
     report.dtypes = tuple(x.dtype for x in tensors if not _is_parameter(x))
     report.weights = tuple(dict.fromkeys(x.dtype for x in tensors if _is_parameter(x)))
     report.dynamic = any(isinstance(x, torch.SymInt) for x in inputs)
@@ -138,6 +145,7 @@ def transform(captured: fx.GraphModule, report: Report, disable: Sequence[str] =
     module = _copy(captured, captured.graph)
     for node in module.graph.nodes:
         node.meta["origin"] = node.name
+        node.meta.pop("grapharg", None)  # has a weak reference to the input
     strides.note(module.graph)
     normalize.apply(module.graph)
     for name, apply in PASSES.items():

@@ -174,7 +174,7 @@ class FastCall:
     def _variant(self, dynamic: bool, with_numbers: bool) -> Variant:
         variant = self._captures.variants.get((dynamic, with_numbers))
         if variant is None:
-            backend = functools.partial(compile_graph, disable=self.disable, told=self._told)
+            backend = functools.partial(compile_graph, disable=self.disable, told=self._told, model=self._module)
             variant = Variant(self._module, backend, self.name, dynamic=dynamic, with_numbers=with_numbers)
             self._captures.variants[dynamic, with_numbers] = variant
         return variant

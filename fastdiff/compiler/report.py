@@ -47,8 +47,10 @@ class Report:
     dynamic: bool = False
     dtypes: tuple[Any, ...] = ()
     weights: tuple[Any, ...] = ()
-    # of the parameters, to find the reports of a model; not the parameters, which a model may drop
+    # By the parameters' ids, to find the reports of a model: what must be alive, which is the model if it is known, or
+    # the parameter, of which a weak reference keeps torch.utils.swap_tensors from exchanging it.
     parameters: dict[int, weakref.ref[Any]] = field(default_factory=dict)
+    model: weakref.ref[Any] | None = None
     calls: int = 0
     _graph: weakref.ref[Any] | None = None
 
@@ -63,7 +65,7 @@ class Report:
 
     def parameter(self, tensor: Any) -> None:
         """Note that the graph uses a parameter."""
-        self.parameters[id(tensor)] = weakref.ref(tensor)
+        self.parameters[id(tensor)] = self.model or weakref.ref(tensor)
 
     def uses(self, tensors: list[Any]) -> bool:
         """Whether it uses one of these."""

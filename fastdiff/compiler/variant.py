@@ -67,6 +67,7 @@ class Variant:
         else:
             result = self._compiled(original, *args, **kwargs)
         if self.graphs != graphs:
+            self._made.done()
             log.info("captured %s in %.1f s", self._name, time.perf_counter() - started)
             self._count()
         return result
@@ -93,6 +94,7 @@ class Variant:
             if made.count:
                 log.info("capturing %s once more, for other arguments", name)
             made.count += 1
+            made.under_way(captured)
             found = backend(captured, inputs)
             made.found.append(weakref.ref(found))
             return found  # type: ignore[no-any-return]
@@ -122,6 +124,29 @@ class Counter:
     def __init__(self) -> None:
         self.count = 0
         self.found: list[weakref.ref[Any]] = []
+        self._memos: list[Any] = []
+
+    def under_way(self, captured: fx.GraphModule) -> None:
+        """A graph is being captured: note where PyTorch keeps weak references to its parameters meanwhile."""
+        context: Any = torch._guards.TracingContext.try_get()
+        modes = {id(mode): mode for mode in (getattr(context, "fake_mode", None), *map(_mode, captured.graph.nodes))}
+        self._memos.append(getattr(context, "tensor_to_context", None))
+        for mode in modes.values():
+            if mode is not None:
+                self._memos.append(mode.fake_tensor_converter.meta_converter.describer.lookup_tensor)
+
+    def done(self) -> None:
+        """Drop these references, as PyTorch does where the back end is its own: `torch.utils.swap_tensors` refuses a
+        tensor that has one."""
+        for memo in self._memos:
+            if memo is not None:
+                memo.clear()
+        self._memos.clear()
+
+
+def _mode(node: fx.Node) -> Any:
+    """That made the example of a node."""
+    return getattr(node.meta.get("example_value"), "fake_mode", None)
 
 
 def _call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ wait for it: `Watch` compares it beside the calls. See docs/notes/changes.md.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
@@ -18,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastdiff.runtime import graphs
@@ -42,31 +42,83 @@ class Content:
         self.derived: dict[str, Any] = {}
         self.forgotten = False
         self._state = _state(weight)
-        # With a weak reference to it no other storage has its number.
-        self._storage = StorageWeakRef(weight.untyped_storage())
+        # A storage has the same object in Python all its life, and goes with it if no other weak reference is held.
+        self._storage = weakref.ref(weight.untyped_storage())
         self._memory: Any = _memory(weight) if sampled and is_ordinary(weight) else None
         self._sample = _Sample(weight) if sampled and self._memory is None else None
 
     def holds(self, weight: Tensor) -> bool:
         """Whether the weight is in the state it was in, and, in this machine's memory, the sample the same."""
-        if self.forgotten or self._state != _state(weight):
+        if self.forgotten or not self._same_state(weight):
             return False
         return self._memory is None or bool(self._memory.same_sample(weight.data_ptr()))
 
     def differs(self, weight: Tensor) -> Tensor | None:
         """Whether the sample of a weight on a GPU differs, as a tensor there; None if it is known without."""
-        if self._sample is None or self._state != _state(weight):
+        if self._sample is None or not self._same_state(weight):
             return None
         return self._sample.differs(weight)
 
     def same(self, weight: Tensor, share: float) -> bool:
         """Whether this share of the memory, the next in turn, is as it was; True where that is not known."""
-        if self._memory is None or self._state != _state(weight):
+        if self._memory is None or not self._same_state(weight):
             return True
         return bool(self._memory.same(weight.data_ptr(), share, torch.get_num_threads()))
 
+    def _same_state(self, weight: Tensor) -> bool:
+        return self._storage() is weight.untyped_storage() and self._state == _state(weight)
 
-_known: Any = WeakTensorKeyDictionary()
+
+class _Known:
+    """Contents by weight, as long as the weight lives.
+
+    Of a parameter as long as its storage lives, for `torch.utils.swap_tensors` refuses a tensor to which there is a
+    weak reference.
+    """
+
+    def __init__(self) -> None:
+        self._others: Any = WeakTensorKeyDictionary()
+        self._storages: dict[int, tuple[weakref.ref[Any], dict[Hashable, tuple[int, Content]]]] = {}
+
+    def get(self, weight: Tensor) -> Content | None:
+        """What is known of a weight."""
+        if not isinstance(weight, torch.nn.Parameter):
+            return self._others.get(weight)  # type: ignore[no-any-return]
+        kept = self._storages.get(weight.untyped_storage()._cdata)
+        which, found = (None, None) if kept is None else kept[1].get(_place(weight), (None, None))
+        return found if which == id(weight) else None
+
+    def put(self, weight: Tensor, content: Content) -> None:
+        """Know this of a weight."""
+        if not isinstance(weight, torch.nn.Parameter):
+            self._others[weight] = content
+            return
+        storage = weight.untyped_storage()
+        number = storage._cdata
+        if number not in self._storages:
+            # The function must not hold the storage.
+            gone = functools.partial(_drop, self._storages, number)
+            self._storages[number] = weakref.ref(storage, gone), {}
+        self._storages[number][1][_place(weight)] = id(weight), content
+
+    def pop(self, weight: Tensor) -> Content | None:
+        """Know nothing of a weight any more; what was known."""
+        if not isinstance(weight, torch.nn.Parameter):
+            return self._others.pop(weight, None)  # type: ignore[no-any-return]
+        kept = self._storages.get(weight.untyped_storage()._cdata)
+        return None if kept is None else kept[1].pop(_place(weight), (None, None))[1]
+
+
+def _drop(storages: dict[int, Any], number: int, _: Any) -> None:
+    storages.pop(number, None)
+
+
+def _place(weight: Tensor) -> Hashable:
+    """Where in its storage a weight lies, and how."""
+    return weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
+
+
+_known = _Known()
 _noted: ContextVar[list[tuple[Tensor, Content]] | None] = ContextVar("noted", default=None)
 _inside: ContextVar[dict[Any, Any] | None] = ContextVar("inside", default=None)
 
@@ -86,7 +138,8 @@ def of(weight: Tensor) -> Content:
     if found is None or not found.holds(weight):
         if graphs.capturing():
             return Content(weight, sampled=False)
-        found = _known[weight] = Content(weight)
+        found = Content(weight)
+        _known.put(weight, found)
     noted = _noted.get()
     if noted is not None:
         noted.append((weight, found))
@@ -168,8 +221,8 @@ class Watch:
         if self._asked is not None:
             return
         known = [(weight, _known.get(weight)) for weight in weights]
-        pairs = [(w, found.differs(w)) for w, found in known if found is not None]
-        pairs = [(weight, differs) for weight, differs in pairs if differs is not None]
+        asked = [(weight, found.differs(weight)) for weight, found in known if found is not None]
+        pairs = [(weight, differs) for weight, differs in asked if differs is not None]
         if not pairs or len({weight.device for weight, _ in pairs}) > 1:
             return
         on_device = torch.stack([differs for _, differs in pairs])
@@ -184,14 +237,13 @@ class Watch:
 
 def forget(weight: Tensor) -> None:
     """Drop what was made of a weight."""
-    found: Content | None = _known.pop(weight, None)
+    found: Content | None = _known.pop(weight)
     if found is not None:
         found.forgotten = True
 
 
 def _state(weight: Tensor) -> Hashable:
-    storage = weight.untyped_storage()._cdata
-    return weight._version, storage, weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
+    return weight._version, weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
 def _memory(weight: Tensor) -> Any:
