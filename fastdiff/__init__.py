@@ -1,4 +1,4 @@
-"""fastdiff: fast sampling from diffusion models, with proof that the answer is unchanged."""
+"""fastdiff: faster sampling from diffusion models, with the result unchanged to rounding."""
 
 import sys
 

@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -55,8 +55,24 @@ def writable_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise OSError(error.errno, f"cannot write to the folder {path}: {error.strerror}") from error
+        file = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), None)
+        reason = error.strerror if file is None else f"{file} is a file"
+        raise OSError(error.errno, f"cannot write to the folder {path}: {reason}") from error
     return path
+
+
+@contextmanager
+def working_folder(path: str | Path) -> Iterator[Path]:
+    """`writable_folder`, whose new folders are removed again if the block ends with an error and nothing in them."""
+    made = [each for each in (Path(path), *Path(path).parents) if not each.exists()]
+    folder = writable_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):  # of one that is not empty
+            for each in made:
+                each.rmdir()
+        raise
 
 
 def writable_file(path: str | Path) -> Path:

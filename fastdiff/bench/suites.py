@@ -79,11 +79,12 @@ def run(
 
 
 def _ops(file: Path, only: Sequence[str], arguments: Sequence[str]) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
+    kept = ["--benchmark-storage", f"file://{file.parent}"]  # not a folder beside the user's files
     for op in only or OPS:
         path = folder() / f"bench_{op}.py"
         status = run_benchmark(
-            str(path), ["--heap", "default", "--benchmark-json", str(file), *arguments], stdout=sys.stderr
+            str(path), ["--heap", "default", "--benchmark-json", str(file), *kept, *arguments], stdout=sys.stderr
         )
         if status:
             raise RuntimeError(f"{path.name} failed with status {status}; a wrong result is not timed")

@@ -45,7 +45,7 @@ def ops(
         bool, typer.Option("--sweep", help="On a GPU: every candidate and tile, into the file --out, for the tables.")
     ] = False,
     out: Annotated[str | None, typer.Option(help="The file of --sweep.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="That --sweep may take; 3 if not given.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="How long --sweep may take; 3 if not given.")] = None,
     json: Json = None,
     html: Html = None,
 ) -> None:
@@ -58,7 +58,7 @@ def ops(
         from fastdiff.cli import bench_sweep
 
         expect(not (json or html), "--sweep writes --out, and neither --json nor --html")
-        bench_sweep.run(bench_suites.words(only), arguments.device("--device", device), out, minutes)
+        bench_sweep.run(bench_suites.words("--only", only), arguments.device("--device", device), out, minutes)
         return
     expect(out is None and minutes is None, "--out and --minutes are for --sweep")
     bench_suites.run("ops", None, only, json, html, device=device)
@@ -76,7 +76,7 @@ def models(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     minutes: Annotated[
-        float | None, typer.Option(help="That all may take; 6 on a GPU, no limit on the CPU if not given.")
+        float | None, typer.Option(help="How long all may take; 6 on a GPU, no limit on the CPU if not given.")
     ] = None,
     json: Json = None,
     html: Html = None,

@@ -38,7 +38,7 @@ def run(
     for file in (json_file, html_file):
         if file:
             writable_file(file)
-    chosen = words(only)
+    chosen, peers = words("--only", only), words("--against", against)
     if suite == "scaling":
         rows, fits = scaling.run(chosen or scaling.AXES)
         more: dict[str, Any] = {"fits": fits}
@@ -50,7 +50,7 @@ def run(
             rows = bench_gpu.measured(chosen, where)
         else:
             options = _options(where, dtype, minutes) if suite == "models" else []
-            rows = suites.run(suite, against=words(against), only=chosen, options=options)
+            rows = suites.run(suite, against=peers, only=chosen, options=options)
         more = {"device": _named(where)}
     if json_file:
         records.save(json_file, suite, rows, **more)
@@ -148,6 +148,8 @@ def _time(timing: dict[str, float]) -> str:
     return f"{scale * timing['median']:.3g} {unit} ({scale * timing['p20']:.3g} to {scale * timing['p80']:.3g})"
 
 
-def words(text: str | None) -> list[str]:
-    """Those of an option, which are separated by commas."""
-    return [word.strip() for word in text.split(",") if word.strip()] if text else []
+def words(option: str, text: str | None) -> list[str]:
+    """Those of an option, which are separated by commas; none if it is not given. Raises ValueError if it is empty."""
+    found = [word.strip() for word in (text or "").split(",") if word.strip()]
+    expect(bool(found) or text is None, f"{option} needs at least one value, got {text!r}")
+    return found

@@ -176,8 +176,8 @@ def run(
 ) -> None:
     """See `fastdiff demo --help`."""
     where, kind = arguments.device("--device", device), arguments.dtype("--dtype", dtype)
-    folder = writable_folder(out)
     demo = Demo(model_name, per_class, guidance, seed, where, kind)
+    folder = writable_folder(out)  # after what refuses arguments, so that nothing is left of those
     with progress() as bar:
         total = CONVERGED_STEPS + baseline_steps + sum(CURVE_STEPS) * len(CURVE_SOLVERS)  # about: the search adds some
         task = bar.add("distances from the converged solution", total=total)

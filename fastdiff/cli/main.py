@@ -8,14 +8,15 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fastdiff.cli import bench
+from fastdiff.cli import bench, failures
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(bench.app, name="bench")
+MOST = 1_000_000  # pictures
 _debug: list[bool] = []  # not empty after --debug
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="Of the network: float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="Type of the network: float32, bfloat16 or float16.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -35,7 +36,7 @@ def options(
         bool, typer.Option("--debug", help="Show where an error came from.", envvar="FASTDIFF_DEBUG")
     ] = False,
 ) -> None:
-    """Fast sampling from diffusion models, with proof that the answer is unchanged."""
+    """Sample from diffusion models faster, with the result unchanged to the rounding of float32."""
     if debug:
         _debug.append(True)
 
@@ -44,13 +45,16 @@ def options(
 def demo(
     out: Annotated[str, typer.Option(help="Folder for the pictures and index.html.")] = "fastdiff-demo",
     model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
-    per_class: Annotated[int, typer.Option(help="Pictures of each class.", min=1)] = 4,
-    baseline_steps: Annotated[int, typer.Option(help="DDIM steps of the baseline.", min=1)] = 50,
+    per_class: Annotated[int, typer.Option(help="Pictures of each class.", min=1, max=1_000)] = 4,
+    baseline_steps: Annotated[int, typer.Option(help="DDIM steps of the baseline.", min=1, max=10_000)] = 50,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of DPM-Solver++(2M); as few as come as close as DDIM if not given.", min=1)
+        int | None,
+        typer.Option(
+            help="Steps of DPM-Solver++(2M); as few as come as close as DDIM if not given.", min=1, max=10_000
+        ),
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Of the pictures; the same on both paths.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures, the same on all paths.", min=0, max=2**64 - 1)] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     json: Json = False,
@@ -75,19 +79,23 @@ def sample(
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(help="How many pictures, of each line of --prompts; 16 if not given, or 1 a line.", min=1),
+        typer.Option(
+            help="How many pictures, of each line of --prompts; 16 if not given, or 1 a line.", min=1, max=MOST
+        ),
     ] = None,
     solver: Annotated[str, typer.Option(help="A solver, e.g. dpmpp-2m, ddim, heun, ddpm.")] = "dpmpp-2m",
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = 15,
+    steps: Annotated[int, typer.Option(help="Solver steps.", min=1, max=10_000)] = 15,
     grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own grid if not given.")] = None,
     guidance: Annotated[
         float | None,
         typer.Option(help="Scale of classifier-free guidance; 1 is none. 2, or the model's own, if not given."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Picture k of a seed is the same whatever --count is.", min=0)] = 0,
-    batch: Annotated[int, typer.Option(help="Pictures sampled at once.", min=1)] = 32,
+    seed: Annotated[
+        int, typer.Option(help="Picture k of a seed is the same whatever --count is.", min=0, max=2**64 - 1)
+    ] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures sampled at once.", min=1, max=MOST)] = 32,
     out: Annotated[str, typer.Option(help="The PNG file to write.")] = "grid.png",
-    zoom: Annotated[int, typer.Option(help="Size of a pixel in the file.", min=1)] = 4,
+    zoom: Annotated[int, typer.Option(help="Size of a pixel in the file.", min=1, max=100)] = 4,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1; cpu if not given.")] = None,
     dtype: Dtype = "float32",
     json: Json = False,
@@ -119,19 +127,23 @@ def profile(
     interval: Annotated[str | None, typer.Option(help="low:high in lambda where guidance applies, or none.")] = None,
     threshold: Annotated[str | None, typer.Option(help="Limits of x0, or none; dynamic as 1@0.995.")] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", "--dtype", help="Of the network: float32, bfloat16, float16.")
+        str | None, typer.Option("--precision", "--dtype", help="Types of the network: float32, bfloat16, float16.")
     ] = None,
     batch: Annotated[str | None, typer.Option(help="Samples at once.")] = None,
     grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own if not given.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, reference, cpu, optimize.")] = None,
     cache: Annotated[str | None, typer.Option(help="Reuse across steps: none, deep:2, deep:t=0.1, blocks:2.")] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Of every setting; as many as the time allows if not given.")
+        int | None, typer.Option(help="How many of every setting; as many as the time allows if not given.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="How long it may take, if --samples is not given.")] = None,
-    reference_steps: Annotated[int | None, typer.Option(help="Of the converged trajectory, a multiple of 4.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="How long it may take, if --samples is not given; 8 if neither is.")
+    ] = None,
+    reference_steps: Annotated[
+        int | None, typer.Option(help="Steps of the converged trajectory, a multiple of 4; 200 if not given.")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Sample k starts from the same noise in every setting.", min=0)
+        int | None, typer.Option(help="Sample k starts from the same noise in every setting.", min=0, max=2**64 - 1)
     ] = None,
     features: Annotated[
         str | None, typer.Option(help="emoji, inception, pixels, module:function or file.py:function.")
@@ -188,8 +200,8 @@ def kernels(
     target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; all if not given.")] = None,
     op: Annotated[list[str] | None, typer.Option(help="An operator, or pointwise; all if not given.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Masks, few keys, other sizes and types as well.")] = False,
-    out: Annotated[str | None, typer.Option(help="A file for the same as JSON.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.", min=0)] = 0,
+    out: Annotated[str | None, typer.Option(help="A file for the results as JSON.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.", min=0, max=1_024)] = 0,
     json: Json = False,
 ) -> None:
     """Compile the Triton kernels for GPUs that need not be there: registers, stack, shared memory, bytes moved.
@@ -204,8 +216,8 @@ def kernels(
 @app.command()
 def verify(
     model: Annotated[str, typer.Argument(help="A bundled model.")] = "emoji-unet-32",
-    batch: Annotated[int, typer.Option(help="Samples.", min=1)] = 2,
-    seed: Annotated[int, typer.Option(help="Of the input.", min=0, max=2**63 - 1)] = 0,
+    batch: Annotated[int, typer.Option(help="How many samples.", min=1, max=4_096)] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of the input.", min=0, max=2**63 - 1)] = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     json: Json = False,
@@ -234,11 +246,14 @@ def train(
 ) -> None:
     """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it.
 
-    Needs the extra `train`, the font Noto Color Emoji (apt install fonts-noto-color-emoji), and hours: the bundled
-    weights took 2.1 (emoji-unet-32), 3.7 (emoji-ldm-64) and 3.9 (emoji-dit-64) on two cores.
+    Needs the extra `train`, the font Noto Color Emoji
+    (apt install fonts-noto-color-emoji), and hours: on two cores the bundled
+    weights took 2.1 (emoji-unet-32), 3.7 (emoji-ldm-64) and 3.9
+    (emoji-dit-64).
 
-    For a model on latents, the run of its autoencoder is the folder emoji-autoencoder-64 beside --out: one that is
-    there is used, or finished first, so that several models are on the same latents.
+    A model on latents takes its autoencoder from the folder
+    emoji-autoencoder-64 beside --out. If it is not there or not finished, it
+    is trained first.
     """
     from fastdiff.cli import train as command
 
@@ -254,6 +269,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         show_messages()
         _check_environment()
+        failures.refuse_empty(sys.argv[1:] if arguments is None else arguments)
         status = app(arguments, prog_name="fastdiff", standalone_mode=False)
     except Exception as error:
         if _debug:
@@ -261,30 +277,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
         else:
-            print(f"fastdiff: {one_line(error)}", file=sys.stderr)
+            print(f"fastdiff: {failures.one_line(error)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def one_line(error: Exception) -> str:
-    """What a person needs to know of an error; of one that nobody foresaw also its type, and how to see its place."""
-    from fastdiff.errors import SamplingError, WeightsError
-
-    if isinstance(error, _USAGE):
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context is not None else "fastdiff"
-        text = f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
-    elif isinstance(error, OSError) and error.strerror:
-        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    elif isinstance(error, (ValueError, OSError, ImportError, NotImplementedError, SamplingError, WeightsError)):
-        text = str(error)
-    else:
-        text = f"{type(error).__name__}: {error} (FASTDIFF_DEBUG=1 shows where)"
-    return " ".join(text.split())
-
-
-# click's errors of usage; typer has a click of its own in some versions.
-_USAGE = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
 
 
 def _check_environment() -> None:

@@ -64,6 +64,9 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
     finally:
         bar.stop()
     _print(found)
+    bad = [row for row in found.rows if row["error"]]
+    if len(bad) == len(found.rows):
+        raise ValueError(f"no setting could be run; the first, {bad[0]['label']}: {bad[0]['error']}")
     if found.picked is None and {"budget", "target_rmse"} & given.keys():
         raise ValueError(found.reason)
     if as_json:
@@ -91,10 +94,15 @@ def _print(found: fastdiff.profiling.Profile) -> None:
         numbers = [_number(value_of(row, name)) for name in ("calls", "rmse", "ssim", "frechet", "kid")]
         mark = "bold" if found.picked is row else None
         table.add_row(row["label"], _seconds(row["seconds"]["median"]), *numbers, style=mark)
-    console.print(table)
+    if found.front:
+        console.print(table)
+    failed: dict[str, list[str]] = {}
     for row in found.rows:
         if row["error"]:
-            console.print(f"failed: {row['label']}: {row['error']}", markup=False, style="red")
+            failed.setdefault(row["error"], []).append(row["label"])
+    for error, labels in failed.items():
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        console.print(f"failed: {labels[0]}{more}: {error}", markup=False, style="red", soft_wrap=True)
     for reference in found.facts["references"]:
         console.print(
             f"converged trajectory: {reference['steps']} steps, RMSE about {reference['error']:.2g} of its own, "
@@ -105,7 +113,7 @@ def _print(found: fastdiff.profiling.Profile) -> None:
         console.print(found.line, markup=False, soft_wrap=True)
     else:
         console.print(found.reason, markup=False)
-    console.print(f"report: [bold]{(found.folder / 'index.html').resolve()}[/bold]")
+    console.print(f"report: [bold]{(found.folder / 'index.html').resolve()}[/bold]", soft_wrap=True)
 
 
 def _seconds(value: float) -> str:
@@ -119,8 +127,8 @@ def _number(value: float | None) -> str:
 def parse_axes(texts: dict[str, str | None]) -> dict[str, Any]:
     """The sweep's axes from comma-separated texts. Raises ValueError that names the option."""
     read: dict[str, Callable[[str], Any]] = {
-        "solvers": str, "steps": int, "guidance": float, "precisions": str, "batches": int, "grids": _optional(str),
-        "backends": str, "caches": _optional(str), "intervals": _optional(_interval),
+        "solvers": str, "steps": _whole, "guidance": _float, "precisions": str, "batches": _whole,
+        "grids": _optional(str), "backends": str, "caches": _optional(str), "intervals": _optional(_interval),
         "thresholds": _optional(_limit),
     }  # fmt: skip
     axes: dict[str, Any] = {}
@@ -147,12 +155,27 @@ def _optional(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda word: None if word == "none" else read(word)
 
 
+def _whole(word: str, what: str = "a whole number") -> int:
+    try:
+        return int(word)
+    except ValueError as error:
+        raise ValueError(f"{word!r} is not {what}") from error
+
+
+def _float(word: str, what: str = "a number") -> float:
+    try:
+        return float(word)
+    except ValueError as error:
+        raise ValueError(f"{word!r} is not {what}") from error
+
+
 def _interval(word: str) -> tuple[float, float]:
     low, separator, high = word.partition(":")
     expect(bool(separator), f"an interval must be like -2:1, got {word!r}")
-    return float(low), float(high)
+    return _float(low, "the low end of an interval like -2:1"), _float(high, "the high end of an interval like -2:1")
 
 
 def _limit(word: str) -> fastdiff.Threshold:
     limit, separator, percentile = word.partition("@")
-    return fastdiff.Threshold(float(limit), float(percentile) if separator else None)
+    share = _float(percentile, "a percentile as in 1@0.995") if separator else None
+    return fastdiff.Threshold(_float(limit, "a threshold like 1 or 1@0.995"), share)

@@ -36,6 +36,7 @@ def run(
     else:
         expect(Path(name).is_dir(), f"--prompt is for bundled models and diffusers folders; {name} has its conditions")
         subject = load_folder(Path(name), (prompt,), device=device)
+    subject.require_pictures()
     network, device = subject.in_dtype(dtype), subject.device
     scale = subject.guidance if guidance is None else guidance
     guided = scale != 1

@@ -13,7 +13,7 @@ import torch
 from fastdiff import pictures
 from fastdiff.cli.console import console, progress
 from fastdiff.errors import expect, unknown
-from fastdiff.files import locked, replacing, writable_folder
+from fastdiff.files import locked, replacing, working_folder, writable_folder
 from fastdiff.models.autoencoder import AutoencoderKL
 from fastdiff.train.emoji.autoencoding import Autoencoding
 from fastdiff.train.emoji.data import EmojiData, load_emoji
@@ -41,10 +41,18 @@ def run(
     recipe = RECIPES[name]
     recipe = replace(recipe, steps=steps or recipe.steps, seed=recipe.seed if seed is None else seed)
     _usable(device)
-    folder = writable_folder(out or f"runs/{name}")
-    if not only_export:
+    if only_export:
+        folder = Path(out or f"runs/{name}")
+        expect((folder / "checkpoint.pt").is_file(), f"there is nothing to export in {folder}: it holds no run")
+        _run(recipe, folder, font, device, only_export)
+        return
+    with working_folder(out or f"runs/{name}") as folder:
         with locked(folder):  # said before the work; the run takes the lock itself
             pass
+        _run(recipe, folder, font, device, only_export)
+
+
+def _run(recipe: Any, folder: Path, font: str | None, device: str, only_export: bool) -> None:
     with console.status("drawing the emoji"):
         data = load_emoji(recipe.size, font=font)
     autoencoder, facts = None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -100,13 +101,15 @@ def profile(
         f"reference_steps must be a multiple of 4, at least 8, got {reference_steps!r}",
     )
     expect(samples is None or samples >= 1, f"samples must be >= 1, got {samples!r}")
-    expect(minutes > 0, f"minutes must be positive, got {minutes!r}")
+    expect(0 < minutes < math.inf, f"minutes must be positive and finite, got {minutes!r}")
+    arguments.seeds(seed, 1)
     seconds = None if budget is None else fronts.parse_seconds(budget)
     expect(target_rmse is None or target_rmse > 0, f"target_rmse must be positive, got {target_rmse!r}")
     subject = get_subject(model, device=chosen.get("device"))
     named = {field.name for field in fields(Axes)}
     axes = Axes(**{"guidance": [subject.guidance], **{name: value for name, value in chosen.items() if name in named}})
     settings = axes.combinations()
+    subject.require_pictures()
     extractor = _extractor(subject, chosen.get("features"), chosen.get("data"))
     drawer = Drawer(subject, seed)
     drawer.arguments(settings[0], 0, 1)  # refuses guidance without a condition to leave out
@@ -150,6 +153,12 @@ def _extractor(subject: Subject, features: Any, data: Any) -> Extractor:
     from fastdiff.profiling.pictures_folder import load_pictures
 
     extractor = get_extractor(features if features is not None else subject.features or "pixels", device=subject.device)
+    if callable(features) or ":" in str(features):  # somebody's own: tried before hours of work need it
+        try:
+            extractor(subject.pictures(torch.zeros(1, *subject.shape, device="cpu")))
+        except Exception as error:
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"feature extractor {extractor.name!r} failed with a picture: {said}") from error
     if data is None:
         return extractor
     pictures = data if isinstance(data, Tensor) else load_pictures(Path(data), subject)

@@ -44,7 +44,10 @@ def load_folder(
         ) from error
     index = folder / "model_index.json"
     expect(index.is_file(), f"{folder} has no model_index.json: give the folder of a whole pipeline")
-    pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # a folder that is damaged makes diffusers raise nearly anything
+        raise ValueError(f"diffusers cannot load {folder}: {type(error).__name__}: {error}") from error
     if device is not None:
         pipeline.to(device)
     network = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)

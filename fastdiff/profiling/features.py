@@ -111,6 +111,7 @@ def get_extractor(
         return Extractor("pixels", lambda x: F.adaptive_avg_pool2d(x, min(16, *x.shape[-2:])).flatten(1))
     if ":" in name:
         found = entry_point(name, "feature extractor")
+        expect(callable(found), f"feature extractor {name!r} must be a function, got a {type(found).__name__}")
         return Extractor(name, found)
     raise unknown("feature extractor", name, (*EXTRACTORS, "module:function", "file.py:function"))
 

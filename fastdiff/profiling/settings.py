@@ -128,6 +128,8 @@ class Axes:
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
             expect(len(values) > 0, f"{name} of the sweep must have a value")
+        for interval in self.intervals:
+            CFG(1.0, interval)  # refused here, also where no guidance uses it
 
     def combinations(self) -> list[Setting]:
         """All settings of these values, each once. An interval without guidance is left out, and so are the steps of an

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,9 @@ class Subject:
         object.__setattr__(self, "schedule", schedule)
         object.__setattr__(self, "prediction", prediction)
         expect(
-            len(self.shape) >= 1 and all(isinstance(n, int) and n > 0 for n in self.shape),
+            isinstance(self.shape, Sequence)
+            and len(self.shape) >= 1
+            and all(isinstance(n, int) and n > 0 for n in self.shape),
             f"shape must be that of one sample, e.g. (3, 32, 32), got {self.shape!r}",
         )
 
@@ -80,6 +82,11 @@ class Subject:
             raise ValueError(f"model {self.name!r} is a {type(self.model).__name__}, which cannot be moved to {device}")
         self.model.to(device)
         return self
+
+    def require_pictures(self) -> None:
+        """Raises ValueError, before anything is sampled, if `pictures` could not take the samples."""
+        if self.decode is None:
+            self.pictures(torch.zeros(1, *self.shape, device="cpu"))
 
     def pictures(self, samples: Tensor) -> Tensor:
         """Samples as pictures (B, 3 or 1, H, W)."""

@@ -1,6 +1,7 @@
 """Every command ends with one line and status 2 for what cannot be, names the file, and shows a traceback if asked."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from fastdiff.cli import main as command_line
-from fastdiff.cli.main import main, one_line
+from fastdiff.cli.failures import one_line
+from fastdiff.cli.main import main
 
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -21,10 +23,19 @@ BAD = [
     (["sample", "--stepps", "3"], "no such option: --stepps"),
     (["sample", "--steps"], "option '--steps' requires an argument"),
     (["sample", "--count", "0"], "invalid value for '--count'"),
-    (["sample", "--seed", "1" + 30 * "0"], "seed must be whole numbers in [0, 2**64)"),
+    (["sample", "--seed", "1" + 30 * "0"], "invalid value for '--seed'"),
+    (["sample", "--steps", "0"], "invalid value for '--steps'"),
+    (["sample", "--steps", "10000000"], "10000000"),  # what was given is in the line, in every version of typer
+    (["sample", "--count", "1" + 12 * "0"], "invalid value for '--count'"),
+    (["sample", "--zoom", "100000"], "invalid value for '--zoom'"),
+    (["sample", "--device", ""], "--device needs a value, got ''"),
+    (["sample", "--model="], "--model needs a value, got ''"),
+    (["sample", "--model", "damaged"], "diffusers cannot load damaged: "),
+    (["sample", "--model", "own.py:shape"], "shape must be that of one sample, e.g. (3, 32, 32), got 8"),
+    (["sample", "--model", "own.py:latent"], "a model of anything else needs `decode`"),
     (["sample", "--guidance", "inf"], "guidance scale must be a finite number"),
     (["sample", "--out", "folder.png"], "--out names a folder"),
-    (["sample", "--out", "text.txt/x.png"], "cannot write to the folder text.txt"),
+    (["sample", "--out", "text.txt/x.png"], "cannot write to the folder text.txt: text.txt is a file"),
     (["sample", "--image", "nowhere.png"], "nowhere.png: no such file"),
     (["sample", "--image", "text.txt"], "cannot read the picture text.txt"),
     (["sample", "--image", "folder.png"], "folder.png: is a directory"),
@@ -37,6 +48,10 @@ BAD = [
     (["sample", "--prompts", "empty.txt"], "empty.txt holds no prompts"),
     (["demo", "--guidance", "nan"], "guidance scale must be a finite number"),
     (["demo", "--per-class", "x"], "invalid value for '--per-class'"),
+    (["demo", "--per-class", "1" + 11 * "0"], "invalid value for '--per-class'"),
+    (["demo", "--baseline-steps", "1" + 11 * "0"], "invalid value for '--baseline-steps'"),
+    (["demo", "--model", "nothing"], "unknown model 'nothing'"),
+    (["demo", "--out", ""], "--out needs a value, got ''"),
     (["demo", "--out", "text.txt"], "cannot write to the folder text.txt"),
     (["profile", "--model", "folder.png"], "folder.png is a folder without model_index.json"),
     (["profile", "--model", "nothing:make"], "no module named 'nothing'"),
@@ -47,7 +62,7 @@ BAD = [
         ["profile", "--model", "own.py:network"],
         "must return a profiling.subject or a dict of its fields, got a identity",
     ),
-    (["profile", "--model", "own.py:fails"], "zerodivisionerror: division by zero (fastdiff_debug=1 shows where)"),
+    (["profile", "--model", "own.py:fails"], "division by zero, in own.py, line 6 (fastdiff_debug=1 shows where)"),
     (["profile", "--model", "own.py:number"], "must be a function that returns a fastdiff.profiling.subject"),
     (["profile", "--model", "own.py:missing"], "unexpected keyword argument 'shapes'"),
     (["profile", "--model", "broken.py:make"], "syntaxerror"),
@@ -57,6 +72,19 @@ BAD = [
     (["profile", "--threshold", "x"], "--threshold 'x'"),
     (["profile", "--solvers", ","], "--solvers needs at least one value"),
     (["profile", "--batch", "0"], "batch must be a whole number >= 1"),
+    (["profile", "--batch", "1e3"], "--batch '1e3': '1e3' is not a whole number"),
+    (["profile", "--guidance", "1,x"], "--guidance '1,x': 'x' is not a number"),
+    (["profile", "--interval", "a:1"], "'a' is not the low end of an interval like -2:1"),
+    (["profile", "--interval", "3:1"], "guidance interval must be (low, high) in lambda"),
+    (["profile", "--guidance", "1", "--interval", "nan:1"], "guidance interval must be (low, high) in lambda"),
+    (["profile", "--threshold", "1@"], "'' is not a percentile as in 1@0.995"),
+    (["profile", "--minutes", "inf"], "minutes must be positive and finite, got inf"),
+    (["profile", "--seed", "1" + 30 * "0"], "invalid value for '--seed'"),
+    (["profile", "--model", ""], "--model needs a value, got ''"),
+    (["profile", "--model", "damaged"], "diffusers cannot load damaged: "),
+    (["profile", "--model", "own.py:latent"], "a model of anything else needs `decode`"),
+    (["profile", "--features", "own.py:number"], "feature extractor 'own.py:number' must be a function, got a int"),
+    (["profile", "--features", "own.py:fails"], "feature extractor 'own.py:fails' failed with a picture: typeerror"),
     (["profile", "--minutes", "0"], "minutes must be positive"),
     (["profile", "--data", "folder.png"], "folder.png holds 0 pictures"),
     (["profile", "--resume", "--out", "nowhere"], "nowhere holds no sweep to go on with"),
@@ -64,6 +92,8 @@ BAD = [
     (["solvers", "nothing"], "unknown solver 'nothing'"),
     (["kernels", "--target", "sm_1"], "unknown target 'sm_1'"),
     (["verify", "nothing"], "unknown model 'nothing'"),
+    (["verify", "--batch", "100000000"], "invalid value for '--batch'"),
+    (["solvers", ""], "an argument is missing, got ''"),
     (["verify", "--seed", "1" + 30 * "0"], "invalid value for '--seed'"),
     pytest.param(["train", "emoji-unet-32", "--device", "cuda"], "--device 'cuda' cannot be used here", marks=NO_CUDA),
     (["train", "emoji-unet-32", "--device", "gpu"], "--device 'gpu' cannot be used here"),
@@ -72,9 +102,13 @@ BAD = [
     (["train", "emoji-unet-32", "--font", "nowhere.ttf"], "not found in nowhere.ttf"),
     (["train", "emoji-unet-32", "--steps", "0"], "invalid value for '--steps'"),
     (["train", "emoji-unet-32", "--out", "text.txt"], "cannot write to the folder text.txt"),
+    (["train", "emoji-unet-32", "--export", "--out", "nowhere"], "nothing to export in nowhere: it holds no run"),
     (["train"], "missing argument 'recipe'"),
     (["bench", "nothing"], "unknown suite 'nothing'"),
     (["bench", "ops", "--only", "nothing"], "unknown op 'nothing'"),
+    (["bench", "ops", "--only", ","], "--only needs at least one value, got ','"),
+    (["bench", "models", "--against", ","], "--against needs at least one value, got ','"),
+    (["bench", "scaling", "--only", ""], "--only needs a value, got ''"),
     (["bench", "ops", "--json", "folder.png"], "folder.png is a folder, expected a file"),
     (["bench", "models", "--only", "nothing"], "unknown model 'nothing'"),
     (["bench", "solvers", "--only", "nothing"], "unknown solver 'nothing'"),
@@ -87,10 +121,12 @@ BAD = [
 ]
 OWN = """
 import torch
-from fastdiff.profiling import Subject
+from fastdiff.profiling import Subject; from fastdiff.schedules import VPDiscrete
 number = 3
 def network(): return torch.nn.Identity()
 def fails(): return 1 / 0
+def shape(): return Subject("x", torch.nn.Identity(), 8, VPDiscrete.linear(), "eps")
+def latent(): return Subject("x", torch.nn.Identity(), (4, 8, 8), VPDiscrete.linear(), "eps")
 def missing(): return Subject("x", torch.nn.Identity(), shapes=(3, 8, 8))
 """
 
@@ -102,6 +138,8 @@ def test_one_line(arguments, message, tmp_path, capfd):
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model_index.json").write_text("[]")
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("def make(:")
     before = sorted(tmp_path.rglob("*"))
@@ -113,7 +151,7 @@ def test_one_line(arguments, message, tmp_path, capfd):
     assert err.startswith("fastdiff: ")
     assert err.count("\n") == 1
     assert message in err.lower()
-    if arguments[0] in ("profile", "sample", "bench"):
+    if arguments[0] in ("demo", "profile", "sample", "bench", "train"):
         after = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts]
         assert after == before
 
@@ -159,13 +197,15 @@ def test_what_is_said_of_an_error(error, text):
 
 def test_every_error_ends_with_one_line(monkeypatch, capsys):
     def broken(*_, **__):
-        raise TypeError("not foreseen")
+        return sum(["not foreseen"])
 
     monkeypatch.setattr(command_line, "app", broken)
     with pytest.raises(SystemExit) as left:
         main(["info"])
     assert left.value.code == 2
-    assert capsys.readouterr().err == "fastdiff: TypeError: not foreseen (FASTDIFF_DEBUG=1 shows where)\n"
+    error = capsys.readouterr().err
+    assert error.startswith("fastdiff: TypeError: unsupported operand")
+    assert re.search(r", in test_bad_inputs\.py, line \d+ \(FASTDIFF_DEBUG=1 shows where\)\n$", error)
 
 
 def small_files():

@@ -132,6 +132,19 @@ def test_a_budget_that_nothing_meets(tmp_path):
     assert (tmp_path / "report" / "index.html").is_file()
 
 
+def test_a_sweep_of_which_nothing_ran_fails_and_says_every_reason_once(monkeypatch, tmp_path, capsys):
+    def broken(setting):
+        raise NotImplementedError("not here")
+
+    monkeypatch.setattr("fastdiff.profiling.drawing.using", broken)
+    with pytest.raises(ValueError, match="no setting could be run; the first, ddim, 2 steps: NotImplementedError"):
+        run(axes={"steps": "2,4"})
+    said = capsys.readouterr().err
+    assert "failed: ddim, 2 steps and 1 more: NotImplementedError: not here\n" in said
+    assert "the front" not in said
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
 def test_what_is_not_given_is_left_to_the_api(monkeypatch):
     given = {}
 
