@@ -1,74 +1,46 @@
 """The engine of a GPU and its graphs on the CPU: the kernels' own function runs there, a tape takes a graph's place."""
 
-import math
-
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from graph_stand_in import StandIn
 
 import fastdiff
 from fastdiff import sample
 from fastdiff.engine import bound, loop, steps
 from fastdiff.engine.steps import NativeSteps
+from fastdiff.program import KINDS
 from fastdiff.runtime import choice, graphs
 from fastdiff.schedules import VPDiscrete
 
 VP = VPDiscrete.linear()
 COMMON = dict(schedule=VP, prediction="eps", steps=6)
-
-
-class Tape(TorchDispatchMode):
-    """In the place of a CUDA graph: what a function does to memory, to be done again without Python's part of it.
-
-    A capture does run the operators, as the tape needs their results' shapes; `poison` then destroys what they left."""
-
-    current: "Tape | None" = None
-    device_type = "cpu"
-
-    def __init__(self, device):
-        super().__init__()
-        self.entries = []
-        self.results = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
-        result = function(*args, **kwargs)
-        tensors = [t for t in (result if isinstance(result, (tuple, list)) else [result]) if torch.is_tensor(t)]
-        fresh = [t for t in tensors if t.untyped_storage().data_ptr() not in given]
-        self.results += fresh
-        if tensors and not fresh and function._schema.is_mutable:
-            self.entries.append(lambda: function(*args, **kwargs))
-        elif fresh:
-
-            def again():
-                made = function(*args, **kwargs)
-                for target, value in zip(tensors, made if isinstance(made, (tuple, list)) else [made]):
-                    target.copy_(value)
-
-            self.entries.append(again)
-        return result
-
-    def capture(self, body):
-        Tape.current = self
-        try:
-            with self:
-                body()
-        finally:
-            Tape.current = None
-        for result in self.results:
-            if result.is_floating_point():
-                result.fill_(math.nan)
-
-    def replay(self):
-        for entry in self.entries:
-            entry()
+_BUFFER = KINDS.index("buffer")
 
 
 class TapedSteps(NativeSteps):
+    """A solver's step, of which no dispatcher knows. What it reads and writes it is told by addresses."""
+
+    def __init__(self, state, model, batch, elements, keys, broken):
+        super().__init__(state, model, batch, elements, keys, broken)
+        self._common = {"keys": keys.data_ptr(), "broken": broken.data_ptr()}
+        self._memory = []
+
+    def add(self, kinds, numbers, outputs, coefficients):
+        super().add(kinds, numbers, outputs, coefficients)
+        found = {"coefficients": coefficients.data_ptr(), **self._common}
+        found |= {f"input {k}": n for k, (kind, n) in enumerate(zip(kinds, numbers)) if kind == _BUFFER}
+        found |= {f"output {m} {k}": n for m, part in enumerate(outputs) for k, n in enumerate(part) if n}
+        self._memory.append(found)
+
     def run(self, number, cond, uncond):
-        super().run(number, cond, uncond)
-        if Tape.current is not None:
-            Tape.current.entries.append(lambda: NativeSteps.run(self, number, cond, uncond))
+        tape = StandIn.current()
+        if tape is None:
+            super().run(number, cond, uncond)
+        else:
+            plan = self._plan  # which holds no tensor
+            tape.note(lambda *outputs: _run(plan, number, outputs), (cond, uncond), self._memory[number])
+
+
+def _run(plan, number, outputs):
+    assert plan.run(number, *(0 if out is None else out.data_ptr() for out in outputs), 0) == 0
 
 
 def take_the_place_of_cuda(monkeypatch):
@@ -78,7 +50,7 @@ def take_the_place_of_cuda(monkeypatch):
         loop, "choose_engine", lambda p, x: "device" if choice.current() == "auto" else choose_engine(p, x)
     )
     monkeypatch.setattr(steps, "choose", lambda device: (TapedSteps, ""))
-    monkeypatch.setattr(graphs, "graph_type", Tape)
+    monkeypatch.setattr(graphs, "graph_type", StandIn)
 
 
 def both(*arguments, **options):

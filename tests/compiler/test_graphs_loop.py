@@ -6,34 +6,19 @@ import threading
 import pytest
 import torch
 from graph_models import CHANGES, SAME, Net, add_adapter, inputs, set_scale
-from graph_stand_in import StandIn, cuda_graphs, failing  # noqa: F401
+from graph_stand_in import cuda_graphs, failing  # noqa: F401
+from tape import take_the_place_of_cuda
 
 import fastdiff
 from fastdiff.compiler.capture import FastGraph
-from fastdiff.engine import bound, loop, steps
-from fastdiff.engine.steps import NativeSteps
-from fastdiff.runtime import choice, graphs
+from fastdiff.runtime import graphs
 
 OPTIONS = dict(schedule="scaled-linear", prediction="eps", steps=4, solver="dpmpp-2m", guidance=3.0)
 
 
-class TapedSteps(NativeSteps):
-    """A solver's step, of which no dispatcher knows."""
-
-    def run(self, number, cond, uncond):
-        super().run(number, cond, uncond)
-        if StandIn.active:
-            tape = torch.utils._python_dispatch._get_current_dispatch_mode()
-            tape.entries.append(lambda: NativeSteps.run(self, number, cond, uncond))
-
-
 @pytest.fixture(autouse=True)
 def on_cuda(monkeypatch, cuda_graphs):  # noqa: F811
-    choose_engine = bound.choose_engine
-    monkeypatch.setattr(
-        loop, "choose_engine", lambda p, x: "device" if choice.current() == "auto" else choose_engine(p, x)
-    )
-    monkeypatch.setattr(steps, "choose", lambda device: (TapedSteps, ""))
+    take_the_place_of_cuda(monkeypatch)
 
 
 def prompts(seed=0):
