@@ -216,7 +216,13 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
         ("[1.5, 0.0001, 0.0002]", "[0.0, 0.0001, 0.0002]", "triton has"),
         ("[1.5, 0.0001, 0.0002]", "[1.5, NaN, 0.0002]", "triton has"),
         ("[1.5, 0.0001, 0.0002]", '["1.5"]', "triton has"),
-        ('"device": "a card"', '"device": 3', "device is no text"),
+        ('"device": "a card"', '"device": 3', "device is 3, expected text"),
+        ('"multiprocessors": 132', '"multiprocessors": "132"', "multiprocessors is '132', expected a whole number"),
+        ('"complete": true', '"complete": 1', "complete is 1, expected true or false"),
+        ('"graph": true', '"graph": []', r"float16 a detail: graph is \[\], expected true or false"),
+        ('{"rows": 2}', '{"rows": "2"}', "features are {'rows': '2'}, expected whole numbers"),
+        ('{"rows": 2}', "[2]", r"features are \[2\], expected whole numbers"),
+        ("]}\n", "", "holds no measurements: Expecting"),
         ('"date"', '"day"', "day"),
         ('{\n "format"', '[{\n "format"', "holds no measurements"),
     ],
@@ -230,6 +236,15 @@ def test_other_files_are_refused_by_name(old, new, said, tmp_path):
     with pytest.raises(ValueError, match=said) as error:
         measured.load(path)
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_features_that_tables_are_made_of_must_be_there(tmp_path):
+    path, found = tmp_path / "measured.json", example()
+    found.cases[0].op = "attention"
+    measured.save(path, found)
+    with pytest.raises(ValueError, match=r"features are \{'rows': 2\}, expected whole numbers of dim, queries, keys"):
+        measured.load(path)
 
 
 def test_the_command_writes_the_file(tmp_path, small, monkeypatch, capsys):

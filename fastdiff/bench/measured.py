@@ -19,8 +19,16 @@ from fastdiff.errors import expect
 from fastdiff.files import replacing
 from fastdiff.ops import OPS
 from fastdiff.runtime.candidates import TORCH
+from fastdiff.runtime.shape_classes import EDGES
 
 FORMAT = 1
+# Fields by what they hold, beside those that are checked apart.
+_HEAD = {
+    **dict.fromkeys(("device", "architecture", "date", "source"), str), "multiprocessors": int, "l2_bytes": int,
+    "versions": dict, "ceilings": dict, "complete": bool,
+}  # fmt: skip
+_CASE = {"detail": str, "part": str, "graph": bool, "bytes": int, "flops": int, "failed": dict}
+_SAID = {str: "text", int: "a whole number", bool: "true or false", dict: "names with values"}
 KINDS = {"float16": "half", "bfloat16": "half", "float32": "single", "float64": "double"}
 
 
@@ -99,8 +107,7 @@ def load(path: str | Path) -> Measured:
         expect(isinstance(found, dict) and found.pop("format", None) == FORMAT, f"it is not of format {FORMAT}")
         cases = [_case(given) for given in found.pop("cases")]
         made = Measured(**found, cases=cases)
-        for name in ("device", "architecture", "date", "source"):
-            expect(isinstance(getattr(made, name), str), f"{name} is no text")
+        _check_types(made, _HEAD)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} holds no measurements: {error}") from error
     return made
@@ -120,11 +127,24 @@ def _case(given: Mapping[str, Any]) -> MeasuredCase:
     case = MeasuredCase(**{**given, "shape": tuple(given["shape"]), "times": times})
     expect(case.op in OPS, f"there is no op {case.op!r}")
     expect(case.dtype in KINDS, f"{case}: unknown dtype")
+    _check_types(case, _CASE, f"{case}: ")
+    if case.features is not None:
+        needed = EDGES.get(case.op, {})
+        there = isinstance(case.features, dict) and needed.keys() <= case.features.keys()
+        right = there and all(type(value) is int and value >= 0 for value in case.features.values())
+        names = f" of {', '.join(needed)}" if needed else ""
+        expect(right, f"{case}: features are {case.features!r}, expected whole numbers{names}")
     for name, time in times.items():
         numbers = [number for number in time if number is not None]
         good = all(isinstance(number, (int, float)) and math.isfinite(number) and number >= 0 for number in numbers)
         expect(good and time.microseconds > 0, f"{case}: {name} has {list(time)}, expected microseconds and errors")
     return case
+
+
+def _check_types(of: Any, kinds: Mapping[str, type], where: str = "") -> None:
+    for name, kind in kinds.items():
+        value = getattr(of, name)
+        expect(type(value) is kind, f"{where}{name} is {value!r}, expected {_SAID[kind]}")
 
 
 def _text(case: MeasuredCase) -> str:
