@@ -257,6 +257,21 @@ def test_the_command_writes_the_file(tmp_path, small, monkeypatch, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["measured.json"]
 
 
+@pytest.mark.parametrize("breaks_at", [4, 5, 8])
+def test_a_process_that_is_ended_leaves_what_it_measured(breaks_at, tmp_path, small, monkeypatch):
+    """As at the end of a machine's time: no more code runs than what handles a signal."""
+    out = tmp_path / "measured.json"
+    monkeypatch.setattr(tuning.tuner, "timer", Timer(breaks_at=breaks_at, error=SystemExit(143)))
+    monkeypatch.setattr(sweep, "run", partial(sweep.run, warm=lambda *args, **options: {}))
+    with pytest.raises(SystemExit):
+        bench_sweep.run(["linear"], CPU, str(out), None)
+    found = measured.load(out)
+    assert not found.complete
+    assert [len(case.times) for case in found.cases] == {4: [3], 5: [3], 8: [4, 3]}[breaks_at]
+    assert [path.name for path in tmp_path.iterdir()] == ["measured.json"]
+    assert found.ceilings == {"copy": 1e12}
+
+
 @pytest.mark.parametrize(
     ("only", "out", "minutes", "said"),
     [

@@ -52,34 +52,39 @@ class DeviceLost(RuntimeError):
 def run(
     ops: Sequence[str], device: torch.device, *, minutes: float = MINUTES, jobs: int = 0, timer: Timer | None = None,
     clock: Callable[[], float] = time.monotonic, warm: Callable[..., dict[int, str]] = warming.warm,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = print, keep: Callable[[Measured], object] = lambda found: None,
 ) -> Measured:  # fmt: skip
     """What was measured in so many minutes; without names in `ops`, of all. What was not reached is said and left out.
 
     A KeyboardInterrupt, or a kernel that breaks the device, ends it: what is there by then is the result, and is not
-    `complete`. jobs: processes that compile, by default as many as there are processors. timer, clock, warm: stand-ins
+    `complete`. keep: is given what there is after each case, not `complete` either, so that a process that is ended
+    leaves it. jobs: processes that compile, by default as many as there are processors. timer, clock, warm: stand-ins
     for tests.
     """
     timer = timer or tuning.tuner.timer
     ends = clock() + 60 * minutes
     found = _head(device)
+    found.complete = False
     planned: list[_Planned] = []
     try:
         planned = [_planned(i, part, case, device) for i, (part, case) in _chosen(ops)]
         say(f"{len(planned)} cases, {sum(len(names) for p in planned for names in p.rounds)} candidates")
         _compile(planned, device, warm, jobs, seconds=60 * minutes * COMPILING)
         found.ceilings = ceilings(device, timer)
-        late = [
-            _measure(p, names, device, timer, clock, ends) for r in (0, 1) for p in planned for names in [p.rounds[r]]
-        ]
-        left = sum(late) + sum(why == warming.NOT_REACHED for p in planned for why in p.failed.values())
+        late = 0
+        for p, names in [(p, p.rounds[r]) for r in (0, 1) for p in planned]:
+            before = len(p.found.times)
+            late += _measure(p, names, device, timer, clock, ends)
+            if len(p.found.times) > before:
+                found.cases = _measured(planned)
+                keep(found)
+        left = late + sum(why == warming.NOT_REACHED for p in planned for why in p.failed.values())
+        found.complete = not left
         if left:
-            found.complete = False
             say(f"{left} candidates were not reached in {minutes:g} minutes")
     except (KeyboardInterrupt, DeviceLost) as error:
-        found.complete = False
         say(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else error}: what is there by now is kept")
-    found.cases = [p.found for p in planned if p.found.times]
+    found.cases = _measured(planned)
     return found
 
 
@@ -114,6 +119,10 @@ def _problem(part: str, case: Case, where: str) -> tuple[Problem, list[Candidate
 
 def _chosen(ops: Sequence[str]) -> list[tuple[int, tuple[str, Case]]]:
     return [(i, each) for i, each in enumerate(cases()) if not ops or each[1].op in ops]
+
+
+def _measured(planned: Sequence[_Planned]) -> list[MeasuredCase]:
+    return [p.found for p in planned if p.found.times]
 
 
 def _head(device: torch.device) -> Measured:

@@ -28,8 +28,9 @@ def run(only: Sequence[str], device: torch.device, out: str | None, minutes: flo
     expect(device.type == tuning.tuner.timer.device_type, f"--sweep needs --device cuda, got {device}")
     path = writable_file(str(out))  # said first if it cannot be written
     found = sweep.run(
-        only, device, minutes=minutes or sweep.MINUTES, say=lambda text: console.print(text, markup=False)
-    )
+        only, device, minutes=minutes or sweep.MINUTES, say=lambda text: console.print(text, markup=False),
+        keep=lambda found: measured.save(path, found),
+    )  # fmt: skip
     expect(bool(found.cases), "nothing was measured, and no file is written")
     measured.save(path, found)
     Console(highlight=False).print(table(found))
