@@ -102,6 +102,18 @@ def edm_preconditioned(sigma_data: float = 0.5) -> Prediction:
     )
 
 
+@cache
+def of_noise_level(power: float = 1.0) -> Prediction:
+    """The noise, by a network that receives alpha to this power in place of a time: 1 for SR3's square root of the
+    cumulative product (Saharia et al. 2021, Section 2.3; Chen et al. 2021, WaveGrad), 2 for Palette's product."""
+    return replace(
+        _EPS,
+        name=f"eps of alpha^{power:g}",
+        noise_time=lambda p: p.alpha**power,
+        source="Saharia et al. 2021, SR3, Eq. 6",
+    )
+
+
 PREDICTIONS = {
     prediction.name: prediction
     for prediction in (

@@ -31,3 +31,7 @@ schedule = "scaled-linear"
 noise = torch.randn(1, 4, 4, 4)
 text, no_text = torch.randn(1, 7, 768), torch.zeros(1, 7, 768)
 edges, depths = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+sr3 = {"inner_channel": 32, "channel_mults": (1, 1, 1, 1), "res_blocks": 1, "attn_res": (16,)}
+sr3 = state_dict(layout_of("SR3's U-Net"), sr3, "denoise_fn.")
+torch.save({key: torch.zeros_like(value) for key, value in sr3.items()}, "I640000_E37_gen.pth")
+enlarged = torch.zeros(2, 3, 128, 128)

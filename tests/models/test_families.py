@@ -14,7 +14,9 @@ from fastdiff.models.dit import DiTConfig
 from fastdiff.models.edm import PRECONDITIONINGS, DhariwalConfig, DhariwalUNet, EDMPrecond, SongConfig, SongUNet
 from fastdiff.models.glide import GLIDE, GLIDEConfig
 from fastdiff.models.ldm import ClassEmbedder, LatentDiffusion, LDMConfig, LDMUNet, size_vector
+from fastdiff.models.palette import Palette, PaletteConfig
 from fastdiff.models.sit import SiT
+from fastdiff.models.sr3 import SR3Config, SR3UNet
 from fastdiff.models.uvit import UViT, UViTConfig
 
 ADM_FIELDS = dict(in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(2,),
@@ -22,6 +24,9 @@ ADM_FIELDS = dict(in_channels=3, model_channels=32, out_channels=6, num_res_bloc
 LDM_FIELDS = {**ADM_FIELDS, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True, "context_dim": 8}
 EDM_FIELDS = dict(img_resolution=16, in_channels=3, out_channels=3, label_dim=5, model_channels=32, channel_mult=(1, 2),
                   num_blocks=1, attn_resolutions=(8,))  # fmt: skip
+SR3_FIELDS = dict(inner_channel=32, norm_groups=8, channel_mults=(1, 2), attn_res=(8,), res_blocks=1, image_size=16)
+PALETTE_FIELDS = dict(in_channel=6, inner_channel=32, out_channel=3, res_blocks=1, attn_res=(2,), channel_mults=(1, 2),
+                      num_head_channels=16)  # fmt: skip
 LATENT = AutoencoderConfig(ch=32, out_ch=3, in_channels=3, z_channels=4, num_res_blocks=1, ch_mult=(1, 2),
                            resolution=16, attn_resolutions=(8,), embed_dim=3)  # fmt: skip
 UVIT = dict(img_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=4)
@@ -96,6 +101,9 @@ FAMILIES = {
     "edm-adm": (
         lambda: PRECONDITIONINGS["VPPrecond"](DhariwalUNet(DhariwalConfig(**{**EDM_FIELDS, "channel_mult": (2, 2)}))),
         dict(x=X, sigma=T / 100, class_labels=one_hot())),
+    "sr3": (lambda: SR3UNet(SR3Config(**SR3_FIELDS)), dict(x=X, t=T / 1000, image=X.flip(0))),
+    "sr3-ddpm": (lambda: SR3UNet(SR3Config(**SR3_FIELDS, network="ddpm")), dict(x=X, t=T, image=X.flip(0))),
+    "palette": (lambda: Palette(PaletteConfig(**PALETTE_FIELDS)), dict(x=X, t=T / 1000, image=X.flip(0))),
     "autoencoder-kl": (lambda: AutoencoderKL(LATENT), dict(x=X)),
     **UNCLIP,
 }  # fmt: skip
@@ -245,6 +253,8 @@ def test_linear_attention_and_other_options():
         (lambda: LDMConfig(**{**LDM_FIELDS, "context_dim": (8, 9)}), "must repeat one number"),
         (lambda: LDMConfig(**{**LDM_FIELDS, "num_head_channels": -1}), "num_heads or num_head_channels"),
         (lambda: LDMConfig(**LDM_FIELDS, num_classes="sequentially"), "did you mean 'sequential'"),
+        (lambda: SR3Config(**SR3_FIELDS, network="ddmp"), "unknown network 'ddmp'; did you mean 'ddpm'"),
+        (lambda: SR3Config(**SR3_FIELDS, with_noise_level_emb=False), "needs with_noise_level_emb"),
         (lambda: SongConfig(**EDM_FIELDS, encoder_type="skips"), "unknown encoder_type 'skips'; did you mean 'skip'"),
         (
             lambda: AutoencoderKL(AutoencoderConfig(**{**LATENT.__dict__, "attn_type": "vanila"})),
@@ -281,6 +291,10 @@ def test_configs_that_are_refused(build, message):
         ("uvit", {"context": CONTEXT}, "the model takes none"),
         ("uvit-text", {"context": CONTEXT[:, :3]}, r"context must be \(3, 4, 8\), got \(3, 3, 8\)"),
         ("uvit-text", {"x": X[:, :, :8]}, r"x must be \(B, 3, 16, 16\)"),
+        ("sr3", {"t": T[:2]}, r"t must be \(3,\), one noise level a sample, got \(2,\)"),
+        ("sr3", {"image": None}, r"image and x must have 6 channels together; x is \(3, 3, 16, 16\), image None"),
+        ("palette", {"image": SMALL_PICTURE}, r"image must be the condition at x's size, .* image \(3, 3, 5, 5\)"),
+        ("palette", {"image": picture(4)}, "image and x must have 6 channels together"),
     ],
 )
 def test_bad_input(name, changes, message):

@@ -13,6 +13,10 @@ LDM = {"in_channels": 4, "model_channels": 32, "out_channels": 4, "num_res_block
        "channel_mult": (1, 2, 3), "num_head_channels": 16, "use_spatial_transformer": True,
        "context_dim": 24}  # fmt: skip
 CONTROL = {field: value for field, value in LDM.items() if field != "out_channels"}
+SR3 = {"in_channel": 4, "inner_channel": 32, "norm_groups": 32, "channel_mults": (1, 2, 2), "res_blocks": 2,
+       "attn_res": (32,)}  # fmt: skip
+PALETTE = {"in_channel": 6, "inner_channel": 32, "out_channel": 3, "res_blocks": 1, "attn_res": (2,),
+           "channel_mults": (1, 2), "num_head_channels": 16}  # fmt: skip
 LATENT = {"ch": 32, "out_ch": 3, "in_channels": 3, "z_channels": 4, "num_res_blocks": 2, "ch_mult": (1, 2, 2),
           "resolution": 64, "embed_dim": 3}  # fmt: skip
 DDPM = {"ch": 32, "out_ch": 3, "in_channels": 3, "num_res_blocks": 1, "ch_mult": (1, 2), "resolution": 16,
@@ -51,6 +55,13 @@ CASES = [
     # residual blocks that halve the resolution look like the others
     ("ControlNet of Stable", {**CONTROL, "resblock_updown": True},
      ["num_head_channels", "resblock_updown", "num_res_blocks"]),
+    ("SR3's U-Net", SR3, []),
+    ("SR3's U-Net", {**SR3, "network": "ddpm", "channel_mults": (1,), "attn_res": ()}, []),
+    ("SR3's U-Net", {**SR3, "network": "ddpm", "with_time_emb": False, "image_size": 64, "out_channel": 4},
+     ["image_size"]),
+    ("Palette's U-Net", PALETTE, ["num_head_channels"]),
+    ("Palette's U-Net", {**PALETTE, "resblock_updown": False, "use_scale_shift_norm": False, "attn_res": (1, 4),
+                         "channel_mults": (1, 1, 2)}, ["num_head_channels"]),
     ("autoencoders", LATENT, ["resolution"]),
     ("autoencoders", {**LATENT, "attn_resolutions": (32,), "attn_type": "linear"}, ["resolution"]),
     ("autoencoders", {**LATENT, "double_z": False, "n_embed": 30, "resamp_with_conv": False, "attn_type": "none"},

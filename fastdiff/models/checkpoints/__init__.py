@@ -14,7 +14,9 @@ from fastdiff.models.checkpoints import (
     guided_diffusion,
     latent_diffusion,
     latent_diffusion_autoencoder,
+    palette,
     sit,
+    sr3,
     uvit,
 )
 from fastdiff.models.checkpoints.loading import layouts, load, on_meta
@@ -36,6 +38,8 @@ __all__ = [
     "layouts",
     "load",
     "on_meta",
+    "palette",
     "sit",
+    "sr3",
     "uvit",
 ]

@@ -142,7 +142,7 @@ class AttentionBlock(nn.Module):
 
     context_channels: of further keys and values that come before the pixels', (B, S, context_channels) (Nichol et al.
     2021, GLIDE, Section 2.1); of a masked context the tokens that count. only_context: the pixels attend to the context
-    alone. output_scale: of the sum.
+    alone. output_scale: of the sum. qkv_bias: whether the first projection has one.
     """
 
     def __init__(
@@ -154,6 +154,7 @@ class AttentionBlock(nn.Module):
         context_channels: int | None = None,
         only_context: bool = False,
         output_scale: float = 1.0,
+        qkv_bias: bool = True,
     ) -> None:
         super().__init__()
         if only_context and not context_channels:
@@ -163,7 +164,7 @@ class AttentionBlock(nn.Module):
         self.num_heads = num_heads
         self.norm = norm(channels)
         self.only_context = only_context
-        self.qkv = nn.Linear(channels, channels if only_context else 3 * channels)
+        self.qkv = nn.Linear(channels, channels if only_context else 3 * channels, bias=qkv_bias)
         self.kv_context = nn.Linear(context_channels, 2 * channels) if context_channels else None
         self.proj = zero_init(nn.Linear(channels, channels))
         self.output_scale = output_scale
