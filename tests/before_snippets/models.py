@@ -35,3 +35,6 @@ sr3 = {"inner_channel": 32, "channel_mults": (1, 1, 1, 1), "res_blocks": 1, "att
 sr3 = state_dict(layout_of("SR3's U-Net"), sr3, "denoise_fn.")
 torch.save({key: torch.zeros_like(value) for key, value in sr3.items()}, "I640000_E37_gen.pth")
 enlarged = torch.zeros(2, 3, 128, 128)
+sdm = state_dict(layout_of("SDM's U-Net"), {**ADM, "num_classes": 151})
+torch.save({key: torch.zeros_like(value) for key, value in sdm.items()}, "ADE20K-SDM-256CH.pt")
+labels, noisy = torch.randint(151, (1, 16, 16)), torch.randn(1, 3, 16, 16)

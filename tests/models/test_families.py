@@ -15,6 +15,7 @@ from fastdiff.models.edm import PRECONDITIONINGS, DhariwalConfig, DhariwalUNet, 
 from fastdiff.models.glide import GLIDE, GLIDEConfig
 from fastdiff.models.ldm import ClassEmbedder, LatentDiffusion, LDMConfig, LDMUNet, size_vector
 from fastdiff.models.palette import Palette, PaletteConfig
+from fastdiff.models.sdm import SDM, SDMConfig
 from fastdiff.models.sit import SiT
 from fastdiff.models.sr3 import SR3Config, SR3UNet
 from fastdiff.models.uvit import UViT, UViTConfig
@@ -103,6 +104,10 @@ FAMILIES = {
         dict(x=X, sigma=T / 100, class_labels=one_hot())),
     "sr3": (lambda: SR3UNet(SR3Config(**SR3_FIELDS)), dict(x=X, t=T / 1000, image=X.flip(0))),
     "sr3-ddpm": (lambda: SR3UNet(SR3Config(**SR3_FIELDS, network="ddpm")), dict(x=X, t=T, image=X.flip(0))),
+    "sdm": (
+        lambda: SDM(SDMConfig(**ADM_FIELDS, num_classes=4, use_scale_shift_norm=True, resblock_updown=True)),
+        dict(x=X, t=T, y=picture(4).sign())),
+    "sdm-plain": (lambda: SDM(SDMConfig(**ADM_FIELDS, num_classes=4)), dict(x=X, t=T, y=picture(4).sign())),
     "palette": (lambda: Palette(PaletteConfig(**PALETTE_FIELDS)), dict(x=X, t=T / 1000, image=X.flip(0))),
     "autoencoder-kl": (lambda: AutoencoderKL(LATENT), dict(x=X)),
     **UNCLIP,
@@ -253,6 +258,8 @@ def test_linear_attention_and_other_options():
         (lambda: LDMConfig(**{**LDM_FIELDS, "context_dim": (8, 9)}), "must repeat one number"),
         (lambda: LDMConfig(**{**LDM_FIELDS, "num_head_channels": -1}), "num_heads or num_head_channels"),
         (lambda: LDMConfig(**LDM_FIELDS, num_classes="sequentially"), "did you mean 'sequential'"),
+        (lambda: SDMConfig(**ADM_FIELDS), "num_classes must be given"),
+        (lambda: SDMConfig(**ADM_FIELDS, num_classes=4, dims=3), "dims must be 2, got 3"),
         (lambda: SR3Config(**SR3_FIELDS, network="ddmp"), "unknown network 'ddmp'; did you mean 'ddpm'"),
         (lambda: SR3Config(**SR3_FIELDS, with_noise_level_emb=False), "needs with_noise_level_emb"),
         (lambda: SongConfig(**EDM_FIELDS, encoder_type="skips"), "unknown encoder_type 'skips'; did you mean 'skip'"),
@@ -291,6 +298,8 @@ def test_configs_that_are_refused(build, message):
         ("uvit", {"context": CONTEXT}, "the model takes none"),
         ("uvit-text", {"context": CONTEXT[:, :3]}, r"context must be \(3, 4, 8\), got \(3, 3, 8\)"),
         ("uvit-text", {"x": X[:, :, :8]}, r"x must be \(B, 3, 16, 16\)"),
+        ("sdm", {"y": None}, r"y must be \(3, 4, 16, 16\), a map at x's size, got None"),
+        ("sdm", {"y": picture(4, 8)}, r"y must be .* got \(3, 4, 8, 8\)"),
         ("sr3", {"t": T[:2]}, r"t must be \(3,\), one noise level a sample, got \(2,\)"),
         ("sr3", {"image": None}, r"image and x must have 6 channels together; x is \(3, 3, 16, 16\), image None"),
         ("palette", {"image": SMALL_PICTURE}, r"image must be the condition at x's size, .* image \(3, 3, 5, 5\)"),

@@ -150,6 +150,8 @@ PUBLISHED = [
     Published("SR3 64 -> 512", "unconfirmed: Janspiry's code, as counted here", "sr3",
               {"inner_channel": 64, "channel_mults": (1, 2, 4, 8, 8, 16, 16), "attn_res": (16,), "image_size": 512},
               "563.78"),
+    Published("SDM ADE20K 256", "unconfirmed: the authors' code and flags, as counted here", "sdm",
+              adm(256, 256, channel_mult=(1, 1, 2, 2, 4, 4), num_classes=151), "660.61"),
     Published("Stable Diffusion 1.5, VAE", COUNTED, "latent-diffusion",
               {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
                "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "attn_resolutions": (), "embed_dim": 4}, "83.653863"),

@@ -60,6 +60,11 @@ def joined(*weights: Tensor) -> Tensor:
     return torch.cat([flat(weight) for weight in weights])
 
 
+def joined_rows(*weights: Tensor) -> Tensor:
+    """Convolutions of the same input as one."""
+    return torch.cat(weights)
+
+
 def heads_last(weight: Tensor, *, heads: Callable[[int], int], count: int = 3) -> Tensor:
     """Rows that come head by head, q, k and v of each, to all of q, then k, then v.
 

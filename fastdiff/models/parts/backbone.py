@@ -12,6 +12,7 @@ from fastdiff.models.parts.attention import Context
 from fastdiff.models.parts.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
 from fastdiff.models.parts.control import Control
 from fastdiff.models.parts.reuse import Reuse
+from fastdiff.models.parts.spade import SpadeResBlock
 from fastdiff.models.parts.transformer import SpatialTransformer
 
 # (place, level, index, channels) -> the attention after that residual block, or None; place: "down", "middle" or "up".
@@ -37,6 +38,8 @@ def apply(
     layer: nn.Module, h: Tensor, embedding: Tensor | None, context: Context | None, size: torch.Size | None = None
 ) -> Tensor:
     """layer(h) with what a layer of its kind takes."""
+    if isinstance(layer, SpadeResBlock):
+        return layer(h, embedding, context, size)
     if isinstance(layer, ResBlock):
         return layer(h, embedding, size)
     if isinstance(layer, (AttentionBlock, SpatialTransformer)):
@@ -107,8 +110,10 @@ class HalfBackbone(nn.Module):
 class Backbone(HalfBackbone):
     """A whole U-Net without its embeddings: (B, in_channels, H, W) -> (B, out_channels, H, W).
 
-    norm: of the last one, before the last convolution. The forward of each family passes the keyword arguments that are
-    not its own on to `run`: control (ControlNet's residuals) and reuse (what `fastdiff.caching` keeps).
+    norm: of the last one, before the last convolution. up_residual: the blocks of the way up, where they are others
+    than those of the way down; SPADE's are given the context, a map of labels. The forward of each family passes the
+    keyword arguments that are not its own on to `run`: control (ControlNet's residuals) and reuse (what
+    `fastdiff.caching` keeps).
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Backbone(HalfBackbone):
         stem_kernel: int = 3,
         head_kernel: int = 3,
         middle: Residual | None = None,
+        up_residual: Residual | None = None,
         has_middle: bool = True,
         dims: int = 2,
     ) -> None:
@@ -145,9 +151,10 @@ class Backbone(HalfBackbone):
         )
         width, waiting = self.width, list(self.skip_channels)
         self.up = nn.ModuleList()
+        up_residual = up_residual or residual
         for level in reversed(range(len(channels))):
             for index in range(blocks[level] + 1):
-                block = residual(width + waiting.pop(), channels[level])
+                block = up_residual(width + waiting.pop(), channels[level])
                 width = channels[level]
                 stage = _stage(block, attention("up", level, index, width))
                 if level > 0 and index == blocks[level]:
