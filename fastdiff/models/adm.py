@@ -81,21 +81,22 @@ class ADMConfig:
             return None
         return AttentionBlock(channels, self.heads(place, channels), norm=group_norm32)
 
+    def residual(self, in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
+        """A residual block, as `backbone.Residual` says. resample: what changes its resolution."""
+        return ResBlock(
+            in_channels,
+            out_channels,
+            4 * self.model_channels,
+            norm=group_norm32,
+            adaptive=self.use_scale_shift_norm,
+            dropout=self.dropout,
+            resample=resample,
+            dims=self.dims,
+        )
+
     def parts(self) -> dict[str, Any]:
         """The arguments of a backbone."""
-        dims, conv = self.dims, self.conv_resample and not self.resblock_updown
-
-        def residual(in_channels: int, out_channels: int, resample: nn.Module | None = None) -> ResBlock:
-            return ResBlock(
-                in_channels,
-                out_channels,
-                4 * self.model_channels,
-                norm=group_norm32,
-                adaptive=self.use_scale_shift_norm,
-                dropout=self.dropout,
-                resample=resample,
-                dims=dims,
-            )
+        dims, conv, residual = self.dims, self.conv_resample and not self.resblock_updown, self.residual
 
         def down(level: int, channels: int) -> nn.Module:
             layer = Downsample(channels, conv=conv, dims=dims)

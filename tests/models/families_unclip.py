@@ -2,6 +2,7 @@
 
 import torch
 
+from fastdiff.models.karlo import KarloDecoder, KarloDecoderConfig, KarloUNet, KarloUNetConfig
 from fastdiff.models.prior import Prior, PriorConfig
 from fastdiff.models.unclip import UnCLIPConditioning, UnCLIPConfig, UnCLIPDecoder
 from fastdiff.models.unet_2d_condition import UNet2DCondition, UNet2DConditionConfig
@@ -22,6 +23,11 @@ JOINT = dict(in_channels=3, out_channels=6, block_out_channels=(32, 48), layers_
              resnet_time_scale_shift="scale_shift", mid_block_type="UNetMidBlock2DSimpleCrossAttn",
              down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
              up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"))  # fmt: skip
+KARLO = dict(in_channels=3, model_channels=32, out_channels=3, num_res_blocks=1, attention_resolutions=(),
+             channel_mult=(2, 2))  # fmt: skip
+DECODER = {**KARLO, "out_channels": 6, "attention_resolutions": (2,), "num_head_channels": 16, "xf_width": 16,
+           "clip_dim": 12, "clip_emb_mult": 2, "clip_emb_drop": 0.1, "use_scale_shift_norm": True,
+           "resblock_updown": True}  # fmt: skip
 UNCLIP = {
     "prior": (
         lambda: Prior(PriorConfig(**PRIOR)), dict(x=IMAGE, t=T, embedding=TEXT, text=TOKENS, mask=MASK)),
@@ -30,11 +36,23 @@ UNCLIP = {
         lambda: UnCLIPDecoder(
             UnCLIPConditioning(UnCLIPConfig(**PROJECTION)), UNet2DCondition(UNet2DConditionConfig(**JOINT))),
         dict(x=X, t=T, image=IMAGE, text=TEXT, tokens=TOKENS, mask=MASK)),
+    "karlo-decoder": (
+        lambda: KarloDecoder(KarloDecoderConfig(**DECODER)),
+        dict(x=X, t=T, image=IMAGE, text=TEXT, tokens=TOKENS, mask=MASK)),
+    "karlo-superres": (
+        lambda: KarloUNet(KarloUNetConfig(**KARLO, use_middle_attention=False, super_res=True)),
+        dict(x=X, t=T, low_res=normal(3, 3, 8, 8, seed=5))),
+    "karlo-vector": (lambda: KarloUNet(KarloUNetConfig(**KARLO, clip_dim=12)), dict(x=X, t=T, y=TEXT)),
 }  # fmt: skip
 # Parameters that a call with these arguments does not need.
-UNUSED = {"prior": {"mean", "std"}, "prior-shape": {"mean", "std"}, "unclip-decoder": {"conditioning.null_image"}}
+UNUSED = {
+    "prior": {"mean", "std"},
+    "prior-shape": {"mean", "std"},
+    "unclip-decoder": {"conditioning.null_image"},
+    "karlo-decoder": {"conditioning.null_image"},
+}
 # The kinds of attention, where it is not all among what goes through the network.
-KINDS = {"unclip-decoder": {"joint"}}
+KINDS = {"unclip-decoder": {"joint"}, "karlo-decoder": {"joint"}, "karlo-superres": set()}
 # A call that is refused: the changes of its arguments, and what the error says.
 REFUSED = [
     ("prior", {"x": IMAGE[:, :11]}, r"x must be \(B, 12\), got \(3, 11\)"),
@@ -49,4 +67,11 @@ REFUSED = [
     ("unclip-decoder", {"text": TEXT[:, :9]}, r"text must be \(B, 12\), got \(3, 9\)"),
     ("unclip-decoder", {"tokens": TOKENS[:2]}, r"tokens must be \(3, S, 12\), got \(2, 4, 12\)"),
     ("unclip-decoder", {"mask": MASK[:, :3]}, r"mask must be \(3, 4\), got \(3, 3\)"),
+    ("karlo-decoder", {"image": IMAGE[:, :9]}, r"image must be \(3, 12\), got \(3, 9\)"),
+    ("karlo-superres", {"low_res": None}, r"low_res must be \(3, 3, 8, 8\), as x, got None"),
+    ("karlo-superres", {"low_res": X[:, :, :4]}, r"low_res must be \(3, 3, 8, 8\), as x, got \(3, 3, 4, 8\)"),
+    ("karlo-superres", {"y": TEXT}, "no clip_dim"),
+    ("karlo-superres", {"t": None}, r"t must be \(3,\)"),
+    ("karlo-vector", {"y": TEXT[:, :9]}, r"y must be \(3, 12\), got \(3, 9\)"),
+    ("karlo-vector", {"low_res": X}, "no super_res"),
 ]

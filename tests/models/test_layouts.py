@@ -26,6 +26,9 @@ EDM = {"img_resolution": 16, "img_channels": 3, "label_dim": 5, "model_channels"
 GLIDE = {**ADM, "text_ctx": 6, "xf_width": 32, "xf_layers": 2, "xf_heads": 4, "n_vocab": 20}
 DIT = {"input_size": 16, "hidden_size": 48, "depth": 2, "num_heads": 4, "num_classes": 9}
 UVIT = {"img_size": 16, "patch_size": 2, "in_chans": 4, "embed_dim": 48, "depth": 4, "num_heads": 4}
+KARLO = {"in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1, "channel_mult": (1, 2),
+         "attention_resolutions": (), "use_middle_attention": False, "super_res": True}  # fmt: skip
+KARLO_DECODER = {**ADM, "xf_width": 24, "clip_dim": 20, "clip_emb_mult": 3, "clip_emb_drop": 0.1}
 # The layout's class, the whole config, and the fields that are in no shape and must be given.
 CASES = [
     ("ADM's U-Net", ADM, ["num_head_channels"]),
@@ -85,6 +88,13 @@ CASES = [
     ("U-ViT", {**UVIT, "mlp_time_embed": True, "skip": False, "qkv_bias": True, "mlp_ratio": 2.0}, ["num_heads"]),
     ("U-ViT", {**UVIT, "clip_dim": 24, "num_clip_token": 77}, ["num_heads"]),
     ("U-ViT", {**UVIT, "clip_dim": 24, "num_clip_token": 5}, ["num_heads", "num_clip_token"]),
+    ("Karlo's prior", {"text_ctx": 9, "xf_width": 32, "xf_layers": 2, "xf_heads": 4, "xf_final_ln": False,
+                       "clip_dim": 12}, ["xf_heads"]),
+    ("Karlo's decoder", KARLO_DECODER, ["num_head_channels"]),
+    ("Karlo's decoder", {**KARLO_DECODER, "clip_emb_drop": 0.0, "use_middle_attention": False, "num_res_blocks": (1, 2),
+                         "use_scale_shift_norm": True, "resblock_updown": True}, ["num_head_channels"]),
+    ("Karlo's super-resolution", KARLO, []),
+    ("Karlo's super-resolution", {**KARLO, "resblock_updown": True, "channel_mult": (1, 2, 2), "clip_dim": 9}, []),
 ]  # fmt: skip
 
 
@@ -121,3 +131,21 @@ def test_what_the_shapes_do_not_tell_apart_is_asked_for():
     state = state_dict(layout_of("U-ViT"), {**UVIT, "clip_dim": 24, "num_clip_token": 5})
     with pytest.raises(ValueError, match="config must give num_clip_token"):
         fastdiff.models.load(state, config={"num_heads": 4})
+
+
+def test_published_files_have_a_prefix():
+    """Karlo's: the class that holds the network calls it `model`."""
+    layout = layout_of("Karlo's prior")
+    config = {"text_ctx": 9, "xf_width": 32, "xf_layers": 2, "xf_heads": 4, "xf_final_ln": True, "clip_dim": 12}
+    state = state_dict(layout, config, prefix="model.")
+    assert fastdiff.models.load(state, config={"xf_heads": 4}).config.num_layers == 2
+    del state["model.out_proj.bias"]
+    with pytest.raises(fastdiff.WeightsError, match=r"missing: model\.out_proj\.bias"):
+        fastdiff.models.load(state, config={"xf_heads": 4})
+
+
+def test_a_file_with_both_networks_of_karlos_super_resolution():
+    layout = layout_of("Karlo's super-resolution")
+    state = {key: value for part in layout.parts.values() for key, value in state_dict(layout, KARLO, part).items()}
+    for part in layout.parts:
+        assert fastdiff.models.load(state, part=part).config.super_res

@@ -119,7 +119,23 @@ SD = {
 COUNTED = "the published weights, counted in forums.fast.ai/t/stable-diffusion-parameter-budget-allocation/101515"
 # The 103.6 of Peebles & Xie 2023 is not what the products of CompVis's code add up to: docs/notes/models.md.
 LDM = "Rombach et al. 2022, Table 3 (400M); CompVis's code: 400.92M when it starts, products as fvcore counts them"
+# Its names of the files say 1B, 900M, and 1.4B for the two networks of the super-resolution; no paper prints more.
+KARLO = "counted of kakaobrain/karlo's classes with the configurations that go with the weights"
 PUBLISHED = [
+    Published("Karlo's prior", KARLO, "karlo",
+              {"text_ctx": 77, "xf_width": 2048, "xf_layers": 20, "xf_heads": 32, "xf_final_ln": True,
+               "clip_dim": 768}, "1022.029"),
+    Published("Karlo's prior, diffusers", "counted of diffusers' class with its defaults", "diffusers",
+              {"_class_name": "PriorTransformer"}, "1022.030"),
+    Published("Karlo's decoder", KARLO, "karlo",
+              {"text_ctx": 77, "xf_width": 1536, "in_channels": 3, "model_channels": 320, "out_channels": 6,
+               "num_res_blocks": 3, "attention_resolutions": (2, 4, 8), "channel_mult": (1, 2, 3, 4), "num_heads": -1,
+               "num_head_channels": 64, "use_scale_shift_norm": True, "dropout": 0.1, "clip_dim": 768,
+               "clip_emb_mult": 4, "resblock_updown": True, "clip_emb_drop": 0.1}, "893.318"),
+    Published("Karlo's super-resolution, one of two", KARLO, "karlo",
+              {"in_channels": 3, "model_channels": 320, "out_channels": 3, "num_res_blocks": 3,
+               "attention_resolutions": (), "channel_mult": (1, 2, 3, 4), "resblock_updown": True,
+               "use_middle_attention": False, "super_res": True}, "691.580"),
     Published("DDPM CIFAR-10", "Ho et al. 2020, Appendix B", "latent-diffusion",
               {"ch": 128, "out_ch": 3, "in_channels": 3, "num_res_blocks": 2, "attn_resolutions": (16,),
                "resolution": 32, "ch_mult": (1, 2, 2, 2)}, "35.7"),

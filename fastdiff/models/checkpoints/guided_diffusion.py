@@ -127,8 +127,9 @@ def _config(kind: type, config: Mapping[str, Any]) -> Any:
 
 
 def _is_other(checkpoint: Checkpoint) -> bool:
-    """Whether this is a U-Net of latent-diffusion or GLIDE, which have the names of ADM and further ones."""
-    return any(
+    """Whether this is a U-Net of latent-diffusion, GLIDE or Karlo, which have the names of ADM and
+    further ones. Karlo's super-resolution has no attention in the middle."""
+    return "middle_block.1.in_layers.0.weight" in checkpoint.tensors or any(
         ".transformer_blocks." in key or key.endswith("encoder_kv.weight") or key.startswith("label_emb.0.")
         for key in checkpoint.tensors
     )

@@ -143,13 +143,18 @@ def _narrow(layout: Layout, checkpoint: Checkpoint, part: str | None) -> Checkpo
         name for name, prefix in layout.parts.items() if any(key.startswith(prefix) for key in checkpoint.tensors)
     ]
     if not present:
-        return checkpoint
+        before = layout.prefix
+        return checkpoint.below(before) if before and _all_begin(checkpoint, before) else checkpoint
     if part is not None and part not in layout.parts:
         raise unknown(f"part of layout {layout.name}", part, layout.parts)
     wanted = part or present[0]
     if wanted not in present:
         raise WeightsError(f"{checkpoint.name} has no part {wanted}, only {', '.join(present)}")
     return checkpoint.below(layout.parts[wanted])
+
+
+def _all_begin(checkpoint: Checkpoint, prefix: str) -> bool:
+    return all(key.startswith(prefix) for key in checkpoint.tensors)
 
 
 def _nearest(checkpoint: Checkpoint) -> str:
