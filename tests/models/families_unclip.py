@@ -2,6 +2,7 @@
 
 import torch
 
+from fastdiff.models.dalle2_prior import DALLE2Prior, DALLE2PriorConfig
 from fastdiff.models.karlo import KarloDecoder, KarloDecoderConfig, KarloUNet, KarloUNetConfig
 from fastdiff.models.prior import Prior, PriorConfig
 from fastdiff.models.unclip import UnCLIPConditioning, UnCLIPConfig, UnCLIPDecoder
@@ -28,10 +29,20 @@ KARLO = dict(in_channels=3, model_channels=32, out_channels=3, num_res_blocks=1,
 DECODER = {**KARLO, "out_channels": 6, "attention_resolutions": (2,), "num_head_channels": 16, "xf_width": 16,
            "clip_dim": 12, "clip_emb_mult": 2, "clip_emb_drop": 0.1, "use_scale_shift_norm": True,
            "resblock_updown": True}  # fmt: skip
+DALLE2 = dict(dim=12, depth=2, dim_head=8, heads=2, max_text_len=6)
+KEEP = dict(keep_text=torch.tensor([True, False, True]), keep_image=torch.tensor([False, True, True]))
 UNCLIP = {
     "prior": (
         lambda: Prior(PriorConfig(**PRIOR)), dict(x=IMAGE, t=T, embedding=TEXT, text=TOKENS, mask=MASK)),
     "prior-shape": (lambda: Prior(PriorConfig(**SHAPE)), dict(x=TOKENS, t=T, embedding=TEXT)),
+    "prior-dalle2": (
+        lambda: DALLE2Prior(DALLE2PriorConfig(
+            **DALLE2, num_time_embeds=2, num_image_embeds=2, num_text_embeds=2, self_cond=True, norm_in=True,
+            normformer=True)),
+        dict(x=IMAGE, t=T / 1000, text=TEXT, tokens=TOKENS, self_cond=TEXT.flip(0), **KEEP)),
+    "prior-dalle2-steps": (
+        lambda: DALLE2Prior(DALLE2PriorConfig(**DALLE2, num_timesteps=9)),
+        dict(x=IMAGE, t=torch.tensor([0, 5, 8]), text=TEXT, tokens=TOKENS, **KEEP)),
     "unclip-decoder": (
         lambda: UnCLIPDecoder(
             UnCLIPConditioning(UnCLIPConfig(**PROJECTION)), UNet2DCondition(UNet2DConditionConfig(**JOINT))),
@@ -74,4 +85,10 @@ REFUSED = [
     ("karlo-superres", {"t": None}, r"t must be \(3,\)"),
     ("karlo-vector", {"y": TEXT[:, :9]}, r"y must be \(3, 12\), got \(3, 9\)"),
     ("karlo-vector", {"low_res": X}, "no super_res"),
+    ("prior-dalle2", {"x": IMAGE[:, :9]}, r"x must be \(3, 12\), got \(3, 9\)"),
+    ("prior-dalle2", {"text": TEXT[:2]}, r"text must be \(3, 12\), got \(2, 12\)"),
+    ("prior-dalle2", {"tokens": TOKENS[..., :9]}, r"tokens must be \(3, S, 12\), got \(3, 4, 9\)"),
+    ("prior-dalle2", {"keep_text": MASK}, r"keep_text must be \(3,\), got \(3, 4\)"),
+    ("prior-dalle2", {"t": T[:2]}, r"t must be \(3,\)"),
+    ("prior-dalle2-steps", {"self_cond": TEXT}, "has no self_cond"),
 ]

@@ -93,6 +93,10 @@ CASES = [
     ("Karlo's decoder", KARLO_DECODER, ["num_head_channels"]),
     ("Karlo's decoder", {**KARLO_DECODER, "clip_emb_drop": 0.0, "use_middle_attention": False, "num_res_blocks": (1, 2),
                          "use_scale_shift_norm": True, "resblock_updown": True}, ["num_head_channels"]),
+    ("prior of DALLE2", {"dim": 48, "depth": 2, "num_timesteps": 50, "max_text_len": 8, "heads": 4}, []),
+    ("prior of DALLE2", {"dim": 48, "depth": 2, "num_time_embeds": 2, "num_image_embeds": 3, "num_text_embeds": 2,
+                         "self_cond": True, "normformer": True, "norm_in": True, "norm_out": False, "dim_head": 16,
+                         "final_proj": False, "rotary_emb": False, "ff_mult": 2.5}, ["self_cond"]),
     ("Karlo's super-resolution", KARLO, []),
     ("Karlo's super-resolution", {**KARLO, "resblock_updown": True, "channel_mult": (1, 2, 2), "clip_dim": 9}, []),
 ]  # fmt: skip

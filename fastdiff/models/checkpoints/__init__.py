@@ -2,6 +2,7 @@
 
 from fastdiff.models.checkpoints import (
     controlnet,
+    dalle2,
     diffusers_autoencoder,
     diffusers_controlnet,
     diffusers_dit,
@@ -25,6 +26,7 @@ from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 
 __all__ = [
     "controlnet",
+    "dalle2",
     "diffusers_autoencoder",
     "diffusers_controlnet",
     "diffusers_dit",

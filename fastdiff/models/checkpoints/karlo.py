@@ -43,7 +43,7 @@ _STEM = ("input_blocks.0.0.weight", "input_blocks.1.0.in_layers.0.weight", "out.
 
 class _Karlo(Layout):
     name = "karlo"
-    prefix = "model."  # in the published files of the prior and of the decoder
+    wrapped_as = "model."  # in the published files of the prior and of the decoder
 
 
 @register

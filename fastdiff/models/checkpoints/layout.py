@@ -72,7 +72,7 @@ class Layout(ABC):
     name: what `load(layout=...)` calls it; several may share one, as those of diffusers' classes do. about: one line.
     fields: what `config` may hold, by the names of the original constructor's arguments, with their defaults. parts:
     where a file holds several models, the prefix of each one's keys by the name that `load(part=...)` takes, the
-    default first; keys outside of the part are of no concern then. prefix: what some files put before every key.
+    default first; keys outside of the part are of no concern then. wrapped_as: what some files put before every key.
     markers: keys that every checkpoint of the layout has (after the part's prefix). class_name: of diffusers' class,
     where the layout is that of one.
     """
@@ -81,7 +81,7 @@ class Layout(ABC):
     about: ClassVar[str]
     fields: ClassVar[Mapping[str, Any]]
     parts: ClassVar[Mapping[str, str]] = {}
-    prefix: ClassVar[str] = ""
+    wrapped_as: ClassVar[str] = ""
     markers: ClassVar[tuple[str, ...]]
     class_name: ClassVar[str | None] = None
 

@@ -143,7 +143,7 @@ def _narrow(layout: Layout, checkpoint: Checkpoint, part: str | None) -> Checkpo
         name for name, prefix in layout.parts.items() if any(key.startswith(prefix) for key in checkpoint.tensors)
     ]
     if not present:
-        before = layout.prefix
+        before = layout.wrapped_as
         return checkpoint.below(before) if before and _all_begin(checkpoint, before) else checkpoint
     if part is not None and part not in layout.parts:
         raise unknown(f"part of layout {layout.name}", part, layout.parts)
