@@ -155,8 +155,9 @@ def _check(model: nn.Module, rule: Caching) -> None:
     from fastdiff.models.dit import DiT
     from fastdiff.models.parts.backbone import Backbone
     from fastdiff.models.uvit import UViT
+    from fastdiff.models.video_unet import Unet3D
 
-    unets = (Backbone, UViT)
+    unets = (Backbone, UViT, Unet3D)
     network = next((part for part in model.modules() if isinstance(part, unets if rule.kind == "deep" else DiT)), None)
     if network is None:
         what = "U-Nets" if rule.kind == "deep" else "DiTs"

@@ -75,6 +75,9 @@ KINDS = {"ldm": {"self", "cross"}, "sdxl": {"self", "cross"}, "unet-2d-condition
          "dit-cross-attention": {"self", "cross"}, "glide": {"self", "joint"},
          "glide-both": {"self", "joint"}, **UNCLIP_KINDS}  # fmt: skip
 
+VIDEOS = ("video", "unet-3d", "unet-motion")
+NO_GRID = ("uvit", *VIDEOS)  # in some or all layers: other tokens come first, or the tokens are frames
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
@@ -91,13 +94,16 @@ def test_all_maps_are_seen(model_of, name):
     assert {place.kind for place in places} == KINDS.get(name, {"self"})
     for place, maps in recorder.seen:
         assert hasattr(modules[place.name], "num_heads")
-        assert maps.shape[:2] == (3, modules[place.name].num_heads)
+        assert maps.shape[1] == modules[place.name].num_heads
+        assert len(maps) == 3 or (name.startswith(VIDEOS) and len(maps) % 3 == 0)  # of frames or of pixels
         torch.testing.assert_close(maps.sum(-1), torch.ones(maps.shape[:3]))
         if place.size:
             more = 2 if name == "dit-in-context" else 0  # the time and the class
             assert maps.shape[2] == math.prod(place.size) + more
         else:
-            assert place.name == "pool" or place.name.startswith(("text.blocks.", "blocks.")) or name.startswith("uvit")
+            assert (
+                place.name == "pool" or place.name.startswith(("text.blocks.", "blocks.")) or name.startswith(NO_GRID)
+            )
         if place.kind == "cross":
             assert maps.shape[3] == (2 if name.startswith("dit") else 4)
         else:

@@ -19,6 +19,7 @@ from fastdiff.models.sdm import SDM, SDMConfig
 from fastdiff.models.sit import SiT
 from fastdiff.models.sr3 import SR3Config, SR3UNet
 from fastdiff.models.uvit import UViT, UViTConfig
+from fastdiff.models.video_unet import Unet3D, Unet3DConfig
 
 ADM_FIELDS = dict(in_channels=3, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(2,),
                   channel_mult=(1, 2), num_head_channels=16)  # fmt: skip
@@ -51,6 +52,7 @@ def one_hot(batch=3):
     return torch.eye(5)[:batch]
 
 
+VIDEO = torch.randn(3, 3, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 X, T, Y = picture(), times(), torch.tensor([0, 1, 2])
 SMALL_PICTURE, CONTEXT = picture(size=5), torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(2))
 # The model, and the arguments of a call, all with one row a sample.
@@ -92,6 +94,11 @@ FAMILIES = {
     "uvit-text": (
         lambda: UViT(UViTConfig(**UVIT, clip_dim=8, num_clip_token=4, mlp_time_embed=True)),
         dict(x=X, t=T, context=CONTEXT)),
+    "video": (lambda: Unet3D(Unet3DConfig(dim=16, dim_mults=(1, 2), attn_heads=2)), dict(x=VIDEO, t=T)),
+    "video-focus": (
+        lambda: Unet3D(Unet3DConfig(dim=16, dim_mults=(1, 2), attn_heads=2, attn_dim_head=48, out_dim=5,
+                                    use_sparse_linear_attn=False)),
+        dict(x=VIDEO, t=T, focus_present_mask=torch.tensor([True, False, False]))),
     "ddpm++": (
         lambda: EDMPrecond(SongUNet(SongConfig(**EDM_FIELDS))), dict(x=X, sigma=T / 100, class_labels=one_hot())),
     "ncsn++": (
@@ -268,6 +275,8 @@ def test_linear_attention_and_other_options():
             "did you mean 'vanilla",
         ),
         (lambda: AutoencoderVQ(LATENT), "no double_z"),
+        (lambda: Unet3DConfig(dim=16, init_dim=8), r"init_dim must be dim \(16\)"),
+        (lambda: Unet3DConfig(dim=16, init_kernel_size=4), "init_kernel_size must be odd"),
         (lambda: UViTConfig(**{**UVIT, "patch_size": 3}), "img_size must be a multiple of patch_size"),
         (lambda: UViTConfig(**UVIT, clip_dim=8), "must be given together"),
         (lambda: UViTConfig(**UVIT, clip_dim=8, num_clip_token=4, num_classes=3), "not both"),
@@ -294,6 +303,10 @@ def test_configs_that_are_refused(build, message):
         ("classifier-attention", {"x": picture(size=8)}, "takes features of 64 pixels"),
         ("ddpm", {"t": None}, r"t must be \(3,\)"),
         *REFUSED,
+        ("video", {"x": VIDEO[..., :7]}, "H and W divisible by 2"),
+        ("video", {"x": X}, r"x must be \(B, 3, F, H, W\)"),
+        ("video", {"cond": CONTEXT}, "takes no condition"),
+        ("video", {"focus_present_mask": T}, r"focus_present_mask must be \(3,\) and boolean"),
         ("uvit", {"y": None}, r"y must be \(3,\), got None"),
         ("uvit", {"context": CONTEXT}, "the model takes none"),
         ("uvit-text", {"context": CONTEXT[:, :3]}, r"context must be \(3, 4, 8\), got \(3, 3, 8\)"),

@@ -29,6 +29,7 @@ UVIT = {"img_size": 16, "patch_size": 2, "in_chans": 4, "embed_dim": 48, "depth"
 KARLO = {"in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blocks": 1, "channel_mult": (1, 2),
          "attention_resolutions": (), "use_middle_attention": False, "super_res": True}  # fmt: skip
 KARLO_DECODER = {**ADM, "xf_width": 24, "clip_dim": 20, "clip_emb_mult": 3, "clip_emb_drop": 0.1}
+VIDEO = {"dim": 16, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 16}
 # The layout's class, the whole config, and the fields that are in no shape and must be given.
 CASES = [
     ("ADM's U-Net", ADM, ["num_head_channels"]),
@@ -86,6 +87,9 @@ CASES = [
     ("SiT", {**DIT, "patch_size": 4, "learn_sigma": False, "mlp_ratio": 3.0}, ["num_heads"]),
     ("U-ViT", {**UVIT, "num_classes": 9, "conv": False}, ["num_heads"]),
     ("U-ViT", {**UVIT, "mlp_time_embed": True, "skip": False, "qkv_bias": True, "mlp_ratio": 2.0}, ["num_heads"]),
+    ("Unet3D", {**VIDEO, "cond_dim": 12}, []),
+    ("Unet3D", {**VIDEO, "dim_mults": (1, 2, 3), "use_bert_text_cond": True}, []),
+    ("Unet3D", {**VIDEO, "channels": 1, "out_dim": 2, "init_kernel_size": 3, "use_sparse_linear_attn": False}, []),
     ("U-ViT", {**UVIT, "clip_dim": 24, "num_clip_token": 77}, ["num_heads"]),
     ("U-ViT", {**UVIT, "clip_dim": 24, "num_clip_token": 5}, ["num_heads", "num_clip_token"]),
     ("Karlo's prior", {"text_ctx": 9, "xf_width": 32, "xf_layers": 2, "xf_heads": 4, "xf_final_ln": False,

@@ -21,6 +21,7 @@ from fastdiff.models.checkpoints import (
     sit,
     sr3,
     uvit,
+    video_diffusion,
 )
 from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 
@@ -48,4 +49,5 @@ __all__ = [
     "sit",
     "sr3",
     "uvit",
+    "video_diffusion",
 ]
