@@ -73,7 +73,8 @@ class Uniform(Recorder):
 
 KINDS = {"ldm": {"self", "cross"}, "sdxl": {"self", "cross"}, "unet-2d-condition": {"self", "cross"},
          "dit-cross-attention": {"self", "cross"}, "glide": {"self", "joint"},
-         "glide-both": {"self", "joint"}, **UNCLIP_KINDS}  # fmt: skip
+         "glide-both": {"self", "joint"}, "unet-3d": {"self", "cross"}, "unet-motion": {"self", "cross"},
+         **UNCLIP_KINDS}  # fmt: skip
 
 VIDEOS = ("video", "unet-3d", "unet-motion")
 NO_GRID = ("uvit", *VIDEOS)  # in some or all layers: other tokens come first, or the tokens are frames

@@ -18,6 +18,8 @@ from fastdiff.models.palette import Palette, PaletteConfig
 from fastdiff.models.sdm import SDM, SDMConfig
 from fastdiff.models.sit import SiT
 from fastdiff.models.sr3 import SR3Config, SR3UNet
+from fastdiff.models.unet_3d_condition import UNet3DCondition, UNet3DConditionConfig
+from fastdiff.models.unet_motion import UNetMotion, UNetMotionConfig
 from fastdiff.models.uvit import UViT, UViTConfig
 from fastdiff.models.video_unet import Unet3D, Unet3DConfig
 
@@ -99,6 +101,19 @@ FAMILIES = {
         lambda: Unet3D(Unet3DConfig(dim=16, dim_mults=(1, 2), attn_heads=2, attn_dim_head=48, out_dim=5,
                                     use_sparse_linear_attn=False)),
         dict(x=VIDEO, t=T, focus_present_mask=torch.tensor([True, False, False]))),
+    "unet-3d": (
+        lambda: UNet3DCondition(UNet3DConditionConfig(
+            in_channels=3, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+            attention_head_dim=8, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"))),
+        dict(x=VIDEO, t=T, context=CONTEXT)),
+    "unet-motion": (
+        lambda: UNetMotion(UNetMotionConfig(
+            in_channels=3, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+            num_attention_heads=2, motion_num_attention_heads=4, motion_max_seq_length=6,
+            down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+            up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"))),
+        dict(x=VIDEO, t=T, context=CONTEXT)),
     "ddpm++": (
         lambda: EDMPrecond(SongUNet(SongConfig(**EDM_FIELDS))), dict(x=X, sigma=T / 100, class_labels=one_hot())),
     "ncsn++": (
@@ -303,6 +318,10 @@ def test_configs_that_are_refused(build, message):
         ("classifier-attention", {"x": picture(size=8)}, "takes features of 64 pixels"),
         ("ddpm", {"t": None}, r"t must be \(3,\)"),
         *REFUSED,
+        ("unet-3d", {"x": X}, r"x must be \(B, 3, F, H, W\)"),
+        ("unet-3d", {"context": CONTEXT[..., :5]}, r"context must be \(3, S, 8\), got \(3, 4, 5\)"),
+        ("unet-motion", {"x": VIDEO.repeat(1, 1, 2, 1, 1)}, "at most 6 frames"),
+        ("unet-motion", {"t": T[:2]}, r"t must be \(3,\)"),
         ("video", {"x": VIDEO[..., :7]}, "H and W divisible by 2"),
         ("video", {"x": X}, r"x must be \(B, 3, F, H, W\)"),
         ("video", {"cond": CONTEXT}, "takes no condition"),

@@ -30,6 +30,7 @@ KARLO = {"in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blo
          "attention_resolutions": (), "use_middle_attention": False, "super_res": True}  # fmt: skip
 KARLO_DECODER = {**ADM, "xf_width": 24, "clip_dim": 20, "clip_emb_mult": 3, "clip_emb_drop": 0.1}
 VIDEO = {"dim": 16, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 16}
+FRAMES = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 12}
 # The layout's class, the whole config, and the fields that are in no shape and must be given.
 CASES = [
     ("ADM's U-Net", ADM, ["num_head_channels"]),
@@ -87,6 +88,17 @@ CASES = [
     ("SiT", {**DIT, "patch_size": 4, "learn_sigma": False, "mlp_ratio": 3.0}, ["num_heads"]),
     ("U-ViT", {**UVIT, "num_classes": 9, "conv": False}, ["num_heads"]),
     ("U-ViT", {**UVIT, "mlp_time_embed": True, "skip": False, "qkv_bias": True, "mlp_ratio": 2.0}, ["num_heads"]),
+    ("UNet3DConditionModel", {**FRAMES, "attention_head_dim": 8, "time_cond_proj_dim": 5,
+                              "down_block_types": ("DownBlock3D", "CrossAttnDownBlock3D"),
+                              "up_block_types": ("CrossAttnUpBlock3D", "UpBlock3D")}, ["norm_num_groups"]),
+    ("UNetMotionModel", {**FRAMES, "motion_max_seq_length": 6, "temporal_transformer_layers_per_block": (1, 2),
+                         "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+                         "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion")}, ["norm_num_groups"]),
+    ("UNetMotionModel", {**FRAMES, "layers_per_block": (1, 2), "use_motion_mid_block": False,
+                         "mid_block_layers": 2, "transformer_layers_per_block": (2, 3),
+                         "transformer_layers_per_mid_block": 2,
+                         "down_block_types": ("CrossAttnDownBlockMotion",) * 2,
+                         "up_block_types": ("CrossAttnUpBlockMotion",) * 2}, ["norm_num_groups"]),
     ("Unet3D", {**VIDEO, "cond_dim": 12}, []),
     ("Unet3D", {**VIDEO, "dim_mults": (1, 2, 3), "use_bert_text_cond": True}, []),
     ("Unet3D", {**VIDEO, "channels": 1, "out_dim": 2, "init_kernel_size": 3, "use_sparse_linear_attn": False}, []),

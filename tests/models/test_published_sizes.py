@@ -192,6 +192,8 @@ PUBLISHED += [
               uvit(768, 16, 12, img_size=64, patch_size=4, in_chans=3, num_classes=1000), "131"),
     Published("U-ViT-L/2", UVIT, "u-vit", uvit(1024, 20, 16), "287"),
     Published("U-ViT-H/2", UVIT, "u-vit", uvit(1152, 28, 16, conv=False), "501"),
+    Published("ModelScope text to video, U-Net", "counted here, not confirmed; the report has 1.7 billion with the rest",
+              "diffusers", {"_class_name": "UNet3DConditionModel"}, "1411.2"),
     Published("U-ViT-S/2 COCO", UVIT, "u-vit", uvit(512, 12, 8, num_classes=-1, clip_dim=768, num_clip_token=77), "45"),
 ]  # fmt: skip
 
@@ -202,6 +204,16 @@ def test_others(model):
     assert near(parameters(built) / 1e6, model.parameters)
     if model.giga is not None:
         assert near(multiply_adds(built, **inputs_of(model.inputs)) / 1e9, model.giga, ELEMENTWISE)
+
+
+@pytest.mark.parametrize(("middle", "motion"), [(False, "417"), (True, "453")])
+def test_animatediff(middle, motion):
+    """The motion modules for Stable Diffusion 1.5, as AnimateDiff's README gives them; the rest is its U-Net."""
+    config = {"_class_name": "UNetMotionModel", "cross_attention_dim": 768, "use_motion_mid_block": middle}
+    model = on_meta("diffusers", config)
+    over_frames = sum(value.numel() for name, value in model.named_parameters() if ".time." in name)
+    assert near(over_frames / 1e6, motion)
+    assert near((parameters(model) - over_frames) / 1e6, "859.520964")
 
 
 # ---- the counter itself ---------------------------------------------------------------------------------------------

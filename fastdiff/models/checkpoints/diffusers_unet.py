@@ -63,6 +63,9 @@ class UNetFamily(Layout):
 
     name = "diffusers"
 
+    def detect(self, checkpoint: Checkpoint) -> bool:
+        return super().detect(checkpoint) and ("_class_name" in checkpoint.config or not is_video(checkpoint))
+
     def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:
         shape, config = checkpoint.shape, checkpoint.config
         levels = checkpoint.count("down_blocks.")
@@ -149,6 +152,11 @@ class UNetFamily(Layout):
         if place == "middle":
             return config["mid_block_type"] == "UNetMidBlock2DCrossAttn"
         return config[f"{place}_block_types"][block].startswith("CrossAttn")
+
+
+def is_video(checkpoint: Checkpoint) -> bool:
+    """Whether there are layers over frames: of UNet3DConditionModel or UNetMotionModel."""
+    return any(".temp_convs." in key or ".motion_modules." in key for key in checkpoint.tensors)
 
 
 def _position(counts: Any, stage: int, *, halvings: bool) -> tuple[int, int]:

@@ -13,12 +13,13 @@ from fastdiff.models.parts.blocks import AttentionBlock, Downsample, Norm, ResBl
 from fastdiff.models.parts.control import Control
 from fastdiff.models.parts.reuse import Reuse
 from fastdiff.models.parts.spade import SpadeResBlock
+from fastdiff.models.parts.temporal import SpaceTime, per_frame
 from fastdiff.models.parts.transformer import SpatialTransformer
 
 # (place, level, index, channels) -> the attention after that residual block, or None; place: "down", "middle" or "up".
 Attention = Callable[[str, int, int, int], "nn.Module | None"]
 # (in_channels, out_channels) -> a residual block.
-Residual = Callable[[int, int], ResBlock]
+Residual = Callable[[int, int], "ResBlock | SpaceTime"]
 # (level, channels) -> what changes the resolution.
 Resampling = Callable[[int, int], nn.Module]
 
@@ -37,11 +38,16 @@ class Stage(nn.ModuleList):
 def apply(
     layer: nn.Module, h: Tensor, embedding: Tensor | None, context: Context | None, size: torch.Size | None = None
 ) -> Tensor:
-    """layer(h) with what a layer of its kind takes."""
+    """layer(h) with what a layer of its kind takes. Where frames are samples of h, an embedding is of a video."""
     if isinstance(layer, SpadeResBlock):
         return layer(h, embedding, context, size)
+    frames = 1 if embedding is None else len(h) // len(embedding)
+    if isinstance(layer, SpaceTime):
+        if layer.space is not None:
+            h = apply(layer.space, h, embedding, context, size)
+        return h if layer.time is None else layer.time(h, frames)
     if isinstance(layer, ResBlock):
-        return layer(h, embedding, size)
+        return layer(h, embedding if embedding is None else per_frame(embedding, frames), size)
     if isinstance(layer, (AttentionBlock, SpatialTransformer)):
         return layer(h, context)
     if isinstance(layer, (Downsample, Upsample)):

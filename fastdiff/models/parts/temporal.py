@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff.models.parts.attention import attend, split_heads
+from fastdiff.models.parts.blocks import GroupNorm, Norm, zero_init
+from fastdiff.models.parts.transformer import TransformerBlock
 
 
 def to_frames(x: Tensor) -> Tensor:
@@ -107,3 +110,80 @@ class FrameAttention(nn.Module):
             focused = clip.focus.repeat_interleave(len(y) // len(clip.focus))[:, None, None]
             y = torch.where(focused, v.transpose(1, 2).flatten(2), y)
         return self.proj(y)
+
+
+class FrameBlock(TransformerBlock):
+    """`TransformerBlock` without a context, on tokens (N, F, C) that are frames.
+
+    positions: how many frames have fixed positions, added before each attention; 0 for none.
+    """
+
+    positions: Tensor | None
+
+    def __init__(self, channels: int, num_heads: int, head_channels: int, *, positions: int = 0) -> None:
+        super().__init__(channels, num_heads, head_channels, context_channels=None)
+        self.register_buffer("positions", sincos_frames(channels, positions)[None] if positions else None)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, size: Sequence[int] = ()) -> Tensor:
+        at: Tensor | float = 0.0 if self.positions is None else self.positions[:, : x.shape[1]]
+        x = x + self.attn1(self.norm1(x) + at)
+        x = x + self.attn2(self.norm2(x) + at)
+        return x + self.ff(self.norm3(x))
+
+
+def sincos_frames(channels: int, frames: int) -> Tensor:
+    """(frames, channels) in float32: sines and cosines in turn (Vaswani et al. 2017, Section 3.5)."""
+    steps = torch.arange(0, channels, 2, device="cpu")
+    angles = torch.arange(frames, device="cpu")[:, None] * torch.exp(steps * (-math.log(10_000.0) / channels))
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
+
+
+class FrameTransformer(nn.Module):
+    """`depth` blocks on each pixel's way through the frames, with a residual: (B F, C, H, W) -> the same.
+
+    The norm's statistics are of a whole video. positions: of `FrameBlock`; 0, or the greatest number of frames.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, head_channels: int, *, depth: int, norm: Norm, positions: int = 0
+    ) -> None:
+        super().__init__()
+        inner = num_heads * head_channels
+        self.norm = norm(channels)
+        self.proj_in = nn.Linear(channels, inner)
+        self.blocks = nn.ModuleList(
+            FrameBlock(inner, num_heads, head_channels, positions=positions) for _ in range(depth)
+        )
+        self.proj_out = zero_init(nn.Linear(inner, channels))
+
+    def forward(self, h: Tensor, frames: int) -> Tensor:
+        tokens = self.proj_in(to_sequences(to_frames(self.norm(to_video(h, frames))), frames))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return h + from_sequences(self.proj_out(tokens), *h.shape[2:])
+
+
+class FrameConvolutions(nn.Module):
+    """Norm, SiLU and a convolution over three frames, four times, with a residual: (B F, C, H, W) -> the same."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(GroupNorm(groups, channels) for _ in range(4))
+        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)) for _ in range(4))
+        self.dropout = nn.Dropout(0.1)
+        zero_init(self.convs[-1])
+
+    def forward(self, h: Tensor, frames: int) -> Tensor:
+        y = to_video(h, frames)
+        for index, (norm, conv) in enumerate(zip(self.norms, self.convs)):
+            y = norm(y, activation="silu")
+            y = conv(y if index == 0 else self.dropout(y))
+        return h + to_frames(y)
+
+
+class SpaceTime(nn.Module):
+    """A layer for each frame, then one over the frames; either may be None. A U-Net's frame runs it (`backbone`)."""
+
+    def __init__(self, space: nn.Module | None, time: nn.Module | None) -> None:
+        super().__init__()
+        self.space, self.time = space, time

@@ -64,6 +64,8 @@ class Unet3D(nn.Module):
     reuse: see `fastdiff.caching`. Raises ValueError where these do not fit.
     """
 
+    frequencies: Tensor
+
     def __init__(self, config: Unet3DConfig) -> None:
         super().__init__()
         self.config = config
@@ -212,6 +214,7 @@ def _descend(levels: nn.ModuleList, h: Tensor, embedding: Tensor, clip: Clip) ->
     """Through levels on the way down; what each gave before it was halved, too."""
     skips = []
     for level in levels:
+        assert isinstance(level, Level)
         h = level(h, embedding, clip)
         skips.append(h)
         h = level.resample(h)
@@ -221,5 +224,6 @@ def _descend(levels: nn.ModuleList, h: Tensor, embedding: Tensor, clip: Clip) ->
 def _ascend(levels: nn.ModuleList, h: Tensor, skips: list[Tensor], embedding: Tensor, clip: Clip) -> Tensor:
     """Through levels on the way up, each of which takes the last of the skips away."""
     for level in levels:
+        assert isinstance(level, Level)
         h = level.resample(level(torch.cat([h, skips.pop()], dim=1), embedding, clip))
     return h
