@@ -16,6 +16,8 @@ NETWORKS = [
     if any(isinstance(part, Backbone) for part in build().modules()) and not name.startswith("controlled")
 ]
 
+NETWORKS = [name for name in NETWORKS if not name.startswith(("sit", "uvit", "video"))]  # these take no control
+
 
 def residuals(model, arguments, scale):
     """A control of normal numbers in the shapes of the skips and of the middle."""

@@ -192,7 +192,7 @@ PUBLISHED += [
               uvit(768, 16, 12, img_size=64, patch_size=4, in_chans=3, num_classes=1000), "131"),
     Published("U-ViT-L/2", UVIT, "u-vit", uvit(1024, 20, 16), "287"),
     Published("U-ViT-H/2", UVIT, "u-vit", uvit(1152, 28, 16, conv=False), "501"),
-    Published("ModelScope text to video, U-Net", "counted here, not confirmed; the report has 1.7 billion with the rest",
+    Published("ModelScope text to video, U-Net", "counted here, not confirmed; 1.7 billion with the rest",
               "diffusers", {"_class_name": "UNet3DConditionModel"}, "1411.2"),
     Published("U-ViT-S/2 COCO", UVIT, "u-vit", uvit(512, 12, 8, num_classes=-1, clip_dim=768, num_clip_token=77), "45"),
 ]  # fmt: skip

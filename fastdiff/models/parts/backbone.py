@@ -43,9 +43,7 @@ def apply(
         return layer(h, embedding, context, size)
     frames = 1 if embedding is None else len(h) // len(embedding)
     if isinstance(layer, SpaceTime):
-        if layer.space is not None:
-            h = apply(layer.space, h, embedding, context, size)
-        return h if layer.time is None else layer.time(h, frames)
+        return layer(h, frames, lambda part, x: apply(part, x, embedding, context, size))
     if isinstance(layer, ResBlock):
         return layer(h, embedding if embedding is None else per_frame(embedding, frames), size)
     if isinstance(layer, (AttentionBlock, SpatialTransformer)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -182,8 +182,16 @@ class FrameConvolutions(nn.Module):
 
 
 class SpaceTime(nn.Module):
-    """A layer for each frame, then one over the frames; either may be None. A U-Net's frame runs it (`backbone`)."""
+    """A layer for each frame, then one over the frames; either may be None: (B F, C, H, W) -> (B F, C', H, W).
+
+    run: calls the first with what a layer of its kind takes.
+    """
 
     def __init__(self, space: nn.Module | None, time: nn.Module | None) -> None:
         super().__init__()
         self.space, self.time = space, time
+
+    def forward(self, h: Tensor, frames: int, run: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        if self.space is not None:
+            h = run(self.space, h)
+        return h if self.time is None else self.time(h, frames)
