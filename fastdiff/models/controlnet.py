@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastdiff.errors import expect
 from fastdiff.models.adm import embed_times
 from fastdiff.models.ldm import LDMConfig, LDMUNet
+from fastdiff.models.parts.attention import Context
 from fastdiff.models.parts.backbone import Backbone, HalfBackbone
 from fastdiff.models.parts.blocks import conv_nd, mlp, zero_init
 from fastdiff.models.parts.control import Control, guess_scales, summed
@@ -70,7 +71,7 @@ class ControlBackbone(HalfBackbone):
         self.zero_middle = zero_init(conv_nd(dims, self.width, self.width, 1))
         self.pools = pools
 
-    def run(self, x: Tensor, embedding: Tensor, context: Tensor | None, hint: Tensor) -> Control:
+    def run(self, x: Tensor, embedding: Tensor, context: Context | None, hint: Tensor) -> Control:
         """What is added to the U-Net, given the embedding of the times after the activation."""
         self.hint.check(x, hint)
         h, skips = self.run_down(x, embedding, context, added=self.hint(hint.to(x.dtype)))
@@ -120,7 +121,7 @@ class ControlNet(ControlBackbone):
         some = next(unet.parameters())
         return net.to(some.device, some.dtype)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, hint: Tensor) -> Control:
+    def forward(self, x: Tensor, t: Tensor, context: Context | None = None, *, hint: Tensor) -> Control:
         width = self.config.context_channels
         expect(
             context is None or (context.ndim == 3 and context.shape[::2] == (len(x), width)),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastdiff.errors import unknown
 from fastdiff.models.controlnet import HINT_CHANNELS, ControlBackbone
+from fastdiff.models.parts.attention import Context
 from fastdiff.models.parts.control import Control
 from fastdiff.models.unet_2d_condition import Conditioned, UNet2DConditionConfig
 
@@ -56,7 +57,7 @@ class ControlNet2D(Conditioned, ControlBackbone):
         self,
         x: Tensor,
         t: Tensor,
-        context: Tensor | None = None,
+        context: Context | None = None,
         class_labels: Tensor | None = None,
         *,
         hint: Tensor,

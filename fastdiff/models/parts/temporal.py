@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastdiff.models.parts.attention import attend, split_heads
+from fastdiff.models.parts.attention import Context, attend, split_heads
 from fastdiff.models.parts.blocks import GroupNorm, Norm, zero_init
 from fastdiff.models.parts.transformer import TransformerBlock
 
@@ -124,7 +124,7 @@ class FrameBlock(TransformerBlock):
         super().__init__(channels, num_heads, head_channels, context_channels=None)
         self.register_buffer("positions", sincos_frames(channels, positions)[None] if positions else None)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, size: Sequence[int] = ()) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None, size: Sequence[int] = ()) -> Tensor:
         at: Tensor | float = 0.0 if self.positions is None else self.positions[:, : x.shape[1]]
         x = x + self.attn1(self.norm1(x) + at)
         x = x + self.attn2(self.norm2(x) + at)
