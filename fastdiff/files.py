@@ -13,6 +13,7 @@ from typing import IO
 from fastdiff.errors import expect
 
 LOCK = ".lock"
+WRITING = ".writing-"  # begins the names of files that are not whole yet
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{WRITING}{path.stem}-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -86,9 +87,16 @@ def writable_file(path: str | Path) -> Path:
     return path
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed process was writing into the folder. For who has the folder to itself."""
+    for path in folder.glob(f"{WRITING}*"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside the block no other process gets past `locked` of this folder. The lock dies with its process.
+    """Inside the block no other process gets past `locked` of this folder. The lock dies with its process, and what a
+    process that was killed was writing is removed.
 
     Raises ValueError that names the other process if it is taken.
     """
@@ -110,6 +118,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        remove_parts(folder)
         yield
     finally:
         if os.name != "nt":  # where an open file cannot be removed

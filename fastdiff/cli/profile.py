@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -16,6 +17,7 @@ from fastdiff.profiling.api import OUT
 from fastdiff.profiling.plan import Plan
 from fastdiff.profiling.report import require
 from fastdiff.profiling.results import value_of
+from fastdiff.profiling.store import PLAN
 
 MODEL = "emoji-unet-32"
 
@@ -53,7 +55,7 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
         found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **given)
     except KeyboardInterrupt:
         bar.stop()
-        if planned:
+        if planned or (Path(given.get("out", OUT)) / PLAN).is_file():
             console.print(
                 f"stopped; what is done is kept, and reported in [bold]{given.get('out', OUT)}[/bold] if there is any. "
                 "The same command with --resume goes on"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdiff.errors import expect
-from fastdiff.files import replacing, writable_folder
+from fastdiff.files import remove_parts, replacing, writable_folder
 
 PLAN = "plan.json"
 MISSING = {"device": "cpu"}  # of plans from before there was another
@@ -60,7 +60,7 @@ class Store:
             found = dict(plan)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        writable_folder(self.work)
+        remove_parts(writable_folder(self.work))
         return found
 
     def load(self, slug: str, number: int) -> Unit | None:

@@ -169,6 +169,20 @@ def test_interrupting_at_once_promises_nothing(monkeypatch, capsys):
     assert "stopped before anything was measured; nothing is kept" in " ".join(capsys.readouterr().err.split())
 
 
+def test_interrupting_once_the_plan_is_written_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    """Without --resume the same command would be refused."""
+
+    def interrupted(*_, out, **__):
+        (tmp_path / out).mkdir()
+        (tmp_path / out / "plan.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fastdiff, "profile", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert "--resume goes on" in " ".join(capsys.readouterr().err.split())
+
+
 def test_interrupting_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(*_, on_plan, **__):
         on_plan(Plan(16, 3, 0.0), 5)

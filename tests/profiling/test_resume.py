@@ -160,7 +160,7 @@ def test_a_killed_sweep_leaves_whole_files_and_no_more(tmp_path):
     def whole():  # what is being written has a hidden name, and nobody reads it
         return [path for path in folder.glob("work/*round*.npz") if not path.name.startswith(".")]
 
-    for _ in range(400):
+    for _ in range(2400):
         time.sleep(0.05)
         if len(whole()) > 6:
             break
@@ -172,6 +172,10 @@ def test_a_killed_sweep_leaves_whole_files_and_no_more(tmp_path):
     for path in units:
         slug, number = path.stem.rsplit("-round", 1)
         assert store.load(slug, int(number)).seconds > 0
+    (folder / "work" / ".writing-of-the-killed-one.npz").write_bytes(b"part")
+    (folder / ".writing-plan.json").write_bytes(b"{")
+    fastdiff.profile(toy.subject, out=folder, resume=True, samples=3)
+    assert [path.name for path in folder.rglob(".*")] == []
 
 
 def test_a_full_disk_is_said_and_leaves_no_part_of_a_file(tmp_path, monkeypatch):

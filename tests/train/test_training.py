@@ -136,6 +136,31 @@ def test_a_full_disk_names_the_checkpoint_and_leaves_the_last_one(tmp_path, data
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "log.csv"]
 
 
+KILLED = """
+import os, sys, torch
+from pathlib import Path
+from fastdiff.files import locked, replacing
+with locked(Path(sys.argv[1])), replacing(Path(sys.argv[1]) / "checkpoint.pt") as path:
+    path.write_bytes(b"part")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such kill")
+def test_a_run_that_is_killed_while_it_writes_goes_on_from_the_checkpoint_before(tmp_path, data):
+    whole = run(RECIPE, data, tmp_path / "whole")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    run(replace(RECIPE, steps=2), data, folder)
+    subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
+    assert sorted(path.name.split("-")[0] for path in folder.glob(".*")) == [".lock", ".writing"]
+    resumed = Training(PixelDiffusion(RECIPE, data), folder)
+    assert resumed.step == 2
+    resumed.run(on_step=lambda *_: None, on_validation=lambda _: None)
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "log.csv"]
+    assert resumed.step == whole.step
+
+
 OTHER = """
 import sys, time
 from pathlib import Path
