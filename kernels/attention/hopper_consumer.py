@@ -164,11 +164,12 @@ def consume_tile(
 
 @gluon.jit
 def consume(
-    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
+    read,
     consumer: gl.constexpr, consumers: gl.constexpr, width0: gl.constexpr, width1: gl.constexpr, rows: gl.constexpr,
     block_n: gl.constexpr, stages: gl.constexpr, turns: gl.constexpr, whole_keys: gl.constexpr,
 ):  # fmt: skip
     """All tiles of the program, its rows of each."""
+    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale = read
     step = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         consume_tile(

@@ -34,11 +34,12 @@ def load_block(
 
 @gluon.jit
 def produce(
-    inputs, buffers, barriers, heads, tiles, queries, keys,
+    copied,
     consumers: gl.constexpr, width0: gl.constexpr, width1: gl.constexpr, rows: gl.constexpr, block_n: gl.constexpr,
     stages: gl.constexpr,
 ):  # fmt: skip
     """Copy what the consumers read, in the order in which they do."""
+    inputs, buffers, barriers, heads, tiles, queries, keys = copied
     from_q0, from_k0, from_v0, from_q1, from_k1, from_v1 = inputs
     q0s, q1s, k0s, k1s, v0s, v1s = buffers
     q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, _ = barriers
@@ -124,86 +125,45 @@ def attention_hopper_kernel(
     buffers = (q0s, q1s, k0s, k1s, v0s, v1s)
     barriers = (q_ready, q_empty, k_ready, k_empty, v_ready, v_empty, turn)
     log2_scale = scale * LOG2_E
-    inputs = (q0, k0, v0, q1, k1, v1)
-    # The first consumer is the part that warp_specialize calls the default one. All tuples are written out: a variable
-    # would make tensors of the constants in them.
+    copied = ((q0, k0, v0, q1, k1, v1), buffers, barriers, heads, tiles, queries, keys)
+    read = (buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale)
+    # The first consumer is the part that warp_specialize calls the default one. Constants are written out: a variable
+    # would make tensors of them.
     if consumers == 1:
         gl.warp_specialize(
             [
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (produce, (
-                    inputs, buffers, barriers, heads, tiles, queries, keys,
-                    consumers, width0, width1, rows, block_n, stages,
-                )),
+                (consume, (read, 0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (produce, (copied, consumers, width0, width1, rows, block_n, stages)),
             ],
             [1], [producer_registers],
         )  # fmt: skip
     elif consumers == 2:
         gl.warp_specialize(
             [
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    1, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (produce, (
-                    inputs, buffers, barriers, heads, tiles, queries, keys,
-                    consumers, width0, width1, rows, block_n, stages,
-                )),
+                (consume, (read, 0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (consume, (read, 1, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (produce, (copied, consumers, width0, width1, rows, block_n, stages)),
             ],
             [4, 1], [consumer_registers, producer_registers],
         )  # fmt: skip
     elif consumers == 3:
         gl.warp_specialize(
             [
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    1, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    2, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (produce, (
-                    inputs, buffers, barriers, heads, tiles, queries, keys,
-                    consumers, width0, width1, rows, block_n, stages,
-                )),
+                (consume, (read, 0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (consume, (read, 1, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (consume, (read, 2, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (produce, (copied, consumers, width0, width1, rows, block_n, stages)),
             ],
             [4, 4, 1], [consumer_registers, consumer_registers, producer_registers],
         )  # fmt: skip
     else:
         gl.warp_specialize(
             [
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    1, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    2, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (consume, (
-                    buffers, barriers, out0, out1, lse, heads, tiles, queries, keys, log2_scale,
-                    3, consumers, width0, width1, rows, block_n, stages, turns, whole_keys,
-                )),
-                (produce, (
-                    inputs, buffers, barriers, heads, tiles, queries, keys,
-                    consumers, width0, width1, rows, block_n, stages,
-                )),
+                (consume, (read, 0, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (consume, (read, 1, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (consume, (read, 2, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (consume, (read, 3, consumers, width0, width1, rows, block_n, stages, turns, whole_keys)),
+                (produce, (copied, consumers, width0, width1, rows, block_n, stages)),
             ],
             [4, 4, 4, 1], [consumer_registers, consumer_registers, consumer_registers, producer_registers],
         )  # fmt: skip
