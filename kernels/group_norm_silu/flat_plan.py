@@ -8,7 +8,6 @@ from fastdiff.runtime.device import Device
 
 PART, ALONE = 4096, 8192  # numbers of a tile: of parts; where an instance has a group
 WARPS = 16  # at most; 16 numbers a thread, or 8 where an instance has a group or places are divided by the pixels
-LEAST = 1024  # of a tile that divides the pixels
 MOST_ALONE = 1 << 18  # numbers of a group that one instance goes through
 
 
@@ -53,6 +52,6 @@ def flat_plans(samples: int, groups: int, width: int, pixels: int, size: int, *,
 
 
 def _block(pixels: int, most: int) -> tuple[int, bool]:
-    """Numbers of a tile, and whether they divide the pixels, as is best."""
+    """Numbers of a tile, and whether they divide the pixels, as is best unless they are few."""
     largest = min(most, pixels & -pixels)
-    return (largest, True) if largest >= LEAST else (most // 2, False)
+    return (largest, True) if largest >= most // 4 else (most // 2, False)
