@@ -39,7 +39,7 @@ class Kernel(NamedTuple):
     shape: tuple[int, ...]
     cost: Cost
     matrix: bool = False
-    measured: Case | None = None
+    measured: tuple[Case, ...] = ()
     ours: str = ""
     design: str = ""
 
@@ -53,16 +53,16 @@ def _attention() -> Iterator[Kernel]:
         return Kernel(name, shape, costs.attention_forward(of[shape], block_m=64, **options), True, **where)
 
     in_files = Case("attention", (2, 8, 4096, 40), "4096 keys")
-    yield forward("attention", large, measured=in_files, ours="triton( .*)?")
-    yield forward("attention for Hopper", large, measured=in_files, ours="gluon.*", design="prototype gl .*")
+    yield forward("attention", large, measured=(in_files,), ours="triton( .*)?")
+    yield forward("attention for Hopper", large, measured=(in_files,), ours="gluon.*", design="prototype gl .*")
     few = Case("attention", (2, 8, 4096, 40), "77 keys")
-    yield forward("attention to few keys", prompt, measured=few, ours="few_keys", design="prototype few .*")
+    yield forward("attention to few keys", prompt, measured=(few,), ours="few_keys", design="prototype few .*")
     one_head = Case("attention", (1, 1, 4096, 512), "4096 keys")
-    yield forward("attention of one wide head", wide, measured=one_head, ours="triton( .*)?")
+    yield forward("attention of one wide head", wide, measured=(one_head,), ours="triton( .*)?")
     dq = costs.attention_backward_dq(of[large], block_m=64, **options)
     dkv = costs.attention_backward_dkv(of[large], block_n=64, **options)
     for part, cost in (("dq", dq), ("dkv", dkv)):
-        yield Kernel(f"attention, {part}", large, cost, True, in_files._replace(part=part), "triton .*")
+        yield Kernel(f"attention, {part}", large, cost, True, (in_files._replace(part=part),), "triton .*")
 
 
 def _norms() -> Iterator[Kernel]:
@@ -73,30 +73,42 @@ def _norms() -> Iterator[Kernel]:
     level, low = (2, 320, 64, 64), (2, 1280, 16, 16)
     last, first = Case("group_norm_silu", level, "channels last"), Case("group_norm_silu", level)
     yield Kernel(
-        "group_norm_silu, rows", level, group_norm(level, True), False, last, "triton( rows.*)?", "prototype rows2 .*"
+        "group_norm_silu, rows",
+        level,
+        group_norm(level, True),
+        False,
+        (last,),
+        "triton( rows.*)?",
+        "prototype rows2 .*",
     )
     whole = last._replace(shape=low)
     cost, design = group_norm(low, True), "prototype one program a group"
-    yield Kernel("group_norm_silu, a group each", low, cost, False, whole, "triton( a group.*)?", design)
-    yield Kernel("group_norm_silu, parts", level, group_norm(level, True), False, last, r"triton( \d+)? parts.*")
+    yield Kernel("group_norm_silu, a group each", low, cost, False, (whole,), "triton( a group.*)?", design)
+    yield Kernel("group_norm_silu, parts", level, group_norm(level, True), False, (last,), r"triton( \d+)? parts.*")
     yield Kernel(
-        "group_norm_silu, contiguous", level, group_norm(level, False), False, first, r"triton( whole.*| \d+ parts.*)?"
+        "group_norm_silu, contiguous",
+        level,
+        group_norm(level, False),
+        False,
+        (first,),
+        r"triton( whole.*| \d+ parts.*)?",
     )
-    yield Kernel("group_norm_silu, runs", level, group_norm(level, False), False, first, "triton flat.*")
+    yield Kernel("group_norm_silu, runs", level, group_norm(level, False), False, (first,), "triton flat.*")
     gradient = costs.group_norm_silu_backward(*level[:2], 64 * 64, 32, SIZE, adaptive=False, device=DEVICE)
     yield Kernel("group_norm_silu, gradients", level, gradient)
     numbers = math.prod(level)
     added = last._replace(part="with bias and residual in front, the sum written out")
+    swept = Case("add_group_norm_silu", level, "residual")
     four = Cost(13 * numbers, *[4 * numbers * SIZE] * 2)
-    yield Kernel("add_group_norm_silu", level, four, False, added, "triton( rows.*)?", "prototype rows2 .*")
+    yield Kernel("add_group_norm_silu", level, four, False, (added, swept), "triton( rows.*)?", "prototype rows2 .*")
 
     tokens = (2, 4096, 320)
     plain = Case("ada_layer_norm", tokens, "", "without modulation")
     cost = costs.ada_layer_norm(*tokens, SIZE)
-    yield Kernel("ada_layer_norm", tokens, cost, False, plain, "triton( .*)?", "prototype rows.*")
+    yield Kernel("ada_layer_norm", tokens, cost, False, (plain,), "triton( .*)?", "prototype rows.*")
     yield Kernel("ada_layer_norm, gradients", tokens, costs.ada_layer_norm_backward(*tokens, SIZE, device=DEVICE))
     cost, plain = costs.residual_ada_layer_norm(*tokens, SIZE, gate=False), plain._replace(op="residual_ada_layer_norm")
-    yield Kernel("residual_ada_layer_norm", tokens, cost, False, plain, "triton( .*)?", "prototype rows.*")
+    yield Kernel("residual_ada_layer_norm", tokens, cost, False, (plain,), "triton( .*)?", "prototype rows.*")
     cost = costs.residual_ada_layer_norm_backward(*tokens, SIZE, device=DEVICE)
     yield Kernel("residual_ada_layer_norm, gradients", tokens, cost)
 
@@ -112,18 +124,36 @@ def _products() -> Iterator[Kernel]:
 
     shape, modulation = (8192, 320, 320), (2, 1152, 28 * 6912)
     in_files = Case("linear", shape, "bias+residual", "rows in one")
-    cost = linear(*shape, 2 * 8192 * 320)
-    yield Kernel("linear", shape, cost, True, in_files, "triton( .*)?", "prototype .*")
+    cost, swept = linear(*shape, 2 * 8192 * 320), Case("linear", (2, 4096, 320, 320), "residual")
+    yield Kernel("linear", shape, cost, True, (in_files, swept), "triton( .*)?", "prototype .*")
     unit = (8192, 320, 2560)
     cost, where = linear(*unit, 8192 * 1280), in_files._replace(shape=unit, detail="geglu")
-    yield Kernel("linear, gated unit", unit, cost, True, where, "triton( .*)?", "prototype fused .*")
+    swept = Case("linear", (2, 4096, 320, 2560), "geglu")
+    yield Kernel("linear, gated unit", unit, cost, True, (where, swept), "triton( .*)?", "prototype fused .*")
     cost, where = linear(*modulation, 2 * modulation[2]), Case("linear", modulation, "", "the modulation of all blocks")
-    yield Kernel("linear, few rows", modulation, cost, False, where, "triton", "prototype one Triton launch .*")
+    yield Kernel(
+        "linear, few rows",
+        modulation,
+        cost,
+        False,
+        (where, Case("linear", (2, 1, *modulation[1:]))),
+        "triton",
+        "prototype one Triton launch .*",
+    )
     low, large = (2, 1280, 8, 8), (2, 640, 32, 32)
     where = Case("conv2d", low, "", "with bias, temb or residual")
-    yield Kernel("conv2d", low, conv2d(*low, 9, 9, 2), True, where, "triton( .*)?", "prototype ptr .*")
+    yield Kernel(
+        "conv2d",
+        low,
+        conv2d(*low, 9, 9, 2),
+        True,
+        (where, Case("conv2d", low, "residual")),
+        "triton( .*)?",
+        "prototype ptr .*",
+    )
     where, design = Case("conv2d", large, "upsampled", "with bias"), "prototype phases ptr .*"
-    yield Kernel("conv2d, upsampled", large, conv2d(*large, 16, 16, 4), True, where, "triton by phases.*", design)
+    both = where, Case("conv2d", large, "upsampled")
+    yield Kernel("conv2d, upsampled", large, conv2d(*large, 16, 16, 4), True, both, "triton by phases.*", design)
 
 
 def _pointwise() -> Iterator[Kernel]:
@@ -132,9 +162,9 @@ def _pointwise() -> Iterator[Kernel]:
 
     level, tokens, image = (2, 320, 64, 64), (8192, 2560), (2, 640, 32, 32)
     where = Case("conv2d", level, "", "only the addition of bias + residual")
-    yield Kernel("add_bias", level, moved(3 * math.prod(level)), False, where, "", "prototype addition alone.*")
+    yield Kernel("add_bias", level, moved(3 * math.prod(level)), False, (where,), "", "prototype addition alone.*")
     where = Case("linear", (8192, 320, 2560), "geglu", "geglu: elementwise alone")
-    yield Kernel("gated", tokens, moved(8192 * 3840), False, where, "", "prototype elementwise alone .*")
+    yield Kernel("gated", tokens, moved(8192 * 3840), False, (where,), "", "prototype elementwise alone .*")
     yield Kernel("phases", (640, 640, 3, 3), moved(640 * 640 * 25))
     yield Kernel("interleave", image, moved(2 * 640 * 4 * (33 * 33 + 32 * 32)))
     state = (2, 4, 64, 64)
@@ -160,20 +190,18 @@ def rows(
             found |= {Case(c.op, c.shape, c.detail, c.part): c for c in file.cases if c.graph}
     made = []
     for kernel in kernels():
-        case = found.get(kernel.measured) if kernel.measured is not None else None
+        cases = [found[case] for case in kernel.measured if case in found]
         memory, compute = kernel.cost.least / bandwidth, kernel.cost.flops / (half if kernel.matrix else single)
         made.append({
             "kernel": kernel.name, "shape": list(kernel.shape), "floor": 1e6 * max(memory, compute),
-            "bound": "memory" if memory >= compute else "compute", "ours": _quickest(case, kernel.ours),
-            "design": _quickest(case, kernel.design),
+            "bound": "memory" if memory >= compute else "compute", "ours": _quickest(cases, kernel.ours),
+            "design": _quickest(cases, kernel.design),
         })  # fmt: skip
     return made
 
 
-def _quickest(case: MeasuredCase | None, pattern: str) -> tuple[float, str] | None:
-    if case is None:
-        return None
-    times = [t for name, t in case.times.items() if re.fullmatch(pattern, name)]
+def _quickest(cases: list[MeasuredCase], pattern: str) -> tuple[float, str] | None:
+    times = [t for case in cases for name, t in case.times.items() if re.fullmatch(pattern, name)]
     for said, found in (("", [t for t in times if t.fault is None]), ("not checked", times)):
         right = [t.microseconds for t in found if t.fault is None or t.error is None]
         if right:

@@ -83,5 +83,10 @@ CASES = {
         for shape, groups in (((2, 8, 9, 7), 4), ((1, 8, 301, 99), 2))
         for there in _BOTH
     ],
+    "sweep": [
+        case(shape, torch.float16, residual=there)
+        for shape in (*SHAPES[STABLE_DIFFUSION], (1, 512, 128, 128), (1, 256, 256, 256))
+        for there in _BOTH
+    ],
     "smallest": [case((1, 2, 2, 2), dtype, residual=True, groups=1) for dtype in DTYPES],
 }

@@ -27,6 +27,7 @@ SWEPT = [
     (2, 320, 64, 64),
     (2, 640, 32, 32),
     (2, 1280, 16, 16),
+    (2, 1280, 8, 8),
     (1, 512, 64, 64),
     (1, 256, 256, 256),
     (1, 128, 512, 512),
@@ -43,11 +44,12 @@ def make(
     upsample: int = 1,
     residual: bool = False,
     like: str = "random",
+    transposed: bool = False,
     seed: int = 0,
     device: str = "cpu",
 ) -> Inputs:
     """x, weight, bias, and what else is wanted. like: x is "random", "smooth", "silu", an activation's result, or has
-    "outliers" in some channels."""
+    "outliers" in some channels. transposed: the weight is channels-last, as cuDNN wants it."""
     normal = Normal(dtype, device, seed)
     x = normal(*shape)
     if like == "smooth":
@@ -58,6 +60,7 @@ def make(
         x[:, ::7] *= 30
     x = x.contiguous(memory_format=torch.channels_last)
     weight = normal(out_channels, shape[1], kernel, kernel, std=(kernel**2 * shape[1]) ** -0.5)
+    weight = weight.contiguous(memory_format=torch.channels_last) if transposed else weight
     made: Inputs = dict(x=x, weight=weight, bias=normal(out_channels), padding=kernel // 2, upsample=upsample)
     if residual:
         pixels = (upsample * size for size in shape[2:])
@@ -74,6 +77,7 @@ def case(
     kernel: int = 3,
     upsample: int = 1,
     residual: bool = False,
+    transposed: bool = False,
 ) -> Case:
     """flops are those of the convolution as it is defined."""
     batch, channels, height, width = shape
@@ -82,7 +86,10 @@ def case(
     words = (f"to {out_channels}" if out_channels != channels else "", detail)
     return Case(
         "conv2d", shape, dtype,
-        partial(make, shape, out_channels, dtype, kernel=kernel, upsample=upsample, residual=residual),
+        partial(
+            make, shape, out_channels, dtype, kernel=kernel, upsample=upsample, residual=residual,
+            transposed=transposed,
+        ),
         bytes=numbers * dtype.itemsize, flops=2 * taps * pixels * channels * out_channels,
         detail=" ".join(word for word in words if word), reduction=taps * channels,
     )  # fmt: skip
@@ -94,8 +101,8 @@ CASES = {
     "upsample": [case((1, 512, 64, 64), 512, "upsampled", upsample=2)],
     "pointwise": [case(*sizes, "1x1", kernel=1) for sizes in POINTWISE],
     "sweep": [
-        *(case(shape, shape[1], "residual", torch.float16, residual=True) for shape in SWEPT),
-        *(case(shape, shape[1], "upsampled", torch.float16, upsample=2) for shape in UPSAMPLED),
+        *(case(shape, shape[1], "residual", torch.float16, residual=True, transposed=True) for shape in SWEPT),
+        *(case(shape, shape[1], "upsampled", torch.float16, upsample=2, transposed=True) for shape in UPSAMPLED),
     ],
     "smallest": [case((1, 64, 4, 4), 64, dtype=dtype) for dtype in DTYPES],
 }

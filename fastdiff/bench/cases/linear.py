@@ -70,8 +70,10 @@ def case(shape: tuple[int, int, int, int], follows: str = "", dtype: torch.dtype
     )  # fmt: skip
 
 
+# The modulations of all blocks of DiT-XL/2, of two samples.
+_MODULATIONS = ((2, 1, 1152, 28 * 6912), "")
 CASES = {
     "benchmark": [case(*each) for shapes in SHAPES.values() for each in shapes],
-    "sweep": [case(*each, torch.float16) for shapes in SHAPES.values() for each in shapes],
+    "sweep": [case(*each, torch.float16) for shapes in (*SHAPES.values(), [_MODULATIONS]) for each in shapes],
     "smallest": [case((1, 2, 8, 8), dtype=dtype) for dtype in DTYPES],
 }
