@@ -3,6 +3,7 @@
 import sys
 
 from fastdiff import models, ops, solvers
+from fastdiff.cascading import Stage, cascade
 from fastdiff.compiler.verify import verify
 from fastdiff.editing import diffuse, encode
 from fastdiff.errors import SamplingError, WeightsError
@@ -32,9 +33,11 @@ __all__ = [
     "Classifier",
     "Program",
     "SamplingError",
+    "Stage",
     "Threshold",
     "WeightsError",
     "caching",
+    "cascade",
     "diffuse",
     "edm_table",
     "encode",

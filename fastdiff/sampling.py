@@ -164,7 +164,7 @@ def _initial(
         return x, CounterNoise.of(seed, len(x), first_sample)
     shape = arguments.shape(given)
     counter = CounterNoise.of(seed, shape[0], first_sample)
-    device, dtype = _device_and_dtype(model)
+    device, dtype = device_and_dtype(model)
     return (prior_std() * counter.initial(shape, torch.float32)).to(device, dtype), counter
 
 
@@ -186,7 +186,7 @@ def _prior_std(program: Program, model: Callable[..., Any], schedule: Schedule |
     return get_schedule(schedule).prior_std(program.calls[0].point.t)
 
 
-def _device_and_dtype(model: Callable[..., Any]) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(model: Callable[..., Any]) -> tuple[torch.device, torch.dtype]:
     """Where and in what the model computes: its first floating-point parameter, else the CPU and float32."""
     for parameter in model.parameters() if isinstance(model, nn.Module) else ():
         if parameter.is_floating_point():
