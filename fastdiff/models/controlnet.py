@@ -121,7 +121,7 @@ class ControlNet(ControlBackbone):
         some = next(unet.parameters())
         return net.to(some.device, some.dtype)
 
-    def forward(self, x: Tensor, t: Tensor, context: Context | None = None, *, hint: Tensor) -> Control:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, hint: Tensor) -> Control:
         width = self.config.context_channels
         expect(
             context is None or (context.ndim == 3 and context.shape[::2] == (len(x), width)),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.models.parts.attention import attend
-from fastdiff.models.parts.blocks import embedding_dtype, timestep_embedding
+from fastdiff.models.parts.blocks import GainNorm, embedding_dtype, timestep_embedding
 
 _BUCKETS, _MAX_DISTANCE = 32, 128  # of relative positions
 _SCALE = 16.0  # of the cosine similarities
@@ -198,25 +198,6 @@ class Block(nn.Module):
         else:
             h = attend(q, k, v, layer=self, kind="self", mask=bias, scale=_SCALE)
         return self.norm_attention(self.to_out(h))
-
-
-class GainNorm(nn.Module):
-    """Layer norm without a shift, over the last axis.
-
-    Epsilon is 1e-5, and 1e-3 in half precisions. stable: of x divided by its largest element, sign and all, as the
-    original does; it changes nothing but the share of epsilon.
-    """
-
-    def __init__(self, channels: int, *, stable: bool = False) -> None:
-        super().__init__()
-        self.stable = stable
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.stable:
-            x = x / x.amax(dim=-1, keepdim=True).detach()
-        eps = 1e-5 if x.dtype in (torch.float32, torch.float64) else 1e-3
-        return F.layer_norm(x, x.shape[-1:], self.weight.to(x.dtype), None, eps)
 
 
 def buckets(distance: Tensor) -> Tensor:

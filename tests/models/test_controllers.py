@@ -39,8 +39,10 @@ MORE = {
         dict(x=picture(4), t=T, context=torch.randn(3, 4, 8)),
     ),
 }
-# Of the classifiers only one has no attention but in its blocks. DALLE2-pytorch's prior has a key more than tokens.
-MODELS = [name for name in (*FAMILIES, *MORE) if not name.startswith(("classifier-spatial", "prior-dalle2"))]
+# Of the classifiers only one has no attention but in its blocks. DALLE2-pytorch's prior and imagen-pytorch have a key
+# more than tokens.
+ELSE = ("classifier-spatial", "prior-dalle2", "imagen")
+MODELS = [name for name in (*FAMILIES, *MORE) if not name.startswith(ELSE)]
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ KARLO = {"in_channels": 3, "model_channels": 32, "out_channels": 3, "num_res_blo
 KARLO_DECODER = {**ADM, "xf_width": 24, "clip_dim": 20, "clip_emb_mult": 3, "clip_emb_drop": 0.1}
 VIDEO = {"dim": 16, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 16}
 FRAMES = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 12}
+IMAGEN = {"dim": 16, "text_embed_dim": 20, "max_text_len": 8, "attn_pool_num_latents": 5, "attn_heads": 2,
+          "attn_dim_head": 16, "dim_mults": (1, 2)}  # fmt: skip
 # The layout's class, the whole config, and the fields that are in no shape and must be given.
 CASES = [
     ("ADM's U-Net", ADM, ["num_head_channels"]),
@@ -109,6 +111,17 @@ CASES = [
     ("Karlo's decoder", KARLO_DECODER, ["num_head_channels"]),
     ("Karlo's decoder", {**KARLO_DECODER, "clip_emb_drop": 0.0, "use_middle_attention": False, "num_res_blocks": (1, 2),
                          "use_scale_shift_norm": True, "resblock_updown": True}, ["num_head_channels"]),
+    ("imagen-pytorch", IMAGEN, []),
+    ("imagen-pytorch", {**IMAGEN, "layer_attns": (False, True), "use_linear_attn": (True, False), "lowres_cond": True,
+                        "memory_efficient": True, "combine_upsample_fmaps": True, "channels_out": 6, "ff_mult": 1.5,
+                        "init_conv_to_final_conv_residual": True, "pixel_shuffle_upsample": False, "self_cond": True,
+                        "layer_attns_depth": (2, 1)}, []),
+    ("imagen-pytorch", {**IMAGEN, "final_resnet_block": False, "init_cross_embed": False, "attn_pool_text": False,
+                        "use_global_context_attn": False, "num_resnet_blocks": (2, 0), "final_conv_kernel_size": 1,
+                        "attend_at_middle": False, "cond_dim": 24, "cond_images_channels": 2}, []),
+    ("imagen-pytorch", {**IMAGEN, "use_linear_cross_attn": (True, False), "layer_cross_attns": (False, True),
+                        "num_time_tokens": 3, "dim_mults": (1, 3), "init_cross_embed_kernel_sizes": (3, 9)},
+     ["use_linear_cross_attn", "layer_cross_attns"]),
     ("prior of DALLE2", {"dim": 48, "depth": 2, "num_timesteps": 50, "max_text_len": 8, "heads": 4}, []),
     ("prior of DALLE2", {"dim": 48, "depth": 2, "num_time_embeds": 2, "num_image_embeds": 3, "num_text_embeds": 2,
                          "self_cond": True, "normformer": True, "norm_in": True, "norm_out": False, "dim_head": 16,

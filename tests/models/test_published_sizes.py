@@ -121,7 +121,18 @@ COUNTED = "the published weights, counted in forums.fast.ai/t/stable-diffusion-p
 LDM = "Rombach et al. 2022, Table 3 (400M); CompVis's code: 400.92M when it starts, products as fvcore counts them"
 # Its names of the files say 1B, 900M, and 1.4B for the two networks of the super-resolution; no paper prints more.
 KARLO = "counted of kakaobrain/karlo's classes with the configurations that go with the weights"
+# The sizes of Saharia et al. 2022 (2 billion, 600M, 400M) are those of other networks than imagen-pytorch's defaults.
+IMAGEN = "counted of imagen-pytorch's class with the defaults of its subclass, and texts of 768 channels"
+SUPER_RESOLUTION = {
+    "dim": 128, "dim_mults": (1, 2, 4, 8), "num_resnet_blocks": (2, 4, 8, 8), "memory_efficient": True,
+    "layer_attns": (False, False, False, True), "layer_cross_attns": (False, False, False, True), "lowres_cond": True,
+}  # fmt: skip
 PUBLISHED = [
+    Published("Imagen's base, BaseUnet64", IMAGEN, "imagen",
+              {"dim": 512, "dim_mults": (1, 2, 3, 4), "num_resnet_blocks": 3,
+               "layer_attns": (False, True, True, True), "layer_cross_attns": (False, True, True, True)}, "1625.742"),
+    Published("Imagen's SRUnet256", IMAGEN, "imagen", SUPER_RESOLUTION, "732.037"),
+    Published("Imagen's SRUnet1024", IMAGEN, "imagen", {**SUPER_RESOLUTION, "layer_attns": False}, "721.245"),
     Published("Karlo's prior", KARLO, "karlo",
               {"text_ctx": 77, "xf_width": 2048, "xf_layers": 20, "xf_heads": 32, "xf_final_ln": True,
                "clip_dim": 768}, "1022.029"),

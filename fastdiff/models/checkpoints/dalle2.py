@@ -23,20 +23,20 @@ _RULES = (
     (r"null_tokens$", "null_text_encodings"),
     (r"null_text$", "null_text_embeds"),
     (r"null_image$", "null_image_embed"),
-    (r"norm_in\.weight$", "causal_transformer.init_norm.g"),
+    (r"norm_in\.gain$", "causal_transformer.init_norm.g"),
     (r"bias\.", "causal_transformer.rel_pos_bias.relative_attention_bias."),
-    (r"norm_out\.weight$", "causal_transformer.norm.g"),
+    (r"norm_out\.gain$", "causal_transformer.norm.g"),
     (r"proj_out\.", "causal_transformer.project_out."),
 )
 _BLOCK = (
-    (r"norm\.weight$", "0.norm.g"),
+    (r"norm\.gain$", "0.norm.g"),
     (r"(null_kv|to_q|to_kv)", r"0.\1"),
     (r"frequencies$", "0.rotary_emb.freqs"),
     (r"to_out\.", "0.to_out.0."),
-    (r"norm_attention\.weight$", "0.to_out.1.g"),
-    (r"norm_ff\.weight$", "1.0.g"),
+    (r"norm_attention\.gain$", "0.to_out.1.g"),
+    (r"norm_ff\.gain$", "1.0.g"),
     (r"ff_in\.", "1.1."),
-    (r"norm_hidden\.weight$", "1.3.g"),
+    (r"norm_hidden\.gain$", "1.3.g"),
     (r"ff_out\.", "1.5."),
 )
 

@@ -24,6 +24,10 @@ Residual = Callable[[int, int], "ResBlock | SpaceTime"]
 Resampling = Callable[[int, int], nn.Module]
 
 
+class Conditioned(nn.Module):
+    """A layer that a stage calls with the features, the embedding and the context."""
+
+
 class Stage(nn.ModuleList):
     """Layers in a row, each given what it takes of the embedding, the context and the next resolution."""
 
@@ -46,6 +50,8 @@ def apply(
         return layer(h, frames, lambda part, x: apply(part, x, embedding, context, size))
     if isinstance(layer, ResBlock):
         return layer(h, embedding if embedding is None else per_frame(embedding, frames), size)
+    if isinstance(layer, Conditioned):
+        return layer(h, embedding, context)
     if isinstance(layer, (AttentionBlock, SpatialTransformer)):
         return layer(h, context)
     if isinstance(layer, (Downsample, Upsample)):

@@ -81,6 +81,26 @@ class GroupNorm(nn.GroupNorm):
         return y.to(x.dtype)
 
 
+class GainNorm(nn.Module):
+    """Layer norm without a shift, over one axis (lucidrains' LayerNorm): (B, S, C), or (B, C, ...) with axis=1.
+
+    Epsilon is 1e-5, and 1e-3 in half precisions. stable: of x divided by its largest element, sign and all, as the
+    original does; it changes nothing but the share of epsilon.
+    """
+
+    def __init__(self, channels: int, *, axis: int = -1, stable: bool = False) -> None:
+        super().__init__()
+        self.axis, self.stable = axis, stable
+        self.gain = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(self.axis, -1)
+        if self.stable:
+            x = x / x.amax(dim=-1, keepdim=True).detach()
+        eps = 1e-5 if x.dtype in (torch.float32, torch.float64) else 1e-3
+        return F.layer_norm(x, x.shape[-1:], self.gain.to(x.dtype), None, eps).movedim(-1, self.axis)
+
+
 class ResBlock(nn.Module):
     """Residual block: norm, SiLU, convolution, twice, with the embedding of the time between them.
 
