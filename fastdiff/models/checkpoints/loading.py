@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdiff.arguments import described
 from fastdiff.errors import WeightsError, expect, unknown
 from fastdiff.models.checkpoints.layout import LAYOUTS, REQUIRED, Checkpoint, Derived, Layout, MissingKey
 from fastdiff.models.checkpoints.reading import read
@@ -33,7 +34,9 @@ def load(
         training script's file with several, the average over training is taken ("ema", "ema_model", ...).
     layout: whose code wrote it, a name in fastdiff.models.layouts(); found from the keys if not given.
     config: arguments of the original constructor, by its names. Needed only for what the weights do not tell.
-    part: of a file or folder with several models, the one to load ("unet", "vae", ...); the first if not given.
+    part: of a file or folder with several models, the one to load ("unet", "vae", ...); the first if not given. "text",
+        of a pipeline's folder: its text encoders as a function from prompts to conditions
+        (`fastdiff.integrations.transformers.TextConditions`), which needs transformers, the extra `text`.
     dtype: of the floating-point weights; as in the file if not given.
 
     Weights in the file's dtype are not copied: the file is mapped into memory, and must not be changed or shortened
@@ -42,6 +45,8 @@ def load(
     Raises ValueError for an unknown layout, part or field of config, and WeightsError that lists the keys that are
     missing, left over or misshapen, or says what is wrong with the file.
     """
+    if part == "text":
+        return _text(source, layout, config, device, dtype)
     names = {known.name for known in LAYOUTS}
     if layout is not None and layout not in names:
         raise unknown("layout", layout, names)
@@ -64,6 +69,19 @@ def load(
     unset = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not unset, f"layout {chosen.name} leaves {unset} without values"
     return model.eval().requires_grad_(False)
+
+
+def _text(
+    source: Any, layout: str | None, config: Any, device: torch.device | str, dtype: torch.dtype | None
+) -> nn.Module:
+    """The text encoders of a pipeline's folder."""
+    from fastdiff.integrations.transformers import load_text
+
+    expect(layout in (None, "diffusers"), f"part 'text' is of layout diffusers, got {layout!r}")
+    expect(not config, "part 'text' takes no config: the folder has it")
+    if not isinstance(source, (str, Path)) or not Path(source).is_dir():
+        raise WeightsError(f"part 'text' needs the folder of a pipeline, got {described(source)}")
+    return load_text(source, device=device, dtype=dtype)
 
 
 def layouts() -> dict[str, str]:
