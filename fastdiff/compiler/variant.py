@@ -10,6 +10,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class Variant:
         if self._options:
             import torch._dynamo.config  # takes a second
 
-            with torch._dynamo.config.patch(self._options):
+            with torch._dynamo.config.patch(self._options), self._symbols():
                 result = self._compiled(original, *args, **kwargs)
         else:
             result = self._compiled(original, *args, **kwargs)
@@ -71,6 +72,15 @@ class Variant:
             log.info("captured %s in %.1f s", self._name, time.perf_counter() - started)
             self._count()
         return result
+
+    def _symbols(self) -> AbstractContextManager[Any]:
+        """Equal sizes get symbols of their own: otherwise a capture of a square is for squares alone."""
+        if not self.dynamic:
+            return nullcontext()
+        import torch.fx.experimental._config
+
+        config: Any = torch.fx.experimental._config
+        return config.patch(use_duck_shape=False) if hasattr(config, "use_duck_shape") else nullcontext()
 
     def without_symbols(self) -> None:
         """Capture each size by itself from here on."""

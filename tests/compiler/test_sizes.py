@@ -97,3 +97,32 @@ def test_memory_beside_a_view_is_left_to_the_original():
     agree(model, torch.randn(2, 32, 8, 8))
     (report,) = reports_of(list(model.parameters()))
     assert "looks at the memory beside" in report.fallback
+
+
+class Small(nn.Module):
+    """A convolution of 64 channels of the image's size: 20,480 numbers are 320 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(4, 64, 3, padding=1), nn.Conv2d(64, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(torch.nn.functional.silu(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "graphs"),
+    [([(8, 8), (16, 16), (12, 8)], 3), ([(24, 16), (20, 20), (24, 24)], 3), ([(8, 8), (16, 16), (24, 16)], 4)],
+    ids=["small", "large", "both"],
+)
+def test_a_batch_of_one_among_the_sizes(sizes, graphs):
+    """Sizes on both sides of where PyTorch runs another convolution are one graph more."""
+    model = fastdiff.optimize(Small().eval())
+    for batch in (2, 1):
+        for size in sizes:
+            agree(model, torch.randn(batch, 4, *size))
+            agree(model, torch.randn(3 - batch, 4, *size))
+    reports = reports_of([*model.parameters()])
+    assert len(reports) <= graphs
+    assert all(report.fallback is None for report in reports)
