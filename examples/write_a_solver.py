@@ -1,5 +1,6 @@
 """A solver of one's own in a dozen lines: the explicit midpoint rule in lambda, on the data prediction."""
 
+# --8<-- [start:solver]
 from math import expm1
 
 import torch
@@ -8,7 +9,6 @@ import fastdiff
 from fastdiff.solvers import solver
 
 
-# --8<-- [start:solver]
 @solver(order=2, evaluations=2, grid="logsnr", name="my-midpoint", source="the explicit midpoint rule, Runge 1895")
 def my_midpoint(model, x, s, t, history):
     """One step, from the point s to the point t."""
