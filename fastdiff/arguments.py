@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
+from fastdiff.runtime.offloading import HOLDERS
 
 DTYPES = ("float32", "bfloat16", "float16")  # that a command's --dtype takes
 STATES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -210,7 +211,7 @@ def beside_model(name: str, x: Tensor, model: Any) -> None:
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     if first is None or first.device == x.device:
         return
-    moved = any(hasattr(part, hook) for part in model.modules() for hook in ("_hf_hook", "_diffusers_hook"))
+    moved = any(hasattr(part, holder) for part in model.modules() for holder in HOLDERS)
     if not moved and all(parameter.device == first.device for parameter in model.parameters()):
         raise ValueError(
             f"{name} is on {x.device}, the model on {first.device}; move one to the other with .to(device)"

@@ -25,6 +25,7 @@ from fastdiff.process.schedules import Float64Array, Schedule, get_schedule
 from fastdiff.program import Program
 from fastdiff.program.tracing import trace
 from fastdiff.running import make_inputs, run_program, shown, warn_unguided
+from fastdiff.runtime.offloading import computes
 from fastdiff.solvers import Solver, get_solver
 
 _STEPS = 20
@@ -187,8 +188,11 @@ def _prior_std(program: Program, model: Callable[..., Any], schedule: Schedule |
 
 
 def device_and_dtype(model: Callable[..., Any]) -> tuple[torch.device, torch.dtype]:
-    """Where and in what the model computes: its first floating-point parameter, else the CPU and float32."""
-    for parameter in model.parameters() if isinstance(model, nn.Module) else ():
-        if parameter.is_floating_point():
-            return parameter.device, parameter.dtype
+    """Where and in what the model computes: as hooks say that move its weights, as its first floating-point parameter
+    is, else the CPU and float32."""
+    if isinstance(model, nn.Module):
+        device, dtype = computes(model.modules())
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                return device or parameter.device, dtype or parameter.dtype
     return torch.device("cpu"), torch.float32

@@ -26,17 +26,19 @@ class FastGraph:
     """A captured graph after the passes. original: as it was captured. Called with the graph's inputs.
 
     device: of the tensors, if there are graphs on it: then calls are replays of a CUDA graph where they can be.
+    moved: why the weights lie elsewhere in every call, if they do.
     observer: called with the graph and its inputs before every call, while `verify` and `explain` look.
     """
 
     observer: ClassVar[Callable[[FastGraph, tuple[Any, ...]], object] | None] = None
 
     def __init__(
-        self, original: fx.GraphModule, module: fx.GraphModule, report: Report, device: torch.device | None = None
-    ) -> None:
+        self, original: fx.GraphModule, module: fx.GraphModule, report: Report, device: torch.device | None = None,
+        moved: str | None = None,
+    ) -> None:  # fmt: skip
         self.original, self.module, self.report = original, module, report
         self.stored = Stored(module)
-        self.replays = None if device is None else Replays(module, module.forward, device)
+        self.replays = None if device is None else Replays(module, module.forward, device, moved)
         self._run = module.forward if self.replays is None else self.replays
         self._written = mutations.written_inputs(module.graph)
 
@@ -103,13 +105,14 @@ def compile_graph(
     disable: Sequence[str] = (),
     told: Told | None = None,
     model: weakref.ref[torch.nn.Module] | None = None,
+    moved: Callable[[], str | None] = lambda: None,
 ) -> Callable[..., Any]:
     """What Dynamo calls: the graph with the passes applied, but for those named in `disable`.
 
     Where a gradient is wanted, under autocast, or where a pass finds something that it must not touch, the graph runs
     as it was captured; a pass that fails is undone. All are in the report that `fastdiff.explain` shows, the last and
     the first two with a warning too, by `told`.
-    model: for the report.
+    model: for the report. moved: says why the weights lie elsewhere in every call, if they do.
     """
     check_passes(disable)
     written.mend(captured)
@@ -135,7 +138,7 @@ def compile_graph(
     finally:
         report.seconds = time.perf_counter() - started
     device = next((x.device for x in tensors if x.device.type == graphs.graph_type.device_type), None)
-    fast = FastGraph(captured, module, report, device)
+    fast = FastGraph(captured, module, report, device, moved())
     report.graph = fast
     return fast
 

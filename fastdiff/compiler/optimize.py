@@ -21,6 +21,7 @@ from fastdiff.compiler.verify import verified_call
 from fastdiff.runtime import contents, eager, graphs
 from fastdiff.runtime.fingerprint import renew
 from fastdiff.runtime.memory import release
+from fastdiff.runtime.offloading import moved
 
 _CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forward and hooks, if it is set
 _STATES = 4  # sets of hooks whose captures are kept
@@ -35,6 +36,7 @@ class Captures:
         self.variants: dict[tuple[bool, bool], Variant] = {}
         self.refused: set[Any] = set()  # shapes with which nothing could be captured
         self.called = False
+        self.moved = False  # whether hooks moved weights when something of it was captured
 
 
 class FastCall:
@@ -86,6 +88,8 @@ class FastCall:
         before = self._hooks.state
         if self._hooks.changed():
             self._with_other_hooks(before)
+        if self._captures.moved and _moved(self._module) is None:
+            self._captures = Captures()  # the hooks are gone; Dynamo would leave for good what it left for them
         given = shapes(args, kwargs)
         if self._captures.refused and given in self._captures.refused:
             return self.original(*args, **kwargs)
@@ -174,7 +178,13 @@ class FastCall:
     def _variant(self, dynamic: bool, with_numbers: bool) -> Variant:
         variant = self._captures.variants.get((dynamic, with_numbers))
         if variant is None:
-            backend = functools.partial(compile_graph, disable=self.disable, told=self._told, model=self._module)
+            backend = functools.partial(
+                compile_graph,
+                disable=self.disable,
+                told=self._told,
+                model=self._module,
+                moved=functools.partial(_moved, self._module, weakref.ref(self._captures)),
+            )
             variant = Variant(self._module, backend, self.name, dynamic=dynamic, with_numbers=with_numbers)
             self._captures.variants[dynamic, with_numbers] = variant
         return variant
@@ -185,6 +195,15 @@ def _run(module: weakref.ref[nn.Module], *args: Any, **kwargs: Any) -> Any:
     found = module()
     assert found is not None  # it is being called
     return found._call_impl(*args, **kwargs)
+
+
+def _moved(module: weakref.ref[nn.Module], noted: weakref.ref[Captures] | None = None) -> str | None:
+    """Which hook moves the weights. noted: where to note that one does."""
+    found = module()
+    reason = None if found is None else moved(found.modules())
+    if reason is not None and noted is not None and (captures := noted()) is not None:
+        captures.moved = True
+    return reason
 
 
 def optimize_module(module: nn.Module, *, verify: bool = False, disable: Sequence[str] = ()) -> None:

@@ -30,16 +30,20 @@ _data_ptr = Tensor.data_ptr
 
 
 class Replays:
-    """Called with a graph's inputs. launch: the same by launches."""
+    """Called with a graph's inputs. launch: the same by launches. moved: why weights lie elsewhere in every call, if
+    they do: nothing is captured then."""
 
-    def __init__(self, module: fx.GraphModule, launch: Callable[..., Any], device: torch.device) -> None:
+    def __init__(
+        self, module: fx.GraphModule, launch: Callable[..., Any], device: torch.device, moved: str | None = None
+    ) -> None:
         self._module, self._launch, self.device = module, launch, device
         self._kept = [part for part in module.modules() if isinstance(part, Kept)]
         self._parts: dict[bool, Parts] = {}
         self._recordings: OrderedDict[Hashable, graphs.Recording] = OrderedDict()
         self._last: tuple[Any, Hashable, graphs.Recording] | None = None
         self._once = self._wasted = 0
-        self.reason: str | None = None  # why no call is captured any more
+        self._moved = None if moved is None else f"launches: {moved}"
+        self.reason = self._moved  # why no call is captured any more
         self._now: str | None = None  # why the last one was not
 
     def __call__(self, *inputs: Any) -> Any:
@@ -80,7 +84,7 @@ class Replays:
         """Drop all graphs."""
         with graphs.lock:
             self._recordings.clear()
-            self._last, self.reason, self._now, self._once, self._wasted = None, None, None, 0, 0
+            self._last, self.reason, self._now, self._once, self._wasted = None, self._moved, None, 0, 0
 
     # ---- which graph -------------------------------------------------------------------------------------------------
 

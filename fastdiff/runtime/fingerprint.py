@@ -24,6 +24,8 @@ import torch
 import torch.nn.modules.module as of_all_modules
 from torch import Tensor, nn
 
+from fastdiff.runtime.offloading import moved
+
 MAX_PARTS = 10_000
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device)
 _PLAIN = frozenset(PLAIN)
@@ -33,7 +35,7 @@ INTERNAL = frozenset((*vars(nn.Module()), "_compiled_call_impl")) - {"training"}
 
 
 class Unseen(Exception):
-    """Something is referred to whose contents cannot be compared; the message says where."""
+    """Something is referred to whose contents cannot be compared, or weights are moved; the message says where."""
 
 
 def owner(model: Callable[..., Any]) -> Any:
@@ -100,6 +102,8 @@ def _of_module(module: nn.Module, seen: set[int]) -> Iterator[Hashable]:
     """All that decides what it computes: one entry for each module in it."""
     yield tuple(of_all_modules._global_forward_pre_hooks), tuple(of_all_modules._global_forward_hooks)
     parts = dict(module.named_modules())
+    if (reason := moved(parts.values())) is not None:
+        raise Unseen(reason)
     addresses = set(map(id, parts.values()))
     seen |= addresses
     yield tuple(number for part, number in _renewed.items() if id(part) in addresses)
