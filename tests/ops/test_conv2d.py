@@ -191,7 +191,7 @@ def test_the_choice_is_measured_once(monkeypatch):
     kept = [choice.algorithm] if MEMORY[choice.algorithm] else []
     assert list(packed(weight).nbytes()) == kept
     assert choose(problem) == (choice.algorithm, False)
-    assert f"1x72 to 40x9x5, {problem.threads} threads" in explain()
+    assert f"1x72 to 40x9x5, {problem.threads} thread" in explain()
     assert f"conv2d of 1x72 to 40x9x5, {problem.threads} threads" in str(fastdiff.explain())
 
 
