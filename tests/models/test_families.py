@@ -191,7 +191,7 @@ def test_backends_agree(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["adm", "ldm", "glide", "ddpm++", "autoencoder-kl"])
+@pytest.mark.parametrize("name", ["adm", "ldm", "glide", "ddpm++", "controlled", "sdm", "sr3", "autoencoder-kl"])
 def test_half_precision(name):
     """bfloat16 keeps two digits; the times are embedded in float32."""
     model, arguments = make(name)
