@@ -5,7 +5,10 @@ import torch
 import fastdiff
 from fastdiff.models.controlnet import ControlledUNet
 
-OWN = {"controlnet": ("controlnet_", "conditioning_"), "unet": ("out_channels", "up_block_types")}
+OWN = {
+    "controlnet": ("controlnet_", "conditioning_", "global_pool_conditions"),
+    "unet": ("out_channels", "up_block_types"),
+}
 ARGUMENTS = {"sample": "x", "timestep": "t", "encoder_hidden_states": "context"}
 
 
@@ -22,7 +25,8 @@ def load(meta, state):
 def outputs(model, inputs, meta):
     unet, net = model
     hint = inputs["controlnet_cond"]
-    arguments = {ARGUMENTS.get(name, name): value for name, value in inputs.items() if name != "controlnet_cond"}
+    names = {name: name.replace("/", ".").rpartition(".")[2] for name in inputs if name != "controlnet_cond"}
+    arguments = {ARGUMENTS.get(short, short): inputs[name] for name, short in names.items()}  # of added_cond_kwargs too
     control = net(**arguments, hint=hint)
     found = {**{f"down_{index}": value for index, value in enumerate(control.skips)}, "mid": control.middle}
     found = {name: value for name, value in found.items() if name in meta["outputs"]}

@@ -167,11 +167,11 @@ PUBLISHED = [
     Published("ControlNet of Stable Diffusion 1.5", "the published weights: files of 1.45 GB in float32", "controlnet",
               {**{field: value for field, value in SD.items() if field != "out_channels"}, "hint_channels": 3},
               "361.28"),
-    Published("Palette", "unconfirmed: Saharia et al. 2022 have 552M; this is ADM 256 without classes and variance",
+    Published("Palette", "unconfirmed (Saharia et al. 2022 are quoted with 552M): ADM 256 without classes and variance",
               "palette",
               {"in_channel": 6, "out_channel": 3, "inner_channel": 256, "channel_mults": (1, 1, 2, 2, 4, 4),
                "attn_res": (8, 16, 32), "num_head_channels": 64, "res_blocks": 2}, "552.8"),
-    # Of the sizes in Saharia et al. 2021 (550M, 625M), whose residual blocks and resampling are BigGAN's.
+    # Saharia et al. 2021 are quoted with 550M and 625M, of BigGAN's residual blocks and resampling.
     Published("SR3 16 -> 128", "unconfirmed: Janspiry's code, as counted here", "sr3",
               {"inner_channel": 128, "attn_res": (16,), "image_size": 128}, "514.99"),
     Published("SR3 64 -> 512", "unconfirmed: Janspiry's code, as counted here", "sr3",
