@@ -74,6 +74,7 @@ class Uniform(Recorder):
 
 
 KINDS = {"ldm": {"self", "cross"}, "sdxl": {"self", "cross"}, "unet-2d-condition": {"self", "cross"},
+         "controlled": {"self", "cross"},
          "dit-cross-attention": {"self", "cross"}, "glide": {"self", "joint"},
          "glide-both": {"self", "joint"}, "unet-3d": {"self", "cross"}, "unet-motion": {"self", "cross"},
          **UNCLIP_KINDS}  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.parts.blocks import Norm, ResBlock
+from fastdiff.models.parts.blocks import ResBlock
 from fastdiff.ops.group_norm_silu import group_norm_silu
 
 
@@ -47,12 +47,11 @@ class SpadeResBlock(ResBlock):
         dropout: float = 0.0,
         resample: nn.Module | None = None,
     ) -> None:
-        norm: Norm = lambda channels: SpadeNorm(channels, label_channels)  # noqa: E731
         super().__init__(
             in_channels,
             out_channels,
             embedding_channels,
-            norm=norm,
+            norm=lambda channels: SpadeNorm(channels, label_channels),
             adaptive=adaptive,
             dropout=dropout,
             resample=resample,
