@@ -1,5 +1,6 @@
 """What holds for the whole repository: one stem an op, a small extension, a quick import."""
 
+import ast
 import importlib
 import inspect
 import subprocess
@@ -69,6 +70,18 @@ def test_everything_public_has_a_docstring(name):
             continue
         if inspect.isfunction(value) or inspect.isclass(value):
             assert inspect.getdoc(value), f"{name}.{attribute}"
+
+
+KERNELS = sorted((ROOT / "kernels").glob("*/*.py"))
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: "/".join(path.parts[-2:]))
+def test_kernels_join_two_conditions_at_a_time(path):
+    """Triton 3.2 refuses to compile `a or b or c`."""
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(function, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in function.decorator_list):
+            joined = [each for each in ast.walk(function) if isinstance(each, ast.BoolOp) and len(each.values) > 2]
+            assert not joined, f"{function.name}: {ast.unparse(joined[0])}"
 
 
 def test_every_solver_names_its_source():

@@ -98,7 +98,7 @@ def ada_layer_norm_backward_kernel(
     if has_gate and not gate_rows:
         tl.store(dgate + place, sum_gate, mask=inside)
     if two_sums:
-        if has_scale or has_shift or has_weight or has_bias:
+        if (has_scale or has_shift) or (has_weight or has_bias):  # Triton 3.2 takes two at a time
             tl.store(dscale + place, sum_scale, mask=inside)
             tl.store(dshift + place, sum_shift, mask=inside)
     else:

@@ -5,6 +5,7 @@ Tests and benchmarks run all that a launch does in Python with it. Nothing is co
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from unittest import mock
 
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime.driver import driver
 
 from fastdiff.runtime import device
@@ -51,10 +53,15 @@ class StandIn:
         return {"max_shared_mem": TARGETS["sm_90"].shared}
 
     def load_binary(self, name: str, binary: bytes, shared: int, number: int) -> tuple[int, ...]:
-        return 1, zlib.crc32(binary), 32, 0, 1024  # module, function, registers, spills, threads
+        loaded = 1, zlib.crc32(binary), 32, 0, 1024  # module, function, registers, spills, threads
+        return loaded if _TELLS_THREADS else loaded[:4]
 
     def unload_module(self, module: int) -> None:
         pass
+
+
+# Whether Triton asks how many threads a kernel may have: not before 3.4.
+_TELLS_THREADS = "n_max_threads" in inspect.getsource(CompiledKernel)
 
 
 def _is_tensor(tensor: Any) -> bool:
@@ -68,7 +75,9 @@ def _launch(*arguments: Any) -> None:
 @contextmanager
 def stand_in(target: str, launched: Callable[..., None]) -> Iterator[StandIn]:
     """Tensors on the CPU are taken for tensors on one of compile.TARGETS, with `launched` for Triton's launcher."""
-    found, before = StandIn(target, launched), driver._active
+    found = StandIn(target, launched)
+    holder = "_active" if hasattr(driver, "_active") else "active"  # the latter until Triton 3.3
+    before = getattr(driver, holder)
     driver.set_active(found)
     try:
         with (
@@ -77,4 +86,4 @@ def stand_in(target: str, launched: Callable[..., None]) -> Iterator[StandIn]:
         ):
             yield found
     finally:
-        driver._active = before
+        setattr(driver, holder, before)

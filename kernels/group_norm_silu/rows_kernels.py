@@ -30,7 +30,7 @@ def read_rows(
     else:
         place = p[:, None] * channels + c[None, :]
         v = tl.load(x + place, mask=inside, other=0.0)
-        if conv_biased or channel_biased or residual:
+        if (conv_biased or channel_biased) or residual:  # Triton 3.2 takes two at a time
             dtype = v.dtype
             v = v.to(tl.float32)
             if conv_biased:
