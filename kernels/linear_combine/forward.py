@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.driver import driver
 
+from .. import launching
 from ..launching import Launch
 
 MAX_KEPT = 1024  # launches of steps; tables and coefficients on devices, some 100 bytes each
@@ -180,6 +181,7 @@ class Forward:
     def __init__(self, inputs: Sequence[Tensor], num_outputs: int) -> None:
         first = inputs[0]
         self._outputs, self._dtype, self._device = num_outputs, first.dtype, first.device
+        self._on_gpu = launching.on_gpu(first)
         self._as_it_is = all(x.is_contiguous() for x in inputs)
         self._sums = torch.float64 if first.dtype == torch.float64 else torch.float32
         self._launch: Launch | None = None
@@ -198,7 +200,7 @@ class Forward:
             return outputs
         if not self._as_it_is:
             inputs = [x.contiguous() for x in inputs]
-        stream = driver.active.get_current_stream(device.index) if device.type == "cuda" else 0
+        stream = driver.active.get_current_stream(device.index) if self._on_gpu else 0
         addresses = tuple([x.data_ptr() for x in inputs]), tuple([y.data_ptr() for y in outputs])
         table = _table(*addresses, device, stream)
         sums = _coefficients(tuple(coefficients), count, self._padding, device, self._sums, stream)
