@@ -192,7 +192,7 @@ def test_the_choice_is_measured_once(monkeypatch):
     assert list(packed(weight).nbytes()) == kept
     assert choose(problem) == (choice.algorithm, False)
     assert f"1x72 to 40x9x5, {problem.threads} thread" in explain()
-    assert f"conv2d of 1x72 to 40x9x5, {problem.threads} threads" in str(fastdiff.explain())
+    assert f"conv2d of 1x72 to 40x9x5, {problem.threads} thread" in str(fastdiff.explain())
 
 
 def test_what_goes_to_torch():
