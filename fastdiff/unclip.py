@@ -15,6 +15,7 @@ from fastdiff.errors import expect
 from fastdiff.models.karlo import KarloDecoder
 from fastdiff.models.prior import Prior
 from fastdiff.models.unclip import UnCLIPDecoder
+from fastdiff.models.unet_2d import UNet2D
 from fastdiff.process.grids import make_grid
 from fastdiff.process.noise import Seed
 from fastdiff.process.schedules import get_schedule
@@ -55,8 +56,8 @@ def text_to_pictures(
     size: of the decoder's pictures. null: CLIP's of the empty text, one row or B, for guidance in the prior and the
         decoder; no guidance if not given. statistics: mean and deviation of the image embeddings, (C,) or (1, C), for a
         prior without them (Karlo has them in a file of their own).
-    upsampler: a `KarloUNet` with super_res, or two of them, of which the second makes the last step. upsampled: the
-        size that it makes.
+    upsampler: a `KarloUNet` with super_res, or diffusers' `UNet2D`, or two of them, of which the second makes the last
+        step. upsampled: the size that it makes.
     seed: as of `fastdiff.sample`; each stage has noise of its own. prior_options, decoder_options, upsampler_options:
         of `fastdiff.sample` for that stage (solver, steps, guidance, ...), in place of those in PRIOR, DECODER and
         UPSAMPLER of this module.
@@ -134,6 +135,7 @@ def _upsample(
 ) -> Tensor:
     """By one network, or by two of which the second makes the last step (Karlo's)."""
     expect(len(networks) in (1, 2), f"upsampler must be one network or two, got {len(networks)}")
+    networks = [_Beside(network) if isinstance(network, UNet2D) else network for network in networks]
     low_res = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True, align_corners=False)
     cond = {"low_res": low_res}
     if len(networks) == 1:
@@ -144,6 +146,17 @@ def _upsample(
     expect(len(times) > 2, f"steps of two networks must be at least 2, got {steps}")
     state = sample(networks[0], low_res.shape, cond=cond, seed=seed, grid=times[:-1], **options)
     return sample(networks[1], state, cond=cond, seed=_seeds(seed, len(state))[0], grid=times[-2:], **options)
+
+
+class _Beside(nn.Module):
+    """A network whose input is x and the small picture, as diffusers has Karlo's super-resolution."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor, *, low_res: Tensor) -> Tensor:
+        return self.network(torch.cat([x, low_res], dim=1), t)
 
 
 def _seeds(seed: Seed, batch: int) -> list[Any]:

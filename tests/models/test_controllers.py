@@ -192,6 +192,29 @@ def test_the_whole_attention_can_be_replaced():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["prior", "prior-dalle2", "imagen-base", "unclip-decoder"])
+def test_masks_and_scales_of_the_attention(name):
+    """What a controller sees has them: the maps are those that the operator uses."""
+    model, arguments = make(name)
+    expected = model(**arguments)
+    with controlled(model, Controller()):
+        assert relative_error(model(**arguments), expected) <= 2e-5
+
+
+def test_a_mask_is_not_lost_on_a_controller_that_takes_none():
+    class Other(Controller):
+        def attend(self, place, q, k, v):
+            return fastdiff.ops.attention(q, k, v)
+
+    model, arguments = make("prior")
+    with (
+        controlled(model, Other()),
+        pytest.raises(ValueError, match=r"Other replaces the attention of blocks\.0, which has a mask"),
+    ):
+        model(**arguments)
+
+
+@torch.no_grad()
 def test_the_innermost_that_wants_a_layer_has_it(model_of):
     model, arguments = model_of("ldm")
     outer, inner = Recorder(), Recorder(lambda place: place.kind == "cross")

@@ -191,12 +191,14 @@ def test_backends_agree(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["adm", "ldm", "glide", "ddpm++", "controlled", "sdm", "sr3", "autoencoder-kl"])
+@pytest.mark.parametrize(
+    "name", ["adm", "ldm", "glide", "ddpm++", "controlled", "sdm", "sr3", "autoencoder-kl", *UNCLIP, *IMAGEN]
+)
 def test_half_precision(name):
     """bfloat16 keeps two digits; the times are embedded in float32."""
     model, arguments = make(name)
     expected = model(**arguments)
-    kept = ("t", "sigma")
+    kept = ("t", "sigma", "low_res_t")
     cast = {k: v.bfloat16() if v.is_floating_point() and k not in kept else v for k, v in arguments.items()}
     out = model.bfloat16()(**cast)
     assert out.dtype is torch.bfloat16

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import relative_error
-from families_imagen import BASE, FIELDS, IMAGEN
+from families_imagen import BASE, FIELDS, FLAGS, IMAGEN
+from original_names import state_dict
 from test_families import make
 
 import fastdiff
-from fastdiff.models.imagen import ImagenConfig, ImagenUNet
+from fastdiff.models.checkpoints.layout import LAYOUTS
+from fastdiff.models.imagen import ImagenConfig, ImagenUNet, of_log_snr
 
 
 class Kept:
@@ -92,3 +94,35 @@ def test_other_sizes():
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         ImagenUNet(ImagenConfig(**{**FIELDS, **changes}))
+
+
+@torch.no_grad()
+def test_sampled_with_times_that_are_log_snrs():
+    """The network gets log(alpha^2 / sigma^2) of each time; guidance is between a text and none."""
+    model, arguments = make("imagen-base")
+    times = []
+    hook = model.register_forward_pre_hook(lambda module, inputs: times.append(inputs[1][0].item()))
+    schedule = fastdiff.schedules.VPDiscrete.cosine()
+    keep = torch.ones(3, dtype=torch.bool)
+    cond = {"text": arguments["text"], "mask": arguments["mask"], "keep_text": keep}
+    samples = fastdiff.sample(model, (3, 3, 8, 8), schedule=schedule, prediction=of_log_snr(), solver="ddim", steps=4,
+                              grid="uniform", seed=0, threshold=1.0, guidance=3.0, cond=cond,
+                              uncond={**cond, "keep_text": ~keep})  # fmt: skip
+    hook.remove()
+    assert samples.shape == (3, 3, 8, 8)
+    points = [schedule.point(t) for t in fastdiff.grids.make_grid("uniform", schedule, 4)[:-1]]
+    assert times == pytest.approx([2 * point.lam for point in points], rel=1e-5)
+    assert of_log_snr() is of_log_snr()
+
+
+def test_a_file_with_all_networks_of_a_cascade():
+    layout = next(known for known in LAYOUTS if known.name == "imagen")
+    configs = [FIELDS, {**FIELDS, **FLAGS}]
+    state = {}
+    for index, config in enumerate(configs):
+        state |= state_dict(layout, config, prefix=f"unets.{index}.")
+    assert not fastdiff.models.load(state, config=FIELDS).config.lowres_cond
+    second = fastdiff.models.load(state, config=configs[1], part="unets.1")
+    assert second.config.lowres_cond
+    with pytest.raises(fastdiff.WeightsError, match=r"has no part unets\.2, only unets\.0, unets\.1"):
+        fastdiff.models.load(state, part="unets.2")

@@ -7,6 +7,7 @@ from test_families import make
 
 import fastdiff
 from fastdiff.models.karlo import KarloUNet, KarloUNetConfig
+from fastdiff.models.unet_2d import UNet2D, UNet2DModelConfig
 from fastdiff.unclip import Text, image_embeddings, text_to_pictures
 
 SHORT = {"prior_options": {"steps": 3}, "decoder_options": {"steps": 3}}
@@ -95,6 +96,24 @@ def test_upsampled(models, count):
     assert pictures.shape == (2, 3, 16, 16)
     assert torch.isfinite(pictures).all()
     assert calls == ([4] if count == 1 else [3, 1])
+
+
+def test_upsampled_by_diffusers_network(models):
+    """Karlo's super-resolution there: the small picture is in the input's last channels."""
+    prior, decoder = models
+    torch.manual_seed(0)
+    config = UNet2DModelConfig(in_channels=6, out_channels=3, block_out_channels=(32, 32), layers_per_block=1,
+                               norm_num_groups=8, down_block_types=("ResnetDownsampleBlock2D",) * 2,
+                               up_block_types=("ResnetUpsampleBlock2D",) * 2, mid_block_type="UNetMidBlock2D",
+                               add_attention=False)  # fmt: skip
+    network, kept = UNet2D(config).eval().requires_grad_(False), []
+    network.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    pictures = text_to_pictures(prior, decoder, texts(2, 1), size=8, upsampler=network, upsampled=16, seed=3,
+                                upsampler_options={"steps": 2}, **SHORT)  # fmt: skip
+    small = text_to_pictures(prior, decoder, texts(2, 1), size=8, seed=3, **SHORT)
+    assert pictures.shape == (2, 3, 16, 16)
+    wanted = torch.nn.functional.interpolate(small, (16, 16), mode="bicubic", antialias=True)
+    assert [torch.equal(value[:, 3:], wanted) for value in kept] == [True, True]
 
 
 def test_what_is_refused(models):

@@ -72,6 +72,7 @@ class ImagenLayout(Layout):
     name = "imagen"
     about = "the U-Net of imagen-pytorch"
     fields: ClassVar = fields_of(ImagenConfig)
+    parts: ClassVar = {f"unets.{index}": f"unets.{index}." for index in range(3)}  # in the file of a whole `Imagen`
     markers = (
         "to_time_hiddens.0.weights",
         "to_time_tokens.0.weight",
