@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastdiff.compiler import effects
+from fastdiff.compiler import effects, single
 from fastdiff.compiler.errors import Unsupported
 from fastdiff.compiler.nodes import Node, value
 
@@ -49,8 +49,14 @@ class Strided(nn.Module):
 def note(graph: fx.Graph) -> None:
     """Keep with the captured graph what its results are, for `restore`: passes put other nodes in their place."""
     (output,) = (node for node in graph.nodes if node.op == "output")
+    others = single.real_strides(graph)
     found: list[Any] = []
-    fx.map_arg(output.args, lambda node: found.append(value(node)))
+
+    def keep(node: Node) -> None:
+        fake = value(node)
+        found.append(single.with_strides(fake, others[node]) if node in others else fake)
+
+    fx.map_arg(output.args, keep)
     output.meta["results"] = found
 
 

@@ -93,3 +93,33 @@ def test_a_seed_gives_the_numbers_of_the_original(end):
             torch.manual_seed(seed)
             right = fast._call_impl(x)
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+class Attended(nn.Module):
+    """A map that is a view of tokens, as after attention: with one picture its first stride is PyTorch's whim, and
+    whether what follows is channels-last hangs on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(4, 64, 3, padding=1), nn.Conv2d(64, 4, 3, padding=1)
+        self.query = nn.Linear(64, 64)
+
+    def forward(self, x):
+        h = self.first(x)
+        tokens = self.query(h.flatten(2).transpose(1, 2))
+        image = tokens.transpose(1, 2).reshape(h.shape)
+        h = (image + h) / 1.5
+        nearest = F.interpolate(h, scale_factor=2.0)
+        return self.last(h), h, image, self.last(image), nearest, F.group_norm(h, 8), h.chunk(2, 1)[1], image * 2, h + h
+
+
+@pytest.mark.parametrize("sizes", [((1, 8), (1, 20), (2, 12)), ((2, 8), (1, 20), (3, 12), (1, 8))], ids=["one", "two"])
+def test_strides_with_one_picture(sizes):
+    model = fastdiff.optimize(Attended().eval())
+    with torch.no_grad():
+        for batch, size in sizes:
+            x = torch.randn(batch, 4, size, size)
+            for found, right in zip(model(x), model._call_impl(x), strict=True):
+                assert found.stride() == right.stride()
+                torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
