@@ -383,8 +383,8 @@ def test_the_demo_takes_as_many_steps_as_come_as_close():
     assert uneven.get(found, 3.0 / found) <= 0.12
 
 
-@NEEDS_BROWSER
-def test_the_page_of_the_demo_in_a_browser(tmp_path):
+def page_of_the_demo(folder, **changes):
+    """Of runs that were not made."""
     run = demo.Run("baseline", "ddim", 4, False, torch.zeros(2, 3, 32, 32), 1.0)
     runs = [run, *(replace(run, title=title, seconds=0.5) for title in ("solver alone", "kernels alone", "both"))]
     facts = {name: each.facts(run) for name, each in zip(("baseline", "solver", "kernels", "fastdiff"), runs)}
@@ -393,11 +393,27 @@ def test_the_page_of_the_demo_in_a_browser(tmp_path):
         **facts, "model": "m", "pictures": 2, "guidance": 2.0, "seed": 0, "speed_up": 2.0, "tolerance": 1e-5,
         "difference_at_equal_steps": 1e-7, "largest_difference_at_equal_steps": 1e-6, "agree": True, "errors": curves,
         "error_of_baseline": 0.2, "error_of_fastdiff": 0.1, "error_pictures": 2, "converged_steps": 8,
+        **changes,
     }  # fmt: skip
     for name in ("baseline.png", "fastdiff.png"):
-        pictures.save_png(tmp_path / name, pictures.grid(torch.rand(2, 3, 32, 32), 1), zoom=3)
-    demo.write(tmp_path, runs, SimpleNamespace(classes=[None]), summary)
-    document, log = browse(tmp_path / "index.html")
+        pictures.save_png(folder / name, pictures.grid(torch.rand(2, 3, 32, 32), 1), zoom=3)
+    demo.write(folder, runs, SimpleNamespace(classes=[None]), summary)
+    return folder / "index.html"
+
+
+def test_the_demo_does_not_call_pictures_the_same_that_are_farther_off(tmp_path):
+    """With --steps there may be too few."""
+    close, far = "makes as many steps as come as close", "With so few steps DPM-Solver++(2M) is farther from"
+    for error, title, said, unsaid in ((0.1, "The same 2 pictures", close, far), (0.3, "<h1>2 pictures", far, close)):
+        text = page_of_the_demo(tmp_path, error_of_fastdiff=error).read_text(encoding="utf-8")
+        assert title in text
+        assert said in text
+        assert unsaid not in text
+
+
+@NEEDS_BROWSER
+def test_the_page_of_the_demo_in_a_browser(tmp_path):
+    document, log = browse(page_of_the_demo(tmp_path))
     assert "CONSOLE" not in log
     assert "2.00\u00d7, 0.5 s" in document
 
