@@ -10,6 +10,7 @@ GPU (the interpreter, compilation ahead of time), and under a Triton whose launc
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ class Prepared(NamedTuple):
     constants: tuple[Any, ...]
     device: int
     driver: Any
-    settings: tuple[Any, ...]
+    settings: Any
 
 
 class Launch:
@@ -211,13 +212,8 @@ if hasattr(triton, "knobs"):
         )
         if hasattr(getattr(_holder, group), name)
     ]  # fmt: skip
-    _read = attrgetter(*_names, "runtime.interpret")
-
-    def _settings() -> tuple[Any, ...]:
-        return _read(_holder)
+    _settings: Callable[[], Any] = functools.partial(attrgetter(*_names), _holder)
 else:  # Triton 3.2 and 3.3
     _holder = CompiledKernel
     _hooks = attrgetter("launch_enter_hook", "launch_exit_hook")
-
-    def _settings() -> tuple[Any, ...]:
-        return (os.environ.get("TRITON_DEBUG"),)
+    _settings = functools.partial(os.environ.get, "TRITON_DEBUG")
