@@ -72,9 +72,14 @@ class RowsForward:
                 enable_fp_fusion=True,
             )  # fmt: skip
             parts = dict(parts=1, part_pixels=pixels)
-        tiles = triton.cdiv(pixels, cut.apply_pixels), triton.cdiv(channels, cut.apply_channels), samples
+        tiles, columns = cut.part_pixels // cut.apply_pixels, triton.cdiv(channels, cut.apply_channels)
+        if cut.backwards:
+            grid = columns, cut.parts * tiles, samples
+        else:
+            grid = triton.cdiv(pixels, cut.apply_pixels), columns, samples
         self._apply = Launch(
-            rows_apply_kernel, tiles, channels=channels, **sizes, **parts, split=options.split, **norm,
+            rows_apply_kernel, grid, channels=channels, **sizes, **parts, split=options.split, **norm,
+            runs=cut.parts, tiles=tiles, backwards=cut.backwards,
             block_parts=triton.next_power_of_2(parts["parts"]), touched_groups=cut.touched_groups,
             block_channels=cut.apply_channels, block_pixels=cut.apply_pixels, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip

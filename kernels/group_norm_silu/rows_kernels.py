@@ -155,19 +155,28 @@ def rows_merge_kernel(
     tl.store(merged + groups + g, squares, mask=g < groups)
 
 
-@triton.jit(do_not_specialize=["pixels", "width", "groups", "parts", "part_pixels"])
+@triton.jit(do_not_specialize=["pixels", "width", "groups", "parts", "part_pixels", "runs", "tiles"])
 def rows_apply_kernel(
     x, other, weight, bias, scale, shift, partial, out,
-    pixels, channels, width, groups, parts, part_pixels, eps,
+    pixels, channels, width, groups, parts, part_pixels, runs, tiles, eps,
     split: tl.constexpr, affine: tl.constexpr, biased: tl.constexpr, scaled: tl.constexpr, shifted: tl.constexpr,
     silu: tl.constexpr, block_parts: tl.constexpr, touched_groups: tl.constexpr,
-    block_channels: tl.constexpr, block_pixels: tl.constexpr,
+    block_channels: tl.constexpr, block_pixels: tl.constexpr, backwards: tl.constexpr,
 ):  # fmt: skip
     """The result, from rows_statistics_kernel's parts: program_id(0)th block_pixels pixels, program_id(1)th
-    block_channels channels, sample program_id(2). The channels belong to at most touched_groups groups."""
+    block_channels channels, sample program_id(2). The channels belong to at most touched_groups groups.
+
+    backwards: the pixels are those of the program_id(1)th tile and the channels the program_id(0)th ones; all `runs`
+    parts of the statistics have `tiles` tiles, of which the last ones come first.
+    """
     sample = tl.program_id(2).to(tl.int64)
-    p = tl.program_id(0) * block_pixels + tl.arange(0, block_pixels)
-    first = tl.program_id(1) * block_channels
+    if backwards:
+        number = tl.program_id(1)
+        tile, column = number % runs * tiles + tiles - 1 - number // runs, tl.program_id(0)
+    else:
+        tile, column = tl.program_id(0), tl.program_id(1)
+    p = tile * block_pixels + tl.arange(0, block_pixels)
+    first = column * block_channels
     c = first + tl.arange(0, block_channels)
     in_columns = c < channels
     x += sample * pixels * (split if split > 0 else channels)

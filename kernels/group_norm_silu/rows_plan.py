@@ -22,7 +22,8 @@ class Rows(NamedTuple):
     Otherwise one has part_pixels pixels with all channels, tile by tile: block_pixels pixels, block_groups groups of
     block_width channels, some of which are empty. It makes the statistics of all groups in its pixels. The last launch
     has tiles of apply_pixels and apply_channels, which see touched_groups groups, and adds up the parts; merged: they
-    are added up by a launch in between.
+    are added up by a launch in between. backwards: it begins with the last pixels of all parts, which were read
+    last, and may still be in L2.
     """
 
     whole: bool
@@ -36,11 +37,14 @@ class Rows(NamedTuple):
     apply_channels: int = 1
     apply_pixels: int = 1
     touched_groups: int = 1
+    backwards: bool = False
 
     @property
     def said(self) -> str:
         """In a word or two."""
-        return f"a group each/{self.num_warps}" if self.whole else f"rows, {self.parts} parts/{self.num_warps}"
+        if self.whole:
+            return f"a group each/{self.num_warps}"
+        return f"rows, {self.parts} parts{' backwards' if self.backwards else ''}/{self.num_warps}"
 
 
 def rows_plan(
@@ -79,13 +83,18 @@ def rows_plan(
 def other_rows(
     best: Rows, samples: int, groups: int, width: int, pixels: int, device: Device
 ) -> list[Rows]:  # fmt: skip
-    """Plans near `best`, of which a device may find one the quicker: whole groups and parts, more and fewer parts."""
+    """Plans near `best`, of which a device may find one the quicker: whole groups and parts, more and fewer parts; maps
+    that L2 does not hold beside their results go backwards as well."""
     found = [rows_plan(samples, groups, width, pixels, device=device, whole=not best.whole)]
     if not best.whole:
         for programs in (best.parts * samples // 2, 2 * best.parts * samples):
             found.append(
                 rows_plan(samples, groups, width, pixels, device=device, whole=False, programs=max(1, programs))
             )
+    if not best.whole and samples * pixels * width * groups > device.l2_bytes // 4:  # halves, and as many results
+        tiles, rest = divmod(best.part_pixels, best.apply_pixels)
+        if not rest and best.parts * tiles <= MAX_SAMPLES:
+            found.append(best._replace(backwards=True))
     plans = [plan for plan in found if plan is not None and plan != best]
     return list(dict.fromkeys(plans))
 

@@ -59,6 +59,7 @@ def test_plans_over_rows_cover_every_pixel_once():
             continue
         others = other_rows(best, samples, groups, width, pixels, device)
         assert best not in others
+        assert sum(cut.backwards for cut in others) <= 1
         for cut in (best, *others):
             assert cut.block_width >= width
             assert all(n & (n - 1) == 0 for n in (cut.block_groups, cut.block_width, cut.block_pixels, cut.num_warps))
@@ -71,6 +72,12 @@ def test_plans_over_rows_cover_every_pixel_once():
             assert (cut.parts - 1) * cut.part_pixels < pixels <= cut.parts * cut.part_pixels
             assert cut.parts <= MAX_PARTS
             assert cut.part_pixels % cut.block_pixels == 0
+            if cut.backwards:
+                tiles = cut.part_pixels // cut.apply_pixels
+                assert tiles * cut.apply_pixels == cut.part_pixels
+                assert cut.parts * tiles < 1 << 16
+                places = {n % cut.parts * tiles + tiles - 1 - n // cut.parts for n in range(cut.parts * tiles)}
+                assert places == set(range(cut.parts * tiles))
             for first in range(0, groups * width, cut.apply_channels):
                 last = min(first + cut.apply_channels, groups * width) - 1
                 assert last // width - first // width < cut.touched_groups

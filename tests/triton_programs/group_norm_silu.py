@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdiff.kernels.group_norm_silu import group_norm_silu, group_norm_silu_backward
 from fastdiff.kernels.group_norm_silu.flat_plan import Flat
 from fastdiff.kernels.group_norm_silu.plan import Plan
-from fastdiff.kernels.group_norm_silu.rows_plan import Rows, rows_plan
+from fastdiff.kernels.group_norm_silu.rows_plan import Rows, other_rows, rows_plan
 from fastdiff.ops import group_norm_silu as op
 from fastdiff.runtime.device import Device
 
@@ -75,6 +75,9 @@ def small_rows(samples: int, groups: int, width: int, pixels: int) -> list[Rows]
         channels = max(2, 1 << (width * groups // 3).bit_length() - 1)
         touched = 1 << ((channels - 1) // width + 1).bit_length()
         found.append(small._replace(apply_channels=channels, touched_groups=touched))
+    part_pixels = -(-found[-1].part_pixels // 4) * 4  # whole tiles of the last launch
+    runs = -(-pixels // part_pixels)
+    found.append(found[-1]._replace(part_pixels=part_pixels, parts=runs, backwards=True))
     return found
 
 
@@ -216,6 +219,8 @@ def by_autograd(x: Tensor, groups: int, options: dict[str, Tensor], activation: 
 
 
 def compiles(target: str) -> None:
+    from fastdiff.kernels.ahead_of_time.catalogue import tensor
+    from fastdiff.kernels.ahead_of_time.compile import TARGETS, launches
     from fastdiff.kernels.group_norm_silu.variants import launched, levels, runs
 
     for last, dtype in ((False, "fp32"), (True, "bf16")):
@@ -229,6 +234,14 @@ def compiles(target: str) -> None:
     for dtype in ("fp32", "fp16"):
         for launch in levels(target, dtype):
             assert_fits(launch, dtype)
+        large = tensor(dtype, 1, 128, 512, 512, memory_format=torch.channels_last)
+        device = TARGETS[target].device
+        best = rows_plan(1, 32, 4, 512 * 512, device=device)
+        assert best is not None
+        back = best._replace(backwards=True)
+        assert back in other_rows(best, 1, 32, 4, 512 * 512, device._replace(l2_bytes=50 << 20))
+        for launch in launches(target, group_norm_silu, large, 32, *[tensor(dtype, 128)] * 2, cut=back):
+            assert_fits(launch, dtype, back)
         for shape in ((2, 320, 64, 64), (2, 320, 33, 31)):
             for launch in runs(target, dtype, shape):
                 assert_fits(launch, dtype, shape)
