@@ -94,7 +94,8 @@ class ImagenLayout(Layout):
         if where is None or outer != name:
             return Derived((outer,), Tensor.flatten) if outer.endswith(".g") else outer
         module, inner = where.groups()
-        return _within(*_places(ImagenConfig(**config))[module], inner)
+        prefix, kind = _places(ImagenConfig(**config))[module]
+        return _within(prefix, kind, inner)
 
     def unused(self, key: str, config: Mapping[str, Any]) -> bool:
         """What a model without texts has of them."""
