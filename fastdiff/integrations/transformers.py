@@ -240,6 +240,8 @@ def load_text(folder: str | Path, *, device: torch.device | str = "cpu", dtype: 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     if _class(index, "unet") is None and _class(index, "transformer") is None:
         raise WeightsError(f"{folder / 'model_index.json'} names neither a unet nor a transformer")
+    version = tuple(int(part) for part in library.__version__.split(".")[:2])
+    typed = {"dtype" if version >= (4, 56) else "torch_dtype": dtype or "auto"}
     encoders = {}
     for suffix in ("", "_2", "_3"):
         name = _class(index, f"text_encoder{suffix}")
@@ -251,7 +253,7 @@ def load_text(folder: str | Path, *, device: torch.device | str = "cpu", dtype: 
         for needed in (path, words):
             if not needed.is_dir():
                 raise WeightsError(f"{folder} has no folder {needed.name}, which model_index.json names")
-        encoder = getattr(library, name).from_pretrained(path, local_files_only=True, dtype=dtype or "auto")
+        encoder = getattr(library, name).from_pretrained(path, local_files_only=True, **typed)
         tokenizer = library.AutoTokenizer.from_pretrained(words, local_files_only=True)
         encoders[f"text_encoder{suffix}"] = (tokenizer, encoder)
     if not encoders:

@@ -192,7 +192,23 @@ def test_backends_agree(name):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "name", ["adm", "ldm", "glide", "ddpm++", "controlled", "sdm", "sr3", "autoencoder-kl", *UNCLIP, *IMAGEN]
+    "name",
+    [
+        "adm",
+        "ldm",
+        "glide",
+        "ddpm++",
+        "controlled",
+        "sdm",
+        "sr3",
+        "autoencoder-kl",
+        "sit",
+        "uvit",
+        "video-focus",
+        "unet-motion",
+        *UNCLIP,
+        *IMAGEN,
+    ],
 )
 def test_half_precision(name):
     """bfloat16 keeps two digits; the times are embedded in float32."""
