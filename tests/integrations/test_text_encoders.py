@@ -92,6 +92,16 @@ def stable_diffusion_3(*, with_t5=True):
         tokenizer_3=tokenizer(64, begin=False) if with_t5 else None)  # fmt: skip
 
 
+def flux():
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=40, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6))  # fmt: skip
+    return diffusers.FluxPipeline(
+        transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=vae(),
+        text_encoder=clip(1), tokenizer=tokenizer(12), text_encoder_2=t5(),
+        tokenizer_2=tokenizer(64, begin=False))  # fmt: skip
+
+
 def saved(pipe, folder):
     pipe.save_pretrained(folder)
     return fastdiff.models.load(folder, part="text")
@@ -184,6 +194,17 @@ def test_stable_diffusion_3(tmp_path, with_t5):
     assert found["encoder_hidden_states"].shape == (2, 12 + 20, 80)
 
 
+@torch.no_grad()
+def test_flux(tmp_path):
+    pipe = flux()
+    encode = saved(pipe, tmp_path)
+    hidden, pooled, _ = pipe.encode_prompt(PROMPTS, None, max_sequence_length=20)
+    found = encode(PROMPTS, max_length=20)
+    same(found["encoder_hidden_states"], hidden)
+    same(found["pooled_projections"], pooled)
+    assert encode(SHORT)["encoder_hidden_states"].shape == (1, 512, 40)
+
+
 def test_dtype_and_gradients(tmp_path):
     stable_diffusion().save_pretrained(tmp_path)
     encode = fastdiff.models.load(tmp_path, part="text", dtype=torch.bfloat16)
@@ -229,9 +250,14 @@ def test_weights_that_do_not_fit():
     ("change", "message"),
     [
         (lambda index: index.pop("unet"), "neither a unet nor a transformer"),
-        (lambda index: index.update(text_encoder=["transformers", "BertModel"]), "unknown text_encoder 'BertModel'"),
+        (lambda index: index.update(text_encoder=["transformers", "BertModel"]), "text_encoder, a BertModel, is not"),
+        (lambda index: index.update(text_encoder=["transformers", "T5EncoderModel"]), "a T5EncoderModel, is not known"),
+        (lambda index: index.update(unet=["diffusers", "Other"]), "how Other takes the text .* is not known"),
         (lambda index: index.update(text_encoder=[None, None]), "names no text encoder"),
-        (lambda index: index.update(text_encoder_2=["transformers", "CLIPTextModel"]), "no folder text_encoder_2"),
+        (
+            lambda index: index.update(text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+            "no folder text_encoder_2",
+        ),
     ],
 )
 def test_folders_that_are_refused(tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""Text encoders, which are transformers' classes: from a pipeline's folder to a function from prompts to conditions."""
+"""From a pipeline's folder to a function from prompts to conditions."""
 
 from __future__ import annotations
 
@@ -12,105 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.errors import WeightsError, expect, unknown
+from fastdiff.errors import WeightsError, expect
+from fastdiff.integrations.transformers.encoders import library
 
-# The classes of text encoders in the folders of pipelines.
-CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
-_PIXART_LENGTH, _SIGMA_LENGTH, _SD3_LENGTH = 120, 300, 256  # tokens of T5, diffusers' max_sequence_length
+# Tokens of T5, diffusers' max_sequence_length.
+_PIXART_LENGTH, _SIGMA_LENGTH, _SD3_LENGTH, _FLUX_LENGTH = 120, 300, 256, 512
+# The encoders that networks are known to have, by the beginning of the network's class.
+_KNOWN = {
+    "UNet": {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"},
+    "PixArt": {"text_encoder": "T5EncoderModel"},
+    "SD3": {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    },
+    "Flux": {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"},
+}
 _VAE = 8  # pixels a latent pixel
-
-
-def text_encoder(name: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """A text encoder of transformers with these weights, in eval mode and without gradients.
-
-    name: one of CLASSES. config: arguments of its config. state: as published, with "text_model." before the keys of a
-    CLIPTextModel or without, with its table of position numbers or without. Raises ValueError for another class,
-    WeightsError for keys that do not fit.
-    """
-    library = _transformers()
-    if name not in CLASSES:
-        raise unknown("text encoder", name, CLASSES)
-    made = (library.T5Config if name == "T5EncoderModel" else library.CLIPTextConfig)(**config)
-    model = getattr(library, name)(made)
-    wanted = model.state_dict().keys()
-    plain = {key.removeprefix("text_model."): key for key in wanted}
-    tensors = {
-        plain.get(key.removeprefix("text_model."), key): value
-        for key, value in state.items()
-        if not key.endswith("embeddings.position_ids")
-    }
-    tied = {"shared.weight", "encoder.embed_tokens.weight"} & tensors.keys()
-    if name == "T5EncoderModel" and tied:
-        tensors = {**dict.fromkeys(("shared.weight", "encoder.embed_tokens.weight"), tensors[min(tied)]), **tensors}
-    missing, left_over = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
-    if missing or left_over:
-        raise WeightsError(
-            f"the weights do not fit {name}: missing {missing[:20] or 'none'}, left over {left_over[:20] or 'none'}"
-        )
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise WeightsError(f"the weights do not fit {name}: {error}") from error
-    return model.eval().requires_grad_(False)
-
-
-def clip_from_openai(state: Mapping[str, Tensor], *, heads: int | None = None, activation: str = "quick_gelu") -> Any:
-    """The text half of a state dict of openai/CLIP as a CLIPTextModelWithProjection; keys of "visual." are passed over.
-
-    heads: width / 64 if not given, as in all published models. activation: "quick_gelu", or "gelu" for open_clip's.
-    Raises WeightsError for keys that do not fit.
-    """
-    for key in ("token_embedding.weight", "positional_embedding", "text_projection"):
-        if key not in state:
-            raise WeightsError(f"the state dict has no {key}, which the text half of CLIP has")
-    vocabulary, width = state["token_embedding.weight"].shape
-    layers = {int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks.")}
-    inner = state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
-    config = {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": heads or width // 64,
-        "max_position_embeddings": len(state["positional_embedding"]),
-        "projection_dim": state["text_projection"].shape[1],
-        "hidden_act": activation,
-        "bos_token_id": 0,
-        "eos_token_id": 2,  # transformers' name for: pooled at the highest token, as here
-        "pad_token_id": 1,
-    }
-    found: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key.startswith("visual.") or key in ("logit_scale", *_SIZES):
-            continue
-        if key == "text_projection":
-            found["text_projection.weight"] = value.T.contiguous()
-        elif ".attn.in_proj_" in key:
-            for part, rows in zip("qkv", value.chunk(3)):
-                found[_openai_key(key.replace("attn.in_proj_", f"attn.{part}_proj."))] = rows.clone()
-        else:
-            found[_openai_key(key)] = value
-    return text_encoder("CLIPTextModelWithProjection", config, found)
-
-
-_SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers in published files
-_OPENAI = (
-    ("transformer.resblocks.", "text_model.encoder.layers."),
-    (".attn.", ".self_attn."),
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".c_fc.", ".fc1."),
-    (".c_proj.", ".fc2."),
-    ("token_embedding.", "text_model.embeddings.token_embedding."),
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("ln_final.", "text_model.final_layer_norm."),
-)
-
-
-def _openai_key(key: str) -> str:
-    for theirs, ours in _OPENAI:
-        key = key.replace(theirs, ours)
-    return key
 
 
 class TextConditions(nn.Module):
@@ -120,8 +38,8 @@ class TextConditions(nn.Module):
     folder says force_zeros_for_empty_prompt). Longer prompts than the encoders take are cut, with a warning.
 
     Stable Diffusion 1 and 2: context. XL: context, text_embeds and time_ids. PixArt: encoder_hidden_states and
-    encoder_attention_mask. Stable Diffusion 3: encoder_hidden_states and pooled_projections, zeros for a T5 that the
-    folder lacks. The last two are the arguments of diffusers' classes.
+    encoder_attention_mask. Stable Diffusion 3 and Flux: encoder_hidden_states and pooled_projections; of 3, zeros for a
+    T5 that the folder lacks. Those of transformers are the arguments of diffusers' classes.
     """
 
     def __init__(self, folder: Path, index: Mapping[str, Any], encoders: Mapping[str, tuple[Any, Any]]) -> None:
@@ -137,8 +55,8 @@ class TextConditions(nn.Module):
 
     @torch.no_grad()
     def forward(self, prompt: str | Sequence[str] | None, **options: Any) -> dict[str, Tensor]:
-        """options: of XL size, crop and target, (height, width) each, and aesthetic_score (refiner); of PixArt and
-        Stable Diffusion 3 max_length, the tokens of T5. Raises TypeError for others, and for a prompt of another type.
+        """options: of XL size, crop and target, (height, width) each, and aesthetic_score (refiner); of what has a T5
+        max_length, its tokens. Raises TypeError for others, and for a prompt of another type.
         """
         given = prompt if prompt is None or isinstance(prompt, str) else list(prompt)
         if not (given is None or isinstance(given, str) or all(isinstance(text, str) for text in given)):
@@ -149,6 +67,8 @@ class TextConditions(nn.Module):
             return self._pixart(texts, **options)
         if self.network.startswith("SD3"):
             return self._sd3(texts, **options)
+        if self.network.startswith("Flux"):
+            return self._flux(texts, **options)
         if "text_encoder_2" in self.encoders:
             return self._xl(texts, none=given is None, **options)
         return {"context": self._run("text_encoder", texts, masked=None, **options)[0]}
@@ -192,6 +112,14 @@ class TextConditions(nn.Module):
         clip = F.pad(clip, (0, long.shape[-1] - clip.shape[-1]))
         return {"encoder_hidden_states": torch.cat([clip, long], dim=1), "pooled_projections": pooled}
 
+    def _flux(self, texts: list[str], *, max_length: int = _FLUX_LENGTH) -> dict[str, Tensor]:
+        ids, _ = self._tokens("text_encoder", texts, None)
+        hidden, _ = self._run("text_encoder_2", texts, length=max_length, masked=False)
+        return {
+            "encoder_hidden_states": hidden,
+            "pooled_projections": self.encoders["text_encoder"](ids).pooler_output.to(hidden.dtype),
+        }
+
     def _clip(self, texts: list[str], *, both_pooled: bool = False) -> tuple[Tensor, Tensor]:
         """The layer before the last of the CLIP encoders, side by side, and what they pool."""
         hidden, pooled = [], []
@@ -231,30 +159,35 @@ def load_text(folder: str | Path, *, device: torch.device | str = "cpu", dtype: 
 
     Raises ImportError without transformers (the extra `text`), WeightsError for another folder.
     """
-    library = _transformers()
+    classes = library()
     folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise WeightsError(
             f"part 'text' needs a pipeline's folder, with model_index.json, text encoders and tokenizers; got {folder}"
         )
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    if _class(index, "unet") is None and _class(index, "transformer") is None:
+    network = _class(index, "unet") or _class(index, "transformer")
+    if network is None:
         raise WeightsError(f"{folder / 'model_index.json'} names neither a unet nor a transformer")
-    version = tuple(int(part) for part in library.__version__.split(".")[:2])
+    known: dict[str, str] = next((names for start, names in _KNOWN.items() if network.startswith(start)), {})
+    version = tuple(int(part) for part in classes.__version__.split(".")[:2])
     typed = {"dtype" if version >= (4, 56) else "torch_dtype": dtype or "auto"}
     encoders = {}
     for suffix in ("", "_2", "_3"):
         name = _class(index, f"text_encoder{suffix}")
         if name is None:
             continue
-        if name not in CLASSES:
-            raise unknown(f"text_encoder{suffix}", name, CLASSES)
+        part = f"text_encoder{suffix}"
+        if known.get(part) != name:
+            raise WeightsError(
+                f"how {network} takes the text of {part}, a {name}, is not known; expected {known or 'another network'}"
+            )
         path, words = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
         for needed in (path, words):
             if not needed.is_dir():
                 raise WeightsError(f"{folder} has no folder {needed.name}, which model_index.json names")
-        encoder = getattr(library, name).from_pretrained(path, local_files_only=True, **typed)
-        tokenizer = library.AutoTokenizer.from_pretrained(words, local_files_only=True)
+        encoder = getattr(classes, name).from_pretrained(path, local_files_only=True, **typed)
+        tokenizer = classes.AutoTokenizer.from_pretrained(words, local_files_only=True)
         encoders[f"text_encoder{suffix}"] = (tokenizer, encoder)
     if not encoders:
         raise WeightsError(f"{folder / 'model_index.json'} names no text encoder")
@@ -265,11 +198,3 @@ def _class(index: Mapping[str, Any], name: str) -> str | None:
     """Of a part of a pipeline, None if there is none."""
     library_and_class = index.get(name) or (None, None)
     return library_and_class[1]
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(f"text encoders need transformers: pip install 'torch-fastdiff[text]' ({error})") from error
-    return transformers
