@@ -10,8 +10,30 @@ from engines import Plain
 from torch import Tensor, nn
 
 from fastdiff.bench.suites import ROW_NAMES
+from fastdiff.models.imagen import ImagenConfig, ImagenUNet
+from fastdiff.models.video_unet import Unet3D, Unet3DConfig
 
-SIDES = {"small": (16, 24), "ddpm": (32, 48), "sd": (64, 96), "sdxl": (128, 96), "vae": (64, 48), "dit": (32, 48)}
+SIDES = {"small": (16, 24), "ddpm": (32, 48), "sd": (64, 96), "sdxl": (128, 96), "vae": (64, 48), "dit": (32, 48),
+         "controlnet": (64, 96), "video": (32, 48), "imagen-base": (64, 48)}  # fmt: skip
+
+
+class Controlled(nn.Module):
+    """diffusers' U-Net with one ControlNet, as its pipeline calls them."""
+
+    def __init__(self, unet: nn.Module, controlnet: nn.Module) -> None:
+        super().__init__()
+        self.unet, self.controlnet = unet, controlnet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, hint: Tensor) -> Tensor:
+        down, mid = self.controlnet(sample, timestep, encoder_hidden_states, hint, return_dict=False)
+        return self.unet(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+            return_dict=False,
+        )[0]
 
 
 def network(row: str) -> nn.Module:
@@ -50,6 +72,16 @@ def network(row: str) -> nn.Module:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
+    if row == "controlnet":  # Stable Diffusion 1.5 with one of its ControlNets
+        return Controlled(diffusers.UNet2DConditionModel(cross_attention_dim=768), diffusers.ControlNetModel(
+            cross_attention_dim=768))  # fmt: skip
+    if row == "video":  # the example of video-diffusion-pytorch
+        return Unet3D(Unet3DConfig(dim=64))
+    if row == "imagen-base":  # imagen-pytorch's BaseUnet64 at half its width
+        attended = (False, True, True, True)
+        return ImagenUNet(ImagenConfig(
+            dim=256, dim_mults=(1, 2, 3, 4), num_resnet_blocks=3, layer_attns=attended, layer_cross_attns=attended,
+            attn_heads=8, ff_mult=2.0, memory_efficient=False))  # fmt: skip
     if row == "vae":
         return diffusers.AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
@@ -84,6 +116,18 @@ def inputs_of(row: str, side: int) -> dict[str, Tensor]:
             "encoder_hidden_states": tokens(2048),
             "text_embeds": torch.randn(2, 1280),
             "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]] * 2),
+        },
+        "controlnet": lambda: {
+            "sample": torch.randn(2, 4, side, side),
+            "timestep": time,
+            "encoder_hidden_states": tokens(768),
+            "hint": torch.rand(2, 3, 8 * side, 8 * side),
+        },
+        "video": lambda: {"x": torch.randn(1, 3, 8, side, side), "t": torch.full((1,), 500)},
+        "imagen-base": lambda: {
+            "x": torch.randn(1, 3, side, side),
+            "t": torch.full((1,), 0.5),
+            "text": torch.randn(1, 77, 768),
         },
         "vae": lambda: {"sample": torch.randn(1, 4, side, side)},
         "dit": lambda: {

@@ -298,8 +298,10 @@ def test_a_graph_is_recorded_after_a_warm_up(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("row", "parameters"), [("sd15", 859_520_964), ("sdxl", 2_567_463_684), ("small", None), ("vae", 49_490_179)]
-)
+    ("row", "parameters"),
+    [("sd15", 859_520_964), ("sdxl", 2_567_463_684), ("small", None), ("vae", 49_490_179),
+     ("controlnet", 859_520_964 + 361_279_120), ("video", None), ("imagen-base", None)],
+)  # fmt: skip
 def test_rows_are_the_published_models(row, parameters, monkeypatch):
     """By their number of parameters, on a device without memory; their inputs have what a call needs."""
     pytest.importorskip("diffusers", reason="belongs to the bench extra")

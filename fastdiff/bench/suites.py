@@ -17,7 +17,7 @@ from fastdiff.ops import OPS
 from fastdiff.solvers import SOLVERS
 
 SUITES = ("ops", "models", "solvers")
-MODELS = ("small", "ddpm", "sd", "sd15", "sdxl", "vae", "dit")
+MODELS = ("small", "ddpm", "sd", "sd15", "sdxl", "vae", "dit", "controlnet", "video", "imagen-base")
 ROW_NAMES = {"sd15": "sd"}  # two names of one row
 NEEDS = {"ops": "pytest_benchmark", "models": "diffusers", "solvers": "diffusers"}  # modules of the extra `bench`
 BAD_ARGUMENT = 2  # the status of a benchmark that has said what is wrong with its arguments

@@ -71,7 +71,7 @@ def models(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option("--only", "--rows", help="Of small,ddpm,sd15,sdxl,vae,dit; those that fit if not given."),
+        typer.Option("--only", "--rows", help="Of small,ddpm,sd15,sdxl,vae,dit,controlnet,video,imagen-base."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
