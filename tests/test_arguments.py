@@ -531,3 +531,12 @@ def test_states_are_dense():
     ):
         with pytest.raises(ValueError, match=r"must be a dense tensor, got torch\.sparse_coo"):
             call()
+
+
+def test_what_a_model_returns_is_dense():
+    with pytest.raises(
+        fastdiff.SamplingError, match=r"the model returned a torch\.sparse_coo tensor, expected a dense one"
+    ):
+        fastdiff.sample(
+            lambda x, t: x.to_sparse(), SHAPE, schedule=VPDiscrete.linear(), prediction="eps", solver="ddim", steps=2
+        )

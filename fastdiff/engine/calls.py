@@ -51,6 +51,8 @@ def call_network(
         )
     if out.device != x.device:
         raise SamplingError(f"{where()}: the {name} returned a tensor on {out.device}, expected {x.device}")
+    if out.layout is not torch.strided:
+        raise SamplingError(f"{where()}: the {name} returned a {out.layout} tensor, expected a dense one")
     if out.dtype is dtype:
         return out
     if not out.is_floating_point():
