@@ -152,12 +152,14 @@ class Cached(nn.Module):
 
 def _check(model: nn.Module, rule: Caching) -> None:
     """Raise TypeError for a model that this kind of caching does not know, ValueError for too great a depth."""
+    from fastdiff.models.ddp import KarrasUnet
+    from fastdiff.models.ddp.unet import Frame
     from fastdiff.models.dit import DiT
     from fastdiff.models.parts.backbone import Backbone
     from fastdiff.models.uvit import UViT
     from fastdiff.models.video_unet import Unet3D
 
-    unets = (Backbone, UViT, Unet3D)
+    unets = (Backbone, UViT, Unet3D, Frame, KarrasUnet)
     network = next((part for part in model.modules() if isinstance(part, unets if rule.kind == "deep" else DiT)), None)
     if network is None:
         what = "U-Nets" if rule.kind == "deep" else "DiTs"

@@ -14,7 +14,8 @@ def state_dict(layout, config, prefix=""):
         where = layout.original(name, full)
         keys = (where,) if isinstance(where, str) else where.keys
         for key in keys:
-            state[prefix + key] = torch.empty(value.shape[0] // len(keys), *value.shape[1:])
+            rows = [value.shape[0] // len(keys)] if value.ndim else []
+            state[prefix + key] = torch.empty([*rows, *value.shape[1:]])
     return state
 
 

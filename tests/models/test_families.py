@@ -6,6 +6,9 @@ from conftest import relative_error
 from families_imagen import IMAGEN
 from families_imagen import REFUSED as REFUSED_IMAGEN
 from families_imagen import UNUSED as UNUSED_IMAGEN
+from families_lucidrains import DDP
+from families_lucidrains import REFUSED as REFUSED_DDP
+from families_lucidrains import REFUSED_CONFIGS as REFUSED_DDP_CONFIGS
 from families_unclip import REFUSED, UNCLIP, UNUSED
 
 import fastdiff
@@ -137,6 +140,7 @@ FAMILIES = {
     "autoencoder-kl": (lambda: AutoencoderKL(LATENT), dict(x=X)),
     **UNCLIP,
     **IMAGEN,
+    **DDP,
 }  # fmt: skip
 
 
@@ -318,6 +322,7 @@ def test_linear_attention_and_other_options():
         (lambda: UViTConfig(**{**UVIT, "patch_size": 3}), "img_size must be a multiple of patch_size"),
         (lambda: UViTConfig(**UVIT, clip_dim=8), "must be given together"),
         (lambda: UViTConfig(**UVIT, clip_dim=8, num_clip_token=4, num_classes=3), "not both"),
+        *REFUSED_DDP_CONFIGS,
     ],
 )
 def test_configs_that_are_refused(build, message):
@@ -360,6 +365,7 @@ def test_configs_that_are_refused(build, message):
         ("palette", {"image": SMALL_PICTURE}, r"image must be the condition at x's size, .* image \(3, 3, 5, 5\)"),
         ("palette", {"image": picture(4)}, "image and x must have 6 channels together"),
         *REFUSED_IMAGEN,
+        *REFUSED_DDP,
     ],
 )
 def test_bad_input(name, changes, message):

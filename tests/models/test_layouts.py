@@ -33,6 +33,8 @@ VIDEO = {"dim": 16, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 16}
 FRAMES = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 12}
 IMAGEN = {"dim": 16, "text_embed_dim": 20, "max_text_len": 8, "attn_pool_num_latents": 5, "attn_heads": 2,
           "attn_dim_head": 16, "dim_mults": (1, 2)}  # fmt: skip
+DDP = {"dim": 16, "dim_mults": (1, 2, 3), "channels": 4}
+KARRAS = {"image_size": 16, "dim": 16, "channels": 3, "num_downsamples": 2, "num_blocks_per_stage": 2}
 # The layout's class, the whole config, and the fields that are in no shape and must be given.
 CASES = [
     ("ADM's U-Net", ADM, ["num_head_channels"]),
@@ -122,6 +124,20 @@ CASES = [
     ("imagen-pytorch", {**IMAGEN, "use_linear_cross_attn": (True, False), "layer_cross_attns": (False, True),
                         "num_time_tokens": 3, "dim_mults": (1, 3), "init_cross_embed_kernel_sizes": (3, 9)},
      ["use_linear_cross_attn", "layer_cross_attns"]),
+    ("the U-Net of denoising", DDP, []),
+    ("the U-Net of denoising", {**DDP, "init_dim": 24, "self_condition": True, "learned_sinusoidal_cond": True,
+                           "learned_sinusoidal_dim": 6, "attn_heads": (1, 2, 3), "attn_dim_head": (8, 8, 16),
+                           "full_attn": (True, False, True)}, []),
+    ("the U-Net of denoising", {**DDP, "learned_variance": True, "random_fourier_features": True}, []),
+    # as many channels at both ends: they may be twice as many as those of a picture, or not
+    ("the U-Net of denoising", {**DDP, "learned_variance": True, "self_condition": True}, ["self_condition"]),
+    ("Unet1D", DDP, []),
+    ("Unet1D", {**DDP, "out_dim": 5, "attn_heads": 3, "attn_dim_head": 8}, ["attn_heads"]),
+    ("Unet1D", {**DDP, "self_condition": True, "attn_heads": 3, "attn_dim_head": 8}, ["attn_dim_head"]),
+    ("U-Net with classes of denoising", {**DDP, "num_classes": 7, "learned_variance": True}, []),
+    ("KarrasUnet", {**KARRAS, "attn_res": (16, 4), "num_classes": 5, "dim_max": 32}, ["image_size"]),
+    ("KarrasUnet", {**KARRAS, "attn_res": (), "self_condition": True, "fourier_dim": 6}, ["image_size"]),
+    ("KarrasUnet", {**KARRAS, "attn_res": (8,), "attn_dim_head": 8, "num_blocks_per_stage": 1}, ["image_size"]),
     ("prior of DALLE2", {"dim": 48, "depth": 2, "num_timesteps": 50, "max_text_len": 8, "heads": 4}, []),
     ("prior of DALLE2", {"dim": 48, "depth": 2, "num_time_embeds": 2, "num_image_embeds": 3, "num_text_embeds": 2,
                          "self_cond": True, "normformer": True, "norm_in": True, "norm_out": False, "dim_head": 16,

@@ -196,6 +196,13 @@ def uvit(width, depth, heads, **changes):
             "mlp_ratio": 4, "num_classes": 1001, **changes}  # fmt: skip
 
 
+DDP = "unconfirmed: denoising-diffusion-pytorch's class with the arguments of its README, as counted here"
+PUBLISHED += [
+    Published("denoising-diffusion-pytorch, U-Net", DDP, "ddp", {"dim": 64}, "35.71"),
+    Published("KarrasUnet, config G of EDM2", DDP, "ddp", {"image_size": 64, "num_classes": 1000}, "431.51"),
+]
+
+
 UVIT = "Bao et al. 2023, U-ViT, Table 1; written from memory and not found on a page again"
 PUBLISHED += [
     Published("U-ViT-S/2 CIFAR-10", UVIT, "u-vit", uvit(512, 12, 8, in_chans=3, num_classes=-1), "44"),

@@ -3,6 +3,7 @@
 from fastdiff.models.checkpoints import (
     controlnet,
     dalle2,
+    ddp,
     diffusers_autoencoder,
     diffusers_controlnet,
     diffusers_dit,
@@ -16,6 +17,7 @@ from fastdiff.models.checkpoints import (
     guided_diffusion,
     imagen,
     karlo,
+    karras,
     latent_diffusion,
     latent_diffusion_autoencoder,
     palette,
@@ -30,6 +32,7 @@ from fastdiff.models.checkpoints.loading import layouts, load, on_meta
 __all__ = [
     "controlnet",
     "dalle2",
+    "ddp",
     "diffusers_autoencoder",
     "diffusers_controlnet",
     "diffusers_dit",
@@ -43,6 +46,7 @@ __all__ = [
     "guided_diffusion",
     "imagen",
     "karlo",
+    "karras",
     "latent_diffusion",
     "latent_diffusion_autoencoder",
     "layouts",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.parts.attention import attend, split_heads
+from fastdiff.models.parts.attention import attend, linear_attention, split_heads
 from fastdiff.models.parts.blocks import GainNorm
 
 _SCALE = 8.0  # of the products of queries and keys
@@ -189,12 +189,6 @@ class Pool(nn.Module):
             latents = latents + attention(latents, tokens)
             latents = latents + ff(latents)
         return latents
-
-
-def linear_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """scale softmax(q) (softmax(k)^T v), the softmaxes over the channels and over the keys (Shen et al. 2021, Eq. 3):
-    (B, heads, S, D), (B, heads, T, D) twice -> (B, heads, S, D)."""
-    return scale * q.softmax(-1) @ (k.softmax(-2).transpose(2, 3) @ v)
 
 
 def feed_forward(channels: int, mult: float) -> nn.Sequential:

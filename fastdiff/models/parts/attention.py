@@ -108,6 +108,15 @@ def attend(
     return out.transpose(1, 2).flatten(2)
 
 
+def linear_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention without maps, whose cost is linear in S: scale softmax(q) (softmax(k)^T v), the softmaxes over the
+    channels and over the keys (Shen et al. 2021, Efficient Attention, Eq. 3).
+
+    (B, heads, S, D), (B, heads, T, D) twice -> (B, heads, S, D).
+    """
+    return scale * q.softmax(-1) @ (k.softmax(-2).transpose(2, 3) @ v)
+
+
 class Masked(NamedTuple):
     """A context of which some tokens are left out. tokens: (B, T, C). mask: (B, T) boolean, True where one counts."""
 

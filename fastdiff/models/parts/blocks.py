@@ -34,6 +34,17 @@ def timestep_embedding(
     return F.pad(torch.cat(halves, dim=1), (0, dim % 2))
 
 
+def rate_embedding(t: Tensor, dim: int, *, max_period: float = 10_000.0) -> Tensor:
+    """`timestep_embedding` [sin, cos] whose last frequency is 1 / max_period: (B,) -> (B, dim), dim even.
+
+    With the frequencies rounded as in the code of lucidrains and those who follow it, exp of a step times a rate: at
+    t = 1000 one unit of float32 in them is 6e-5 of a radian.
+    """
+    rate = math.log(max_period) / (dim // 2 - 1)
+    angles = t[:, None] * torch.exp(torch.arange(dim // 2, device=t.device, dtype=t.dtype) * -rate)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def embedding_dtype(x: Tensor) -> torch.dtype:
     """The dtype for the times of x: half precisions have no room for 999."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fastdiff.errors import expect
 from fastdiff.models.parts.blocks import embedding_dtype, timestep_embedding
 from fastdiff.models.parts.reuse import Reuse
+from fastdiff.models.parts.rms import RMSResBlock
 from fastdiff.models.parts.temporal import Clip, RelativePositionBias, per_frame, to_frames, to_video
-from fastdiff.models.video_unet.blocks import LinearAttention, ResBlock, Spatial, Temporal
+from fastdiff.models.video_unet.blocks import LinearAttention, Spatial, Temporal
 
 _BERT = 768  # channels of a text's embedding with use_bert_text_cond
 
@@ -92,7 +93,7 @@ class Unet3D(nn.Module):
             double = nn.ConvTranspose2d(narrow, narrow, 4, stride=2, padding=1) if index < last else None
             self.up.append(level(2 * wide, narrow, double))
         self.middle = Middle(config, widths[-1], embedding)
-        self.final = ResBlock(2 * dim, dim, None)
+        self.final = RMSResBlock(2 * dim, dim, None)
         self.conv_out = nn.Conv2d(dim, config.out_dim or config.channels, 1)
 
     def forward(
@@ -178,8 +179,8 @@ class Level(nn.Module):
         self, config: Unet3DConfig, in_channels: int, out_channels: int, embedding: int, resample: nn.Module | None
     ) -> None:
         super().__init__()
-        self.block1 = ResBlock(in_channels, out_channels, embedding)
-        self.block2 = ResBlock(out_channels, out_channels, embedding)
+        self.block1 = RMSResBlock(in_channels, out_channels, embedding)
+        self.block2 = RMSResBlock(out_channels, out_channels, embedding)
         linear = config.use_sparse_linear_attn
         self.spatial = LinearAttention(out_channels, config.attn_heads) if linear else nn.Identity()
         self.temporal = Temporal(out_channels, config.attn_heads, config.attn_dim_head)
@@ -194,10 +195,10 @@ class Middle(nn.Module):
 
     def __init__(self, config: Unet3DConfig, channels: int, embedding: int) -> None:
         super().__init__()
-        self.block1 = ResBlock(channels, channels, embedding)
+        self.block1 = RMSResBlock(channels, channels, embedding)
         self.spatial = Spatial(channels, config.attn_heads)
         self.temporal = Temporal(channels, config.attn_heads, config.attn_dim_head)
-        self.block2 = ResBlock(channels, channels, embedding)
+        self.block2 = RMSResBlock(channels, channels, embedding)
 
     def forward(self, h: Tensor, embedding: Tensor, clip: Clip) -> Tensor:
         return self.block2(self.temporal(self.spatial(self.block1(h, embedding)), clip), embedding)
