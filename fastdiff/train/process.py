@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fastdiff.errors import expect, unknown
@@ -17,19 +19,26 @@ from fastdiff.process.schedules import EDM, SCHEDULES, Point, Schedule, VPDiscre
 class Process:
     """A schedule and what the network predicts on it, so that training, sampling and export mean the same.
 
-    schedule, prediction: as for `fastdiff.sample`, by name too. Raises ValueError for unknown names, for a prediction
-    with a learned variance ("eps+variance"), and for EDM's schedule, whose times are not uniform.
+    schedule, prediction: as for `fastdiff.sample`, by name too. Raises ValueError for unknown names.
     """
 
     schedule: Schedule
     prediction: Prediction
 
-    def __post_init__(self) -> None:
+    def expect_uniform(self) -> None:
+        """Raises ValueError for EDM's schedule, whose times are not uniform."""
+        expect(
+            not isinstance(self.schedule, EDM),
+            "schedule 'edm' has no uniform time to train on; use 've', or fastdiff.train.losses.edm_loss",
+        )
+
+    def expect_single(self) -> None:
+        """Raises ValueError for a prediction with a learned variance ("eps+variance"), which plain errors leave out."""
         expect(
             not self.prediction.split,
-            f"prediction {self.prediction.name!r} learns a variance, for which there is no loss; train 'eps'",
+            f"prediction {self.prediction.name!r} learns a variance, for which there is no loss here; train 'eps', or "
+            "use fastdiff.train.losses.ddpm_loss",
         )
-        expect(not isinstance(self.schedule, EDM), "schedule 'edm' has no uniform time to train on; use 've'")
 
     @classmethod
     def of(cls, schedule: str | Schedule, prediction: str | Prediction) -> Process:
@@ -42,7 +51,8 @@ class Process:
 
     def points(self, count: int, generator: torch.Generator) -> list[Point]:
         """Random times, one in each of `count` equal parts of [t_min, t_max): uniform, or the steps of a discrete
-        schedule."""
+        schedule. Raises ValueError for EDM's schedule."""
+        self.expect_uniform()
         u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         schedule = self.schedule
         if isinstance(schedule, VPDiscrete):
@@ -51,11 +61,20 @@ class Process:
         times = schedule.t_min + u.double().numpy() * (schedule.t_max - schedule.t_min)
         return schedule.points(np.minimum(times, np.nextafter(schedule.t_max, 0)))
 
+    def at(self, times: ArrayLike | Tensor) -> list[Point]:
+        """The points of given times of the schedule, (B,); of EDM's, whose times are noise levels, any level."""
+        t = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        if isinstance(self.schedule, EDM):
+            expect(bool((t > 0).all()), f"noise levels must be positive, got {t.tolist()}")
+            return [Point(s, 1.0, s, -log(s)) for s in t.tolist()]
+        return self.schedule.points(t)
+
     def inputs(self, x0: Tensor, eps: Tensor, points: list[Point]) -> tuple[Tensor, Tensor]:
         """(x, t) as the network receives them: (B, ...) and (B,), from data and noise (B, ...)."""
         scales = [self.prediction.scale(p) for p in points]
         x = _combined(x0, eps, [(s * p.alpha, s * p.sigma) for s, p in zip(scales, points)])
-        return x, torch.tensor([self.prediction.time(self.schedule, p) for p in points]).to(x0)
+        times = [self.prediction.time(self.schedule, p) for p in points]
+        return x, torch.tensor(times, dtype=torch.float64).to(x0)
 
     def target(self, x0: Tensor, eps: Tensor, points: list[Point]) -> Tensor:
         """(B, ...): what the network should return."""

@@ -68,6 +68,7 @@ def columns(text, **values):
     text = re.sub(r"\((the time given to the model)\)", "time", text)
     text = re.sub(r"\(zeros for no class\)|^c_noise = ", "", text)
     text = text.replace("mean of the prompt's embeddings", "embeddings")
+    values = {key: value if callable(value) else torch.as_tensor(value).double() for key, value in values.items()}
     names = {"log": torch.log, **values}
     found = eval(f"[{text}]", {"__builtins__": {}}, names)  # of our own data
     length = max(len(value) for value in values.values() if isinstance(value, torch.Tensor) and value.ndim)

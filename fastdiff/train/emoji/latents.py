@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class LatentObjective(EmojiObjective):
         network.autoencoder = self.autoencoder
         return network
 
-    def denoise(self, network: nn.Module, z: Tensor, generator: torch.Generator, **condition: Tensor) -> Tensor:
+    def denoise(self, network: nn.Module, z: Tensor, generator: torch.Generator, **condition: Any) -> Tensor:
         """The loss at random times."""
         z = z.contiguous(memory_format=torch.channels_last)
         condition = {name: value.to(self.device) for name, value in condition.items()}

@@ -59,5 +59,5 @@ class PixelDiffusion(EmojiObjective):
         return samples, SAMPLES_A_CLASS
 
     def _loss(self, network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        cond = {"y": labels.to(self.device)}
-        return denoising_loss(self.in_precision(network), self.process, self.pixels(images), generator, **cond).mean()
+        x0, y = self.pixels(images), labels.to(self.device)
+        return denoising_loss(self.in_precision(network), self.process, x0, generator, y=y).mean()

@@ -24,7 +24,7 @@ class Diffusion(EmojiRun):
     """schedule, prediction: names in `fastdiff.schedules.SCHEDULES` and of the network's output. class_dropout: share
     of samples trained without their class or prompt, for classifier-free guidance (Ho & Salimans 2022).
 
-    Raises ValueError for a schedule or prediction that cannot be trained, see `fastdiff.train.process.Process`.
+    Raises ValueError for a schedule or prediction that cannot be trained, a learned variance and EDM's schedule.
     """
 
     schedule: str = "cosine"
@@ -33,7 +33,9 @@ class Diffusion(EmojiRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.process()
+        process = self.process()
+        process.expect_single()
+        process.expect_uniform()
 
     def process(self) -> Process:
         """What the network is trained on."""

@@ -1,9 +1,21 @@
-"""Training objectives, one a file: loss(network, process, batch, generator, ...) -> (B,), the loss of each sample.
+"""Training objectives, a few a file: loss(network, process, batch, generator, ...) -> (B,), the loss of each sample.
 
 network: called as `network(x, t, **cond)`. process: a `fastdiff.train.process.Process`. batch: the data (B, ...) on
-the network's device. generator: all randomness of the loss, on the CPU.
+the network's device. generator: all randomness of the loss, on the CPU; what is drawn may be given instead.
 """
 
 from fastdiff.train.losses.denoising import denoising_loss
+from fastdiff.train.losses.edm import edm_loss
+from fastdiff.train.losses.resampling import LossSecondMoments
+from fastdiff.train.losses.score_matching import score_of_energy, sliced_loss
+from fastdiff.train.losses.vlb import bits_per_dim, ddpm_loss
 
-__all__ = ["denoising_loss"]
+__all__ = [
+    "LossSecondMoments",
+    "bits_per_dim",
+    "ddpm_loss",
+    "denoising_loss",
+    "edm_loss",
+    "score_of_energy",
+    "sliced_loss",
+]

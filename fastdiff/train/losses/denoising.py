@@ -1,28 +1,41 @@
-"""Denoising at random times (Ho et al. 2020, DDPM, Eq. 14), whatever the network predicts."""
+"""Denoising (Ho et al. 2020, DDPM, Eq. 14), whatever the network predicts, at random times or given ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.train.losses.weighting import Weighting, plain
 from fastdiff.train.process import Process
+from fastdiff.train.terms import Network, full, normal, reduced, rows
 
 
 def denoising_loss(
-    network: Callable[..., Tensor], process: Process, batch: Tensor, generator: torch.Generator, **cond: Tensor
+    network: Network,
+    process: Process,
+    batch: Tensor,
+    generator: torch.Generator,
+    *,
+    weighting: Weighting = plain,
+    reduction: str = "mean",
+    times: ArrayLike | Tensor | None = None,
+    noise: Tensor | None = None,
+    **cond: Any,
 ) -> Tensor:
-    """Mean squared error of the network's output against the prediction's target, of each sample, (B,) in float32.
+    """Weighted squared error of the network's output against the prediction's target, of each sample.
 
-    The error of a score is weighted with sigma^2 (Song et al. 2021, Score SDE, Section 3.3), that of the others with 1.
-    batch: x0, (B, ...) in float32. cond: of the network, as in `fastdiff.sample`.
+    batch: x0, (B, ...). weighting: of `fastdiff.train.losses.weighting`; 1 unless given, sigma^2 for a score.
+    reduction: "mean" or "sum" over all axes but the batch, "half-sum", or "none", which leaves (B, ...). times: of the
+    schedule, (B,), uniform unless given. noise: like the batch, drawn unless given. cond: of the network, as in
+    `fastdiff.sample`. Returns (B,) in the network's dtype, float32 for half precision. Raises ValueError for a
+    prediction with a learned variance, and for EDM's schedule without times.
     """
-    eps = torch.randn(batch.shape, generator=generator).to(batch)
-    points = process.points(len(batch), generator)
+    process.expect_single()
+    eps = normal(batch, generator) if noise is None else noise
+    points = process.points(len(batch), generator) if times is None else process.at(times)
     x, t = process.inputs(batch, eps, points)
-    error = network(x, t, **cond).float() - process.target(batch, eps, points)
-    loss = error.square().flatten(1).mean(1)
-    if process.prediction.name == "score":
-        loss = loss * torch.tensor([p.sigma**2 for p in points]).to(loss)
-    return loss
+    error = full(network(x, t, **cond)) - process.target(batch, eps, points)
+    return reduced(rows([weighting(process, p) for p in points], error) * error.square(), reduction)
