@@ -92,7 +92,8 @@ def run(
     try:
         with timed(where) as elapsed, progress() as bar:
             task = bar.add(
-                f"{solver.name}, {steps} steps", total=None if solver.adaptive else left * -(-total // batch)
+                f"{solver.name}, {steps} step{'s' * (steps != 1)}",
+                total=None if solver.adaptive else left * -(-total // batch),
             )
             for first in range(0, total, batch):
                 size = min(batch, total - first)

@@ -49,7 +49,10 @@ def run(
     finished: list[torch.Tensor] = []
     try:
         with timed(device) as elapsed, progress() as bar:
-            task = bar.add(f"{solver.name}, {steps} steps", None if solver.adaptive else steps * -(-count // batch))
+            task = bar.add(
+                f"{solver.name}, {steps} step{'s' * (steps != 1)}",
+                None if solver.adaptive else steps * -(-count // batch),
+            )
             # with a callback a GPU could not replay the loop as one graph
             on_step = None if device.type == "cuda" else lambda *_: bar.advance(task)
             for first in range(0, count, batch):

@@ -9,6 +9,7 @@ from fastdiff.errors import expect, unknown
 from fastdiff.profiling.results import MEASURES, Row, value_of
 
 SAME_TIME = 0.03  # medians that differ by less than this share count as equal
+SAME_QUALITY = 0.01  # and measures of quality, where the best is taken
 GOOD_SSIM = 0.95  # of what is taken where nothing else is asked for
 
 
@@ -53,13 +54,20 @@ def pick(
 
     budget: seconds a sample; the best row that takes no longer. target: the fastest row that is at least as good. Both:
     the fastest that reaches the target, within the budget. Neither: the fastest with an SSIM of `GOOD_SSIM`, or else
-    the best. Raises ValueError that says what the nearest rows can do where none fits.
+    the best. The best is the fastest of those within `SAME_QUALITY` of it. Raises ValueError that says what the nearest
+    rows can do where none fits.
     """
     known = front(rows, measure)
     title = MEASURES[measure][0]
     expect(len(known) > 0, f"no setting has a {title}")
     sign = _sign(measure)
-    fastest, best = known[0], known[-1]
+    fastest = known[0]
+
+    def best() -> Row:
+        value = sign * float(value_of(known[-1], measure) or 0.0)
+        limit = value + SAME_QUALITY * abs(value)
+        return next(row for row in known if sign * float(value_of(row, measure) or 0.0) <= limit)
+
     if budget is not None:
         known = [row for row in known if row["seconds"]["median"] <= budget]
         expect(
@@ -77,11 +85,11 @@ def pick(
         )
         return reached[0], f"the fastest with a {title} of {target:g} or better{within}"
     if budget is not None:
-        return known[-1], f"the best {title} within {budget:g} s a sample"
+        return best(), f"the best {title} within {budget:g} s a sample"
     good = [row for row in known if row["ssim"] is not None and row["ssim"] >= GOOD_SSIM]
     if good and measure == "rmse":
         return good[0], f"the fastest whose pictures have an SSIM of {GOOD_SSIM:g} to the converged ones"
-    return best, f"the best {title}"
+    return best(), f"the best {title}"
 
 
 def _sign(measure: str) -> float:

@@ -158,7 +158,7 @@ class Axes:
 def describe(setting: Setting, names: Sequence[str], *, steps: bool = True) -> str:
     """Solver, steps, and those fields."""
     counted = steps and not get_solver(setting.solver).adaptive
-    words = [setting.solver, f"{setting.steps} steps"] if counted else [setting.solver]
+    words = [setting.solver, f"{setting.steps} step{'s' * (setting.steps != 1)}"] if counted else [setting.solver]
     for name in names:
         value = getattr(setting, name)
         if value is not None:

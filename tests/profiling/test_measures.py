@@ -73,6 +73,9 @@ def test_pick():
     assert picked(target=0.15) == "c"
     assert picked() == "b"  # the first with an SSIM of 0.95
     assert fronts.pick(ROWS[:1])[0]["slug"] == "a"
+    hair = [row("float32", 1, 0.2921), row("bfloat16", 7, 0.292), row("far", 0.5, 0.4)]
+    assert fronts.pick(hair)[0]["slug"] == "float32"  # as good, and seven times as fast
+    assert fronts.pick(hair, budget=8)[0]["slug"] == "float32"
     with pytest.raises(ValueError, match=r"no setting takes at most 0.5 s a sample; the fastest, a, takes 1 s"):
         picked(budget=0.5)
     with pytest.raises(ValueError, match=r"no setting has a RMSE .* of 0.01 or better; the best, c, has 0.1 in 4 s"):
