@@ -156,10 +156,11 @@ def _check(model: nn.Module, rule: Caching) -> None:
     from fastdiff.models.ddp.unet import Frame
     from fastdiff.models.dit import DiT
     from fastdiff.models.parts.backbone import Backbone
+    from fastdiff.models.temporal_unet import TemporalUnet
     from fastdiff.models.uvit import UViT
     from fastdiff.models.video_unet import Unet3D
 
-    unets = (Backbone, UViT, Unet3D, Frame, KarrasUnet)
+    unets = (Backbone, UViT, Unet3D, Frame, KarrasUnet, TemporalUnet)
     network = next((part for part in model.modules() if isinstance(part, unets if rule.kind == "deep" else DiT)), None)
     if network is None:
         what = "U-Nets" if rule.kind == "deep" else "DiTs"

@@ -9,6 +9,9 @@ from families_imagen import UNUSED as UNUSED_IMAGEN
 from families_lucidrains import DDP
 from families_lucidrains import REFUSED as REFUSED_DDP
 from families_lucidrains import REFUSED_CONFIGS as REFUSED_DDP_CONFIGS
+from families_other_data import OTHER_DATA
+from families_other_data import REFUSED as REFUSED_OTHER_DATA
+from families_other_data import REFUSED_CONFIGS as REFUSED_OTHER_DATA_CONFIGS
 from families_unclip import REFUSED, UNCLIP, UNUSED
 
 import fastdiff
@@ -141,6 +144,7 @@ FAMILIES = {
     **UNCLIP,
     **IMAGEN,
     **DDP,
+    **OTHER_DATA,
 }  # fmt: skip
 
 
@@ -323,6 +327,7 @@ def test_linear_attention_and_other_options():
         (lambda: UViTConfig(**UVIT, clip_dim=8), "must be given together"),
         (lambda: UViTConfig(**UVIT, clip_dim=8, num_clip_token=4, num_classes=3), "not both"),
         *REFUSED_DDP_CONFIGS,
+        *REFUSED_OTHER_DATA_CONFIGS,
     ],
 )
 def test_configs_that_are_refused(build, message):
@@ -366,6 +371,7 @@ def test_configs_that_are_refused(build, message):
         ("palette", {"image": picture(4)}, "image and x must have 6 channels together"),
         *REFUSED_IMAGEN,
         *REFUSED_DDP,
+        *REFUSED_OTHER_DATA,
     ],
 )
 def test_bad_input(name, changes, message):

@@ -202,6 +202,14 @@ PUBLISHED += [
     Published("KarrasUnet, config G of EDM2", DDP, "ddp", {"image_size": 64, "num_classes": 1000}, "431.51"),
 ]
 
+OTHER_DATA = "unconfirmed: the original's class with its defaults, as counted here"
+PUBLISHED += [
+    Published("TimeGrad, 370 series", OTHER_DATA, "timegrad", {"target_dim": 370, "cond_length": 100}, "0.1028"),
+    Published("Decision Diffuser", OTHER_DATA, "decision-diffuser",
+              {"horizon": 100, "transition_dim": 11, "cond_dim": 11, "returns_condition": True}, "64.20"),
+    Published("music transformer", OTHER_DATA, "symbolic-music", {"data_channels": 42}, "25.58"),
+]  # fmt: skip
+
 
 UVIT = "Bao et al. 2023, U-ViT, Table 1; written from memory and not found on a page again"
 PUBLISHED += [
