@@ -115,6 +115,26 @@ def conditions(name: str, value: Any, batch: int) -> Mapping[str, Any]:
     return value
 
 
+def constants(name: str, value: Any, x: Tensor) -> Mapping[str, Tensor]:
+    """Tensors by name, of the state's shape and device and in the precision of its sums. Raises TypeError for what is
+    no mapping of tensors, ValueError for one that is not finite, is elsewhere or cannot be broadcast to the state."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must hold tensors by their names, got {described(value)}")
+    found = {}
+    for key, each in value.items():
+        if not isinstance(each, Tensor):
+            raise TypeError(f"{name}[{key!r}] must be a tensor, got {described(each)}")
+        shapes = zip(reversed(each.shape), reversed(x.shape))
+        fits = each.ndim <= x.ndim and all(own in (1, wanted) for own, wanted in shapes)
+        expect(fits, f"{name}[{key!r}] must have the state's shape {tuple(x.shape)}, got {tuple(each.shape)}")
+        expect(each.device == x.device, f"{name}[{key!r}] is on {each.device}, the state on {x.device}")
+        expect(bool(torch.isfinite(each).all()), f"{name}[{key!r}] holds values that are NaN or infinite")
+        found[key] = each.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape)
+    return found
+
+
 def _check_rows(name: str, value: Mapping[Any, Any], batch: int) -> None:
     for key, each in value.items():
         if isinstance(each, Mapping):

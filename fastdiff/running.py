@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ def run(
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
     gradients: Gradients | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
     seed: int | Sequence[int] | None = None,
     first_sample: int = 0,
     noise: Noise = None,
@@ -40,8 +41,8 @@ def run(
     grid, the prediction type and the guidance's scale are in the Program.
     cond, uncond: keyword arguments of the model, as in `fastdiff.sample`; a guided Program needs both.
     gradients: {"classifier": function (x, t) -> (B, ...)} for a Program that was traced with a classifier.
-    seed, first_sample, noise, progress: as in `fastdiff.sample`. callback(step, state): after every step, of a Program
-        that was traced with keep_states=True.
+    tensors, seed, first_sample, noise, progress: as in `fastdiff.sample`. callback(step, state): after every step, of a
+        Program that was traced with keep_states=True.
 
     Returns the sample, like x. Raises TypeError or ValueError for arguments that do not fit, SamplingError (naming the
     step) if the model fails or returns another shape or NaN.
@@ -53,7 +54,7 @@ def run(
     x = arguments.state("x", x)
     arguments.beside_model("x", x, model)
     counter = CounterNoise.of(seed, len(x), first_sample)
-    inputs = make_inputs(x, counter, noise, cond, uncond, gradients)
+    inputs = make_inputs(x, counter, noise, cond, uncond, gradients, tensors)
     return run_program(program, model, x, inputs, uncond is not None, callback, progress)
 
 
@@ -64,6 +65,7 @@ def make_inputs(
     cond: Mapping[str, Any] | None,
     uncond: Mapping[str, Any] | None,
     gradients: Gradients | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> engine.Inputs:
     """Of a run from x, after all checks that need no Program."""
     cond = arguments.conditions("cond", cond, len(x))
@@ -78,6 +80,7 @@ def make_inputs(
         uncond,
         gradients or {},
         given=len(noise) if isinstance(noise, (Tensor, list, tuple)) else None,
+        tensors=arguments.constants("tensors", tensors, x),
     )
 
 
@@ -102,8 +105,17 @@ def run_program(
     )
     wanted = f"solver {program.name!r} draws {program.num_noises} noises in this run"
     expect(inputs.given is None or inputs.given >= program.num_noises, f"{wanted}, and noise holds {inputs.given}")
+    expect_tensors(program.name, dict(program.tensors), inputs.tensors)
     with shown(model, progress, sum(call.network == "model" for call in program.calls)) as network:
         return engine.run(program, network, x, inputs, callback)
+
+
+def expect_tensors(name: str, wanted: Iterable[str], given: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors that a solver reads are given, and no others."""
+    expect(
+        set(wanted) == set(given),
+        f"solver {name!r} reads the tensors {sorted(wanted)}, and tensors holds {sorted(given)}",
+    )
 
 
 def warn_unguided(stacklevel: int) -> None:

@@ -24,7 +24,7 @@ from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Schedule, get_schedule
 from fastdiff.program import Program
 from fastdiff.program.tracing import trace
-from fastdiff.running import make_inputs, run_program, shown, warn_unguided
+from fastdiff.running import expect_tensors, make_inputs, run_program, shown, warn_unguided
 from fastdiff.runtime.offloading import computes
 from fastdiff.solvers import Solver, get_solver
 
@@ -45,6 +45,7 @@ def sample(
     threshold: Threshold | float | None = None,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
     seed: Seed = None,
     first_sample: int = 0,
     start: float | None = None,
@@ -73,6 +74,8 @@ def sample(
     threshold: Threshold(limit, percentile), or the limit, that keeps x0 in range.
     cond, uncond: keyword arguments of the model; tensors are (B, ...), or (1, ...) for all samples. A guided call gives
         both to the model as one batch of 2B; where they do not fit into one, as prompts of different lengths, in two.
+    tensors: constants that the solver reads, by name, such as those of `fastdiff.editing.replacement`: of the samples'
+        shape, or broadcast to it.
     seed: one number, and sample k is the same at any batch size; or one a sample, in a sequence, an array or a tensor;
         None draws one from torch's generator. first_sample: number of the first sample under one seed, to make a large
         set in batches.
@@ -90,7 +93,7 @@ def sample(
     if isinstance(solver, Program):
         _expect_alone(solver, steps, dict(grid=grid, guidance=guidance, threshold=threshold, start=start))
         x, counter = _initial(model, x_init_or_shape, seed, first_sample, lambda: _prior_std(solver, model, schedule))
-        inputs = make_inputs(x, counter, noise, cond, uncond)
+        inputs = make_inputs(x, counter, noise, cond, uncond, tensors=tensors)
         return run_program(solver, model, x, inputs, uncond is not None, callback, progress)
     schedule, prediction = resolve(model, schedule, prediction)
     method, guidance, threshold = get_solver(solver), make_guidance(guidance), make_threshold(threshold)
@@ -104,13 +107,14 @@ def sample(
         times = _from(start, times, isinstance(x_init_or_shape, Tensor))
     x, counter = _initial(model, x_init_or_shape, seed, first_sample, lambda: schedule.prior_std(times[0]))
     gradients = {"classifier": guidance.gradient} if isinstance(guidance, Classifier) else {}
-    inputs = make_inputs(x, counter, noise, cond, uncond, gradients)
+    inputs = make_inputs(x, counter, noise, cond, uncond, gradients, tensors)
     if uncond is not None and not isinstance(guidance, CFG):
         warn_unguided(3)
     if isinstance(guidance, CFG) and isinstance(guidance.scale, tuple):
         model = Mixed(model, guidance, inputs.cond, inputs.uncond, x, prediction.split)
         guidance, inputs = None, replace(inputs, cond={}, uncond={})
     if method.adaptive:
+        expect_tensors(method.name, (), inputs.tensors)
         with shown(model, progress, None) as network:
             return engine.run_adaptive(
                 method, network, x, schedule, times, prediction, inputs, guidance=guidance, threshold=threshold,

@@ -58,11 +58,12 @@ class Bound:
         self.copied = program.result in with_copies
         self.evaluate = _Evaluator(program, model, buffers, read, batch, x.dtype, output_dtype, inputs)
 
-    def start(self, x: Tensor) -> None:
-        """From this state. Raises SamplingError if it is not finite."""
-        for target in {id(t): t for t in (self.buffers[0], self.read[0])}.values():
-            for part in target.split(self.batch):
-                part.copy_(x)
+    def start(self, x: Tensor, inputs: Inputs) -> None:
+        """From this state, with these constant tensors. Raises SamplingError if it is not finite."""
+        for slot, value in ((0, x), *((slot, inputs.tensors[name]) for name, slot in self.program.tensors)):
+            for target in {id(t): t for t in (self.buffers[slot], self.read[slot])}.values():
+                for part in target.split(self.batch):
+                    part.copy_(value)
         if not torch.isfinite(x).all():
             raise SamplingError("the initial state holds values that are NaN or infinite")
 

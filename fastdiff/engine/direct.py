@@ -41,6 +41,9 @@ class TensorModel(StepModel):
     def apply(self, function: str, *quantities: Tensor, **parameters: float | str) -> Tensor:
         return TRANSFORMS[function](*quantities, **parameters)
 
+    def tensor(self, name: str) -> Tensor:
+        return self.inputs.tensors[name]
+
     def _call(self, x: Tensor, s: Point, guided: bool, variance: bool) -> tuple[Tensor, Tensor]:
         t = x.new_full((len(x),), self.prediction.time(self.schedule, s))
         self.calls += 1
@@ -76,6 +79,7 @@ def integrate(
     threshold: Threshold | None = None,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """The sample that `solver` reaches from x along `times`.
 
@@ -84,7 +88,7 @@ def integrate(
     `fastdiff.sample`.
     """
     gradients = {"classifier": guidance.gradient} if isinstance(guidance, Classifier) else {}
-    inputs = Inputs(CounterNoise.of(0, len(x)), draw, cond or {}, uncond or {}, gradients)
+    inputs = Inputs(CounterNoise.of(0, len(x)), draw, cond or {}, uncond or {}, gradients, tensors=tensors or {})
     model = TensorModel(network, schedule, prediction, inputs, guidance=guidance, threshold=threshold)
     entries: deque = deque(maxlen=solver.history)
     drawn = 0

@@ -19,9 +19,8 @@ class Inputs:
     counter: noise that is computed from seeds. draw: noise that is given instead, by the number of the draw. cond,
     uncond: keyword arguments of the model, and the same for the unconditional half of a guided call. gradients:
     functions (x, t) -> (B, ...) by the name that a `Call` has as its network, today "classifier". given: how many
-    draws there are, where that is known.
-
-    Constant tensors that a Program reads, such as a mask, will be a field here once there is a source for them.
+    draws there are, where that is known. tensors: constants that a Program reads, such as a mask, by name, of the
+    state's shape.
     """
 
     counter: CounterNoise
@@ -30,6 +29,7 @@ class Inputs:
     uncond: Mapping[str, Any] = field(default_factory=dict)
     gradients: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
     given: int | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def noise(self, number: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Draw `number` of the run, (B, ...)."""

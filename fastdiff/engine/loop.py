@@ -32,6 +32,6 @@ def run(
     if engine == "device" and callback is None:
         return recorded.run(program, model, x, inputs)
     bound = Bound(engine, program, model, x, inputs)
-    bound.start(x)
+    bound.start(x, inputs)
     bound.loop(callback)
     return bound.finish()

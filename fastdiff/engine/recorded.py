@@ -66,7 +66,7 @@ def cannot_capture(inputs: Inputs, device: torch.device) -> str | None:
 
 def _launch(program: Program, model: Callable[..., Any], x: Tensor, inputs: Inputs) -> Tensor:
     bound = Bound("device", program, model, x, inputs)
-    bound.start(x)
+    bound.start(x, inputs)
     bound.loop()
     return bound.finish()
 
@@ -94,7 +94,7 @@ def _replay(recording: graphs.Recording, program: Program, x: Tensor, inputs: In
     bound.program = program  # for messages
     bound.engine.load(program, inputs)
     bound.evaluate.load(program, inputs)
-    bound.start(x)
+    bound.start(x, inputs)
     graph.replay()
     recording.replays += 1
     return bound.finish().clone()
@@ -114,7 +114,7 @@ def _structure(program: Program) -> Hashable:
         else:
             slots, kinds, numbers, _ = program.tables[index]
             parts.append((tuple(slots), tuple(kinds), tuple(numbers)))
-    return (tuple(parts), program.num_slots, program.result, program.states, program.split_output)
+    return (tuple(parts), program.num_slots, program.result, program.states, program.split_output, program.tensors)
 
 
 def _setting(x: Tensor, inputs: Inputs) -> Hashable:

@@ -84,7 +84,8 @@ class Program:
     The run starts with the initial state in buffer 0 and ends with the sample in buffer `result`. num_noises: standard
     normal draws, numbered in the order of the solver's requests. states: for every step, (index of the instruction
     after which its state is there, buffer); recorded where asked for, for callbacks. split_output: the network returns
-    twice the state's channels, the first half being its prediction.
+    twice the state's channels, the first half being its prediction. tensors: constants of the run by name, such as a
+    mask, each with the buffer that holds it from the start and that nothing is written to.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Program:
     num_noises: int
     states: tuple[tuple[int, int], ...] = ()
     split_output: bool = False
+    tensors: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         self.validate()
@@ -134,8 +136,14 @@ class Program:
         return sum(2 if call.guided else 1 for call in self.calls if call.network == "model")
 
     def validate(self) -> None:
-        """Raise ValueError if a buffer is read before it is written, or a coefficient is not finite."""
-        written, called, guided = {0}, False, False
+        """Raise ValueError if a buffer is read before it is written, a tensor is written to, or a coefficient is not
+        finite."""
+        constants = {slot: name for name, slot in self.tensors}
+        expect(
+            len(constants) == len(dict(self.tensors)) == len(self.tensors) and 0 not in constants,
+            f"the tensors of program {self.name!r} must have names and buffers of their own, got {self.tensors}",
+        )
+        written, called, guided = {0, *constants}, False, False
         for index, instruction in enumerate(self.instructions):
             fault = None
             if isinstance(instruction, Combine):
@@ -151,6 +159,8 @@ class Program:
                             fault = f"reads {kind} {number}, which is not there"
                         elif not math.isfinite(coefficient):
                             fault = f"has the coefficient {coefficient}"
+                    if output.slot in constants:
+                        fault = f"writes to the tensor {constants[output.slot]!r}"
                 written.update(output.slot for output in instruction.outputs)
             else:
                 inputs = (instruction.input,) if isinstance(instruction, Call) else instruction.inputs
@@ -163,6 +173,8 @@ class Program:
                         fault = f"applies {instruction.function!r}, which is not known"
                 elif instruction.variance is not None:
                     written.add(instruction.variance)
+                    if instruction.variance in constants:
+                        fault = f"writes to the tensor {constants[instruction.variance]!r}"
                     if not self.split_output:
                         fault = "wants a variance, and the network's output is not split"
             expect(fault is None, f"instruction {index} of program {self.name!r} {fault}")
@@ -181,7 +193,8 @@ class Program:
         try:
             instructions = [_instruction_from_dict(dict(i)) for i in data.pop("instructions")]
             states = tuple((index, slot) for index, slot in data.pop("states"))
-            return cls(instructions=tuple(instructions), states=states, **data)
+            tensors = tuple((name, slot) for name, slot in data.pop("tensors", ()))
+            return cls(instructions=tuple(instructions), states=states, tensors=tensors, **data)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a Program: {error!r}") from error
 
@@ -191,6 +204,8 @@ class Program:
     def _lines(self) -> Iterator[str]:
         counts = (len(self.calls), "call"), (self.num_slots, "buffer"), (self.num_noises, "noise")
         yield f"{self.name}: {', '.join(f'{count} {word}' + 's' * (count != 1) for count, word in counts)}"
+        for name, slot in self.tensors:
+            yield f"tensor {name} in b{slot}"
         names = {"buffer": "b", "cond": "out", "uncond": "uncond", "noise": "z"}
         for instruction in self.instructions:
             if isinstance(instruction, Call):

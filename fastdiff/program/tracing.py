@@ -33,7 +33,8 @@ class _Symbol:
     stands for, None for a leaf.
 
     kind: "value" (has a definition), "initial" (the state), "output" (of the epoch's call, mixed by guidance),
-    "conditional" (the same without guidance), "variance" (its second half, in a buffer of its own), "noise".
+    "conditional" (the same without guidance), "variance" (its second half, in a buffer of its own), "noise", "tensor"
+    (a constant of the run, in a buffer from the start).
     """
 
     kind: str
@@ -61,11 +62,18 @@ class _Tracer(StepModel):
         self.symbols: list[_Symbol] = [_Symbol("initial", 0)]
         self.barriers: list[_Barrier] = []
         self.num_noises = 0
+        self.tensors: dict[str, int] = {}  # name -> symbol
 
     def noise(self) -> LinearForm:
         form = self._new(_Symbol("noise", 0, number=self.num_noises))
         self.num_noises += 1
         return form
+
+    def tensor(self, name: str) -> LinearForm:
+        if name not in self.tensors:
+            self._new(_Symbol("tensor", 0))
+            self.tensors[name] = len(self.symbols) - 1
+        return LinearForm({self.tensors[name]: 1.0})
 
     def apply(self, function: str, *quantities: LinearForm, **parameters: float | str) -> LinearForm:
         if function not in TRANSFORMS:
@@ -165,6 +173,9 @@ def trace(
     return _lower(solver.name, model, states, keep_states)
 
 
+_IN_A_BUFFER = ("initial", "variance", "tensor")  # without a combine that computes them
+
+
 # ---- lowering: which symbols need a buffer, and which one -----------------------------------------------------------
 
 
@@ -178,7 +189,7 @@ def _lower(name: str, tracer: _Tracer, states: Sequence[int], keep_states: bool)
 
     def keep(symbol: int, epoch: int) -> None:
         until[symbol] = max(until.get(symbol, epoch), epoch)
-        if symbols[symbol].kind not in ("initial", "variance"):  # which are in a buffer as it is
+        if symbols[symbol].kind not in _IN_A_BUFFER:  # which are in a buffer as it is
             made[symbols[symbol].epoch].setdefault(symbol, {})
 
     for epoch, barrier in enumerate(barriers):
@@ -192,16 +203,17 @@ def _lower(name: str, tracer: _Tracer, states: Sequence[int], keep_states: bool)
             made[epoch][symbol] = terms = _expand(symbols, symbol, epoch)
             for leaf in terms:
                 kind = symbols[leaf].kind
-                if kind in ("initial", "variance") or (kind != "noise" and symbols[leaf].epoch < epoch):
+                if kind in _IN_A_BUFFER or (kind != "noise" and symbols[leaf].epoch < epoch):
                     keep(leaf, epoch)
 
     # Forwards: a buffer for each of them, free again after its last use (an output may replace it in that very pass).
     slot_of, written_at = {0: 0}, {0: -1}
+    slot_of |= {symbol: slot for slot, symbol in enumerate(tracer.tensors.values(), 1)}  # never free
     released: list[list[int]] = [[] for _ in range(last_epoch + 2)]  # epoch -> slots whose last use it is
     released[until[0]].append(0)
     instructions: list[Instruction] = []
     free: list[int] = []
-    num_slots = 1
+    num_slots = 1 + len(tracer.tensors)
 
     def take() -> int:
         nonlocal num_slots
@@ -241,6 +253,7 @@ def _lower(name: str, tracer: _Tracer, states: Sequence[int], keep_states: bool)
         tracer.num_noises,
         kept,
         split_output=tracer.prediction.split,
+        tensors=tuple((name, slot_of[symbol]) for name, symbol in tracer.tensors.items()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isnan
 from typing import Any
 
@@ -19,13 +19,15 @@ class StepModel(ABC):
     (B, ...) or linear forms; step functions may add, subtract and scale them.
 
     steps: how many the run has, step: the index of the one in hand. inner: the grid's points strictly between its ends,
-    for solvers that span several intervals of the grid in one step. grid: all points of the run.
+    for solvers that span several intervals of the grid in one step. grid: all points of the run. denoised: what a step
+    does to every x0 before it is limited, or None.
     """
 
     step: int = 0
     steps: int = 0
     inner: Sequence[Point] = ()
     grid: Sequence[Point] = ()
+    denoised: Callable[[Any], Any] | None = None
 
     def __init__(
         self, schedule: Schedule, prediction: Prediction, guidance: Guidance | None, threshold: Threshold | None
@@ -33,7 +35,11 @@ class StepModel(ABC):
         self.schedule, self.prediction, self.threshold = schedule, prediction, threshold
         self.cfg = guidance if isinstance(guidance, CFG) else None
         self.classifier = guidance if isinstance(guidance, Classifier) else None
-        self._is_plain = threshold is None and self.classifier is None  # x0 and eps are then linear in x and the output
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether x0 and eps are linear in x and the output."""
+        return self.threshold is None and self.classifier is None and self.denoised is None
 
     # ---- for step functions
 
@@ -106,6 +112,10 @@ class StepModel(ABC):
     def apply(self, function: str, *quantities: Any, **parameters: float | str) -> Any:
         """A function in `fastdiff.program.transforms.TRANSFORMS` of these quantities."""
 
+    @abstractmethod
+    def tensor(self, name: str) -> Any:
+        """The constant tensor of the run that has this name."""
+
     # ---- for tracers and engines
 
     @abstractmethod
@@ -144,8 +154,11 @@ class StepModel(ABC):
 
     def _views(self, x: Any, out: Any, s: Point, classifier: bool) -> tuple[Any, Any]:
         x0, eps = self._view(self.prediction.x0(s), x, out), self._view(self.prediction.eps(s), x, out)
-        if self.threshold is not None:
-            x0 = self.apply(self.threshold.function, x0, **self.threshold.parameters())
+        if self.denoised is not None or self.threshold is not None:
+            if self.denoised is not None:
+                x0 = self.denoised(x0)
+            if self.threshold is not None:
+                x0 = self.apply(self.threshold.function, x0, **self.threshold.parameters())
             eps = (x - s.alpha * x0) / s.sigma
         gradient = self.classifier_gradient(x, s) if classifier else None
         if gradient is not None:  # Dhariwal & Nichol 2021, Algorithm 2; of a limited x0, as released

@@ -26,7 +26,8 @@ class Solver:
     taken where none is named. source: paper and equation. options: the keyword arguments of `step` and their values.
     spans: for a solver whose steps take several intervals of the grid, how many each takes, from their number, whether
     the last one ends at the data, and the options. adaptive: it chooses its own times between the ends of the grid.
-    warm_up: further model calls that its first steps make, before the history is full.
+    warm_up: further model calls that its first steps make, before the history is full. route: from the grid's points to
+    those of every step, for methods that go up again in between.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Solver:
     adaptive: bool = False
     warm_up: int = 0
     options: dict[str, Any] = field(default_factory=dict, hash=False)  # solvers are keys of a cache
+    route: Callable[[Sequence[Point]], list[list[Point]]] | None = None
 
     def __post_init__(self) -> None:
         eta = self.options.get("eta", 0.0)
@@ -53,6 +55,8 @@ class Solver:
         """The points of every step, from its start to its end, inner points included. Raises ValueError for a grid that
         does not suit the solver."""
         expect(not self.adaptive, f"solver {self.name!r} chooses its steps as it runs, by `fastdiff.sample` alone")
+        if self.route is not None:
+            return self.route(points)
         count = len(points) - 1
         if self.spans is None:
             return [list(pair) for pair in pairwise(points)]

@@ -64,11 +64,31 @@ def predictor_corrector(
     Every prediction requests a draw, whether or not it is used. The predictors are of order 1 in distribution; the
     error of a corrector does not vanish with more steps.
     """
-    expect(n_steps_each >= 1, f"n_steps_each must be >= 1, got {n_steps_each!r}")
+    move = transition(model, s, t, discretization)
+    x = corrected(model, x, s, move, corrector, snr=snr, n_steps_each=n_steps_each, norm=norm, noise=noise)
+    to_data = t.sigma == 0 and discretization == "grid"
+    if predictor == "none":
+        return model.x0(x, s) if to_data else x
+    z = noise()
+    if to_data:
+        return model.x0(x, s)
+    mean, std = predicted(model, x, s, t, move, predictor, probability_flow, discretization)
+    last = model.steps_left == 1 and discretization == "released" and denoise
+    return mean if probability_flow or last else mean + std * z
+
+
+def transition(model, s, t, discretization):
+    """Of the forward process x_s = ratio x_t + sqrt(variance) z: ratio, variance, and the share of the variance that
+    is left in the posterior of x_t given the data."""
     if discretization not in ("grid", "released"):
         raise unknown("discretization", discretization, ("grid", "released"))
-    ratio, variance, kept = (_released if discretization == "released" else _between)(model, s, t)
+    return (_released if discretization == "released" else _between)(model, s, t)
 
+
+def corrected(model, x, s, move, corrector, *, snr, n_steps_each, norm, noise):
+    """The state after the corrections at the level of s. move: that of `transition`."""
+    expect(n_steps_each >= 1, f"n_steps_each must be >= 1, got {n_steps_each!r}")
+    ratio = move[0]
     for _ in range(n_steps_each if corrector != "none" else 0):
         score, z = model.score(x, s), noise()
         if corrector == "langevin":  # Algorithms 4 and 5
@@ -78,33 +98,28 @@ def predictor_corrector(
             x = x + length * score + sqrt(2 * length) * z
         else:
             raise unknown("corrector", corrector, ("none", "langevin", "ald"))
+    return x
 
-    to_data = t.sigma == 0 and discretization == "grid"
-    if predictor == "none":
-        return model.x0(x, s) if to_data else x
-    z = noise()
-    if to_data:
-        return model.x0(x, s)
+
+def predicted(model, x, s, t, move, predictor, probability_flow=False, discretization="grid"):
+    """(mean, standard deviation) of the state at t."""
+    ratio, variance, kept = move
     half = 0.5 if probability_flow else 1.0
     if predictor == "euler-maruyama":
         h = model.schedule.t_max / model.steps if discretization == "released" else s.t - t.t
         f, variance = (h * rate for rate in model.schedule.drift_diffusion(s.t))
-        mean, std = (1 - f) * x + half * variance * model.score(x, s), sqrt(variance)
-    elif predictor == "reverse-diffusion":
-        mean, std = (2 - ratio) * x + half * variance * model.score(x, s), sqrt(variance)
-    elif predictor == "ancestral-sampling":
+        return (1 - f) * x + half * variance * model.score(x, s), sqrt(variance)
+    if predictor == "reverse-diffusion":
+        return (2 - ratio) * x + half * variance * model.score(x, s), sqrt(variance)
+    if predictor == "ancestral-sampling":
         expect(not probability_flow, "ancestral-sampling is not a solver of the ODE: probability_flow must be False")
         mean = (x + variance * model.score(x, s)) / ratio
-        std = sqrt(variance) if isinstance(model.schedule, VariancePreserving) else sqrt(variance * kept)
-    else:
-        raise unknown("predictor", predictor, ("none", "euler-maruyama", "reverse-diffusion", "ancestral-sampling"))
-    last = model.steps_left == 1 and discretization == "released" and denoise
-    return mean if probability_flow or last else mean + std * z
+        return mean, sqrt(variance) if isinstance(model.schedule, VariancePreserving) else sqrt(variance * kept)
+    raise unknown("predictor", predictor, ("none", "euler-maruyama", "reverse-diffusion", "ancestral-sampling"))
 
 
 def _between(model, s, t):
-    """Of the forward process x_s = ratio x_t + sqrt(variance) z: ratio, variance, and the share of the variance that
-    is left in the posterior of x_t given the data."""
+    """Of the continuous process between two points."""
     ratio = s.alpha / t.alpha
     return ratio, (s.sigma - ratio * t.sigma) * (s.sigma + ratio * t.sigma), (t.sigma / s.sigma) ** 2
 
