@@ -1,5 +1,22 @@
-"""Changing a picture that is there: back into noise and forward again."""
+"""Changing a picture that is there: back into noise and forward again, and filling its holes."""
 
+from fastdiff.editing.imputation import GREY, colorization_tensors, imputation
+from fastdiff.editing.inpainting import inpaint
 from fastdiff.editing.inversion import diffuse, encode
+from fastdiff.editing.repaint import Jumps, repaint, slow_times
+from fastdiff.editing.replacement import glide, palette, replacement
 
-__all__ = ["diffuse", "encode"]
+__all__ = [
+    "GREY",
+    "Jumps",
+    "colorization_tensors",
+    "diffuse",
+    "encode",
+    "glide",
+    "imputation",
+    "inpaint",
+    "palette",
+    "repaint",
+    "replacement",
+    "slow_times",
+]
