@@ -1,0 +1,142 @@
+"""Runs whose steps need gradients through the network: on tensors, with the network called once for both."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff import arguments
+from fastdiff.engine import Inputs
+from fastdiff.engine.adaptive import CheckedModel
+from fastdiff.errors import SamplingError, expect
+from fastdiff.guidance import CFG, make_guidance, make_threshold
+from fastdiff.models.info import resolve
+from fastdiff.process.grids import make_grid
+from fastdiff.process.noise import CounterNoise, Noise, Seed
+from fastdiff.process.schedules import Point
+from fastdiff.running import make_inputs
+from fastdiff.runtime import choice, runs
+from fastdiff.runtime.dispatcher import differentiable
+from fastdiff.solvers import Solver, get_solver
+
+# (model, x at s, state that the solver reached at t, s, t, noise) -> the state at t.
+After = Callable[["Differentiated", Tensor, Point, Point, Callable[[], Tensor]], Tensor]
+
+
+class Differentiated(CheckedModel):
+    """A TensorModel that keeps the graph of the first call of every step, until `begin`."""
+
+    kept: tuple[Point, Tensor, Tensor, Tensor] | None = None
+
+    def _evaluate(self, x: Tensor, s: Point, variance: bool = False) -> tuple[Tensor, Tensor]:
+        if self.kept is not None:
+            return super()._evaluate(x, s, variance)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            y, out = super()._evaluate(leaf, s, variance)
+        if not out.requires_grad:
+            raise SamplingError(f"{self.where(s)}: the model has no gradient with respect to x (torch.no_grad in it?)")
+        self.kept = s, leaf, y, out
+        if self.prediction.split:
+            self._learned = self._learned.detach()
+        return x, out.detach()
+
+    def gradient(self, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(d/dx of the sum of value(x0(x)), value), x being the state of the step's first call, x0 after all limits."""
+        assert self.kept is not None
+        s, leaf, y, out = self.kept
+        with torch.enable_grad():
+            found = value(self._views(y, out, s, False)[0])
+            (gradient,) = torch.autograd.grad(found.sum(), leaf)
+        if not torch.isfinite(gradient).all():
+            raise SamplingError(f"{self.where(s)}: the gradient of the measurement is NaN or infinite")
+        return gradient, found.detach()
+
+
+def run_differentiated(
+    name: str,
+    model: Callable[..., Any],
+    like: Tensor,
+    after: After,
+    *,
+    x_init: Tensor | None = None,
+    solver: Solver | str = "ddpm",
+    steps: int = 100,
+    schedule: Any = None,
+    prediction: Any = None,
+    grid: Any = None,
+    guidance: Any = None,
+    threshold: Any = None,
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
+    seed: Seed = None,
+    first_sample: int = 0,
+    noise: Noise = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """The sample, like `like` (B, ...), of a solver with `after` at the end of each step. The arguments are those of
+    `fastdiff.sample`. No Program: `fastdiff.explain` says so."""
+    arguments.network(model)
+    schedule, prediction = resolve(model, schedule, prediction)
+    method, guidance, threshold = get_solver(solver), make_guidance(guidance), make_threshold(threshold)
+    expect(not method.adaptive, f"{name} needs a solver with fixed steps, and {method.name!r} chooses its own")
+    expect(
+        not isinstance(guidance, CFG) or (uncond is not None and not isinstance(guidance.scale, tuple)),
+        f"guidance of {name} needs uncond, the model's arguments without the condition, and one scale",
+    )
+    expect(guidance is None or isinstance(guidance, CFG), f"{name} takes no classifier as its guidance")
+    arguments.callback(callback)
+    times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
+    counter = CounterNoise.of(seed, len(like), first_sample)
+    if x_init is None:
+        x_init = (schedule.prior_std(times[0]) * counter.initial(like.shape, torch.float32)).to(like)
+    x_init = differentiable(arguments.state("x_init", x_init))
+    expect(x_init.shape == like.shape, f"x_init must be {tuple(like.shape)}, got {tuple(x_init.shape)}")
+    arguments.beside_model("x_init", x_init, model)
+    inputs = make_inputs(x_init, counter, noise, cond, uncond, None, tensors)
+    choice.note(name, "each step needs a gradient through the model, so that steps run in PyTorch")
+    with torch.inference_mode(False), torch.no_grad(), runs.one():
+        return _run(name, method, model, x_init, schedule.points(times), inputs, after, callback,
+                    dict(schedule=schedule, prediction=prediction, guidance=guidance, threshold=threshold))  # fmt: skip
+
+
+def _run(
+    name: str,
+    method: Solver,
+    model: Callable[..., Any],
+    x_init: Tensor,
+    points: list[Point],
+    inputs: Inputs,
+    after: After,
+    callback: Callable[[int, Tensor], None] | None,
+    options: dict[str, Any],
+) -> Tensor:
+    x = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
+    schedule, prediction = options.pop("schedule"), options.pop("prediction")
+    step = Differentiated(f"{name}, {method.name}", model, schedule, prediction, x_init, inputs, **options)
+    history: deque = deque(maxlen=method.history)
+    drawn = 0
+
+    def noise() -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        return inputs.noise(drawn - 1, x.shape, x.dtype, x.device)
+
+    keywords = {"noise": noise} if method.stochastic else {}
+    step.grid, intervals = points, method.intervals(points)
+    step.steps = len(intervals)
+    for step.step, (s, *step.inner, t) in enumerate(intervals):
+        step.kept = None
+        x = method.step(step, x, s, t, history, **method.options, **keywords)
+        x = after(step, x, s, t, noise)
+        if callback is not None:
+            callback(step.step, x)
+    step.kept = None
+    if not torch.isfinite(x).all():
+        raise SamplingError(f"{name}: the sample holds values that are NaN or infinite; a smaller scale may help")
+    return x.to(x_init.dtype)

@@ -1,0 +1,19 @@
+"""HJ-harry/MCG_diffusion. The last step's own noise is drawn, and not used."""
+
+from ancestral import Ancestral
+
+from fastdiff.editing import mcg, replacement
+
+
+def run(case):
+    run = Ancestral(case)
+    noise = case["noise"]
+    noise = noise[[*range(len(noise) - 2), len(noise) - 1]]
+    gt, mask = case["gt"], case["mask"]
+    if case.sample_method == "vanilla":
+        return run.results(run.sample(replacement(run.solver, level="start"), noise, {"known": gt, "mask": mask}))
+    x = mcg(
+        run.model, gt, mask, solver=run.solver, noise=noise, norm="batch", x_init=case["x_init"], limits=None,
+        **run.arguments,
+    )  # fmt: skip
+    return run.results(x)
