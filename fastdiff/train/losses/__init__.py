@@ -5,6 +5,7 @@ the network's device. generator: all randomness of the loss, on the CPU; what is
 """
 
 from fastdiff.train.losses.denoising import denoising_loss
+from fastdiff.train.losses.distillation import dds_loss, sds_loss
 from fastdiff.train.losses.edm import edm_loss
 from fastdiff.train.losses.resampling import LossSecondMoments
 from fastdiff.train.losses.score_matching import score_of_energy, sliced_loss
@@ -14,8 +15,10 @@ __all__ = [
     "LossSecondMoments",
     "bits_per_dim",
     "ddpm_loss",
+    "dds_loss",
     "denoising_loss",
     "edm_loss",
     "score_of_energy",
+    "sds_loss",
     "sliced_loss",
 ]
