@@ -1,0 +1,110 @@
+"""One step of a solver at a time, for methods that look at the state or change it between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastdiff import arguments, engine
+from fastdiff.errors import expect
+from fastdiff.guidance import Guidance, make_guidance
+from fastdiff.guidance.classifier_free import CFG
+from fastdiff.models.info import resolve
+from fastdiff.process.grids import Grid, make_grid
+from fastdiff.process.noise import CounterNoise
+from fastdiff.process.prediction import Prediction
+from fastdiff.process.schedules import Float64Array, Schedule
+from fastdiff.running import make_inputs
+from fastdiff.sampling import traced
+from fastdiff.solvers import Solver, get_solver
+
+Conditions = Mapping[str, Any] | None
+Times = str | Grid | Float64Array | Sequence[float] | None
+
+
+def times_of(schedule: Schedule, grid: Times, steps: int) -> list[float]:
+    """Decreasing times that end where the network knows the data, not at t = 0, from which there is no way up.
+
+    grid: as in `fastdiff.sample`, "trailing" if None; its end at the data becomes the schedule's t_min. Times that are
+    given stay as they are, and two of them may be equal. Raises ValueError for times that increase or are not positive.
+    """
+    if isinstance(grid, str) or callable(grid) or grid is None:
+        found = make_grid(grid if grid is not None else schedule.grid or "trailing", schedule, steps)
+        found = found[found > schedule.t_min * (1 + 1e-9)]
+        times = [*found.tolist(), schedule.t_min]
+    else:
+        times = [arguments.number("grid", t) for t in np.asarray(grid, dtype=np.float64)]
+    expect(len(times) >= 2, f"grid must have two times or more, got {times}")
+    good = all(s >= t for s, t in pairwise(times)) and times[0] <= schedule.t_max * (1 + 1e-12) and times[-1] > 0
+    expect(good, f"grid must be decreasing times in (0, {schedule.t_max:g}], got {times}")
+    return times
+
+
+class Stepper:
+    """A model with its schedule, guidance and conditions, to be asked for single steps.
+
+    x: a state of the run, (B, ...), for its batch, dtype and device. The other arguments are those of
+    `fastdiff.sample`. Raises ValueError for guidance without uncond, and for a solver that looks back to earlier steps.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        x: Tensor,
+        *,
+        schedule: Schedule | str | None = None,
+        prediction: Prediction | str | None = None,
+        solver: Solver | str = "ddim",
+        guidance: Any = None,
+        cond: Conditions = None,
+        uncond: Conditions = None,
+        seed: Any = 0,
+    ) -> None:
+        arguments.network(model)
+        arguments.beside_model("x", x, model)
+        self.model = model
+        self.schedule, self.prediction = resolve(model, schedule, prediction)
+        self.solver = get_solver(solver)
+        expect(
+            self.solver.history == 0 and not self.solver.adaptive and self.solver.spans is None,
+            f"solver {self.solver.name!r} looks back to earlier steps or chooses its own; take one like 'ddim'",
+        )
+        self.guidance: Guidance | None = make_guidance(guidance)
+        needs = not isinstance(self.guidance, CFG) or uncond is not None
+        expect(needs, "guidance needs uncond, the model's arguments without the condition")
+        used = uncond if isinstance(self.guidance, CFG) else None
+        self.counter = CounterNoise.of(seed, len(x))
+        self.inputs = make_inputs(x, self.counter, None, cond, used)
+        self.drawn = 0
+
+    def step(self, x: Tensor, s: float, t: float, solver: Solver | None = None) -> Tensor:
+        """From the state at time s to that at time t, by the solver of the run or another one."""
+        method = solver or self.solver
+        program = traced(method, self.schedule, (s, t), self.prediction, self.guidance, None, False)
+        inputs, first = self.inputs, self.drawn
+        if program.num_noises:
+            draw = lambda n: self.counter.draw(first + n, x.shape, x.dtype).to(x.device)  # noqa: E731
+            inputs = engine.Inputs(self.counter, draw, inputs.cond, inputs.uncond)
+            self.drawn += program.num_noises
+        return engine.run(program, self.model, x, inputs)
+
+    def eps(self, x: Tensor, t: float) -> Tensor:
+        """The noise that the network, with its guidance, sees in x at time t."""
+        return self.step(x, t, t, _EPS)
+
+
+def _eps(model: Any, x: Any, s: Any, t: Any, history: Any) -> Any:
+    return model.eps(x, s)
+
+
+_EPS = Solver("eps", _eps, 0, 1, 0, "trailing", "Ho et al. 2020, DDPM, Eq. 11", stochastic=False)
+
+
+def ddim_step(x: Tensor, eps: Tensor, s: Any, t: Any) -> Tensor:
+    """Song et al. 2021, DDIM, Eq. 12 with eta = 0: from point s to point t, with a noise that is already known."""
+    x0 = (x - s.sigma * eps) / s.alpha
+    return t.alpha * x0 + t.sigma * eps

@@ -1,0 +1,7 @@
+"""Imagic's interpolation of embeddings."""
+
+from fastdiff.editing.imagic import interpolate
+
+
+def run(case):
+    return {"mixed": interpolate(case["target"], case["optimized"], case.eta)}
