@@ -7,6 +7,7 @@ the network's device. generator: all randomness of the loss, on the CPU; what is
 from fastdiff.train.losses.denoising import denoising_loss
 from fastdiff.train.losses.distillation import dds_loss, sds_loss
 from fastdiff.train.losses.edm import edm_loss
+from fastdiff.train.losses.flow import curvature_loss, euler_pairs, flow_matching_loss
 from fastdiff.train.losses.resampling import LossSecondMoments
 from fastdiff.train.losses.score_matching import score_of_energy, sliced_loss
 from fastdiff.train.losses.vlb import bits_per_dim, ddpm_loss
@@ -14,10 +15,13 @@ from fastdiff.train.losses.vlb import bits_per_dim, ddpm_loss
 __all__ = [
     "LossSecondMoments",
     "bits_per_dim",
+    "curvature_loss",
     "ddpm_loss",
     "dds_loss",
     "denoising_loss",
     "edm_loss",
+    "euler_pairs",
+    "flow_matching_loss",
     "score_of_energy",
     "sds_loss",
     "sliced_loss",
