@@ -16,6 +16,7 @@ from fastdiff.arguments import described
 from fastdiff.errors import expect, unknown
 from fastdiff.process.schedules.base import Float64Array, Point, Schedule
 from fastdiff.process.schedules.flow import RectifiedFlow
+from fastdiff.process.schedules.logsnr import CosineLogSNR
 from fastdiff.process.schedules.respaced import Respaced
 from fastdiff.process.schedules.ve import EDM, VE
 from fastdiff.process.schedules.vp import SubVP, VariancePreserving, VPDiscrete, VPLinear
@@ -29,6 +30,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "ve": VE,
     "edm": EDM,
     "rectified-flow": RectifiedFlow,
+    "cosine-logsnr": CosineLogSNR,
 }
 
 
@@ -45,6 +47,6 @@ def get_schedule(schedule: Schedule | str | None) -> Schedule:
 
 
 __all__ = [
-    "EDM", "SCHEDULES", "VE", "Float64Array", "Point", "RectifiedFlow", "Respaced", "Schedule", "SubVP", "VPDiscrete",
-    "VPLinear", "VariancePreserving", "get_schedule",
+    "EDM", "SCHEDULES", "VE", "CosineLogSNR", "Float64Array", "Point", "RectifiedFlow", "Respaced", "Schedule", "SubVP",
+    "VPDiscrete", "VPLinear", "VariancePreserving", "get_schedule",
 ]  # fmt: skip

@@ -4,24 +4,34 @@ network: called as `network(x, t, **cond)`. process: a `fastdiff.train.process.P
 the network's device. generator: all randomness of the loss, on the CPU; what is drawn may be given instead.
 """
 
+from fastdiff.train.losses.consistency import consistency_loss, improved_consistency_loss
 from fastdiff.train.losses.denoising import denoising_loss
 from fastdiff.train.losses.distillation import dds_loss, sds_loss
 from fastdiff.train.losses.edm import edm_loss
 from fastdiff.train.losses.flow import curvature_loss, euler_pairs, flow_matching_loss
+from fastdiff.train.losses.guided import guided_loss
+from fastdiff.train.losses.progressive import progressive_loss
 from fastdiff.train.losses.resampling import LossSecondMoments
 from fastdiff.train.losses.score_matching import score_of_energy, sliced_loss
+from fastdiff.train.losses.student import ddim_pairs, one_shot_loss
 from fastdiff.train.losses.vlb import bits_per_dim, ddpm_loss
 
 __all__ = [
     "LossSecondMoments",
     "bits_per_dim",
+    "consistency_loss",
     "curvature_loss",
+    "ddim_pairs",
     "ddpm_loss",
     "dds_loss",
     "denoising_loss",
     "edm_loss",
     "euler_pairs",
     "flow_matching_loss",
+    "guided_loss",
+    "improved_consistency_loss",
+    "one_shot_loss",
+    "progressive_loss",
     "score_of_energy",
     "sds_loss",
     "sliced_loss",
