@@ -103,5 +103,5 @@ def _one_picture(x0: Any, cond: Mapping[str, Tensor], name: str | None) -> Tenso
     return x0
 
 
-def _rows(cond: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
+def _rows(cond: Mapping[str, Tensor], batch: int) -> dict[str, Any]:
     return {key: value.expand(batch, *value.shape[1:]) for key, value in cond.items()}
