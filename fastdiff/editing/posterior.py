@@ -80,8 +80,7 @@ def dps(
         return n * _over(norm, 1 / y.abs()).mean(-1) if measurement == "poisson-released" else n
 
     def after(step: Differentiated, x: Tensor, s: Point, t: Point, noise: Callable[[], Tensor]) -> Tensor:
-        shifts: list[Any] = [0.05 * (0.5 + 0.5 * torch.erf(noise() / 2**0.5)) for _ in range(perturbations)]
-        shifts = shifts or [0.0]
+        shifts: list[Any] = [0.05 * (0.5 + 0.5 * torch.erf(noise() / 2**0.5)) for _ in range(perturbations)] or [0.0]
         gradient, n = step.gradient(lambda x0: torch.stack([length(x0 + shift) for shift in shifts]).mean(0))
         if distances is not None:
             distances.append(n)
