@@ -1,4 +1,5 @@
-"""Changing a picture that is there: back into noise and forward again, and filling its holes."""
+"""Changing a picture that is there: back into noise and forward again, filling its holes, and finding what was measured
+(its operators are in `fastdiff.editing.operators`)."""
 
 from fastdiff.editing.ddim_inversion import invert
 from fastdiff.editing.diffedit import diffedit, diffedit_mask
@@ -6,16 +7,22 @@ from fastdiff.editing.imputation import GREY, colorization_tensors, imputation
 from fastdiff.editing.inpainting import inpaint
 from fastdiff.editing.inversion import diffuse, encode
 from fastdiff.editing.magicmix import magicmix
+from fastdiff.editing.mbir import mbir
 from fastdiff.editing.null_text import NullText, null_text_inversion
 from fastdiff.editing.posterior import dps, mcg
+from fastdiff.editing.purification import purify, purifying_langevin
 from fastdiff.editing.repaint import Jumps, repaint, slow_times
 from fastdiff.editing.replacement import glide, palette, replacement
+from fastdiff.editing.total_variation import TotalVariationADMM, admm_tv, conjugate_gradients
 
 __all__ = [
     "GREY",
     "Jumps",
     "NullText",
+    "TotalVariationADMM",
+    "admm_tv",
     "colorization_tensors",
+    "conjugate_gradients",
     "diffedit",
     "diffedit_mask",
     "diffuse",
@@ -26,9 +33,12 @@ __all__ = [
     "inpaint",
     "invert",
     "magicmix",
+    "mbir",
     "mcg",
     "null_text_inversion",
     "palette",
+    "purify",
+    "purifying_langevin",
     "repaint",
     "replacement",
     "slow_times",

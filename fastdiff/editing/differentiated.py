@@ -24,11 +24,11 @@ from fastdiff.runtime.dispatcher import differentiable
 from fastdiff.solvers import Solver, get_solver
 
 # (model, x at s, state that the solver reached at t, s, t, noise) -> the state at t.
-After = Callable[["Differentiated", Tensor, Point, Point, Callable[[], Tensor]], Tensor]
+After = Callable[[Any, Tensor, Point, Point, Callable[[], Tensor]], Tensor]
 
 
 class Differentiated(CheckedModel):
-    """A TensorModel that keeps the graph of the first call of every step, until `begin`."""
+    """A TensorModel that keeps the graph of the first call of every step. kept: (point, x, x again, output) of it."""
 
     kept: tuple[Point, Tensor, Tensor, Tensor] | None = None
 
@@ -78,9 +78,10 @@ def run_differentiated(
     noise: Noise = None,
     callback: Callable[[int, Tensor], None] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
+    kind: type[CheckedModel] = Differentiated,
 ) -> Tensor:
     """The sample, like `like` (B, ...), of a solver with `after` at the end of each step. The arguments are those of
-    `fastdiff.sample`. No Program: `fastdiff.explain` says so."""
+    `fastdiff.sample`. kind: CheckedModel where `after` needs no gradient. No Program: `fastdiff.explain` says so."""
     arguments.network(model)
     schedule, prediction = resolve(model, schedule, prediction)
     method, guidance, threshold = get_solver(solver), make_guidance(guidance), make_threshold(threshold)
@@ -99,14 +100,16 @@ def run_differentiated(
     expect(x_init.shape == like.shape, f"x_init must be {tuple(like.shape)}, got {tuple(x_init.shape)}")
     arguments.beside_model("x_init", x_init, model)
     inputs = make_inputs(x_init, counter, noise, cond, uncond, None, tensors)
-    choice.note(name, "each step needs a gradient through the model, so that steps run in PyTorch")
+    needs = "a gradient through the model" if kind is Differentiated else "what is no part of a Program"
+    choice.note(name, f"each step needs {needs}, so that steps run in PyTorch")
     with torch.inference_mode(False), torch.no_grad(), runs.one():
-        return _run(name, method, model, x_init, schedule.points(times), inputs, after, callback,
+        return _run(name, kind, method, model, x_init, schedule.points(times), inputs, after, callback,
                     dict(schedule=schedule, prediction=prediction, guidance=guidance, threshold=threshold))  # fmt: skip
 
 
 def _run(
     name: str,
+    kind: type[CheckedModel],
     method: Solver,
     model: Callable[..., Any],
     x_init: Tensor,
@@ -118,7 +121,7 @@ def _run(
 ) -> Tensor:
     x = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
     schedule, prediction = options.pop("schedule"), options.pop("prediction")
-    step = Differentiated(f"{name}, {method.name}", model, schedule, prediction, x_init, inputs, **options)
+    step = kind(f"{name}, {method.name}", model, schedule, prediction, x_init, inputs, **options)
     history: deque = deque(maxlen=method.history)
     drawn = 0
 
@@ -131,12 +134,12 @@ def _run(
     step.grid, intervals = points, method.intervals(points)
     step.steps = len(intervals)
     for step.step, (s, *step.inner, t) in enumerate(intervals):
-        step.kept = None
+        if isinstance(step, Differentiated):
+            step.kept = None
         x = method.step(step, x, s, t, history, **method.options, **keywords)
         x = after(step, x, s, t, noise)
         if callback is not None:
             callback(step.step, x)
-    step.kept = None
     if not torch.isfinite(x).all():
         raise SamplingError(f"{name}: the sample holds values that are NaN or infinite; a smaller scale may help")
     return x.to(x_init.dtype)

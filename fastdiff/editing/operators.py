@@ -71,6 +71,24 @@ class Blurring:
         return F.conv2d(F.pad(x, (self.pad,) * 4, mode="reflect"), kernel, groups=x.shape[1])
 
 
+@dataclass(frozen=True, eq=False)
+class ParallelBeam:
+    """Line integrals of slices (Z, C, N, N) by parallel rays: (Z, C, angles, N), in units of half a slice's width. The
+    slices are turned about their middle, bilinearly, and summed along columns. angles: in radians."""
+
+    angles: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        size = x.shape[-1]
+        rows = []
+        for angle in self.angles.to(x):
+            c, s, none = angle.cos(), angle.sin(), torch.zeros_like(angle)
+            turn = torch.stack([torch.stack([c, -s, none]), torch.stack([s, c, none])])
+            where = F.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+            rows.append(F.grid_sample(x, where, align_corners=False).sum(-2) * (2 / size))
+        return torch.stack(rows, 2)
+
+
 def gaussian_kernel(size: int, intensity: float) -> Tensor:
     """(size, size), float64: a delta in the middle filtered by a Gaussian of standard deviation `intensity` pixels, cut
     at four of them and reflected at the array's edge, as in DPS (Chung et al. 2023)."""
@@ -102,8 +120,9 @@ def check_adjoint(
     """Raise ValueError unless <A u, v> = <u, A^T v> for one random u, like x, and v, like y."""
     generator = torch.Generator().manual_seed(0)
     u, v = (torch.randn(each.shape, generator=generator, dtype=torch.float64).to(each) for each in (x, y))
-    forward, back = operator(u), adjoint(v)
+    forward = operator(u)
     expect(forward.shape == v.shape, f"operator gives {tuple(forward.shape)}, the measurement is {tuple(v.shape)}")
+    back = adjoint(v)
     expect(back.shape == u.shape, f"adjoint gives {tuple(back.shape)}, the picture is {tuple(u.shape)}")
     left, right = (forward * v).sum().item(), (u * back).sum().item()
     size = forward.norm().item() * v.norm().item() + u.norm().item() * back.norm().item()

@@ -2,18 +2,12 @@
 
 import numpy as np
 import torch
+from toys import TimedVP
 
 import fastdiff
 from fastdiff.editing import colorization_tensors, imputation
-from fastdiff.schedules import VE, VPLinear
+from fastdiff.schedules import VE
 from fastdiff.solvers import get_solver
-
-
-class TimedVP(VPLinear):
-    """Whose network receives 999 t."""
-
-    def model_time(self, t):
-        return 999 * t
 
 
 def run(case):

@@ -10,7 +10,7 @@ import torch
 from folder import FOLDER, cases
 from torch import Tensor
 
-from fastdiff.schedules import Point, VPDiscrete
+from fastdiff.schedules import Point, VPDiscrete, VPLinear
 
 EDITING = cases("editing") or {}
 ARRAYS: Any = np.load(FOLDER / "editing.npz") if EDITING else {}
@@ -20,6 +20,13 @@ SCHEDULES: dict[str, Callable[[], VPDiscrete]] = {
     "cosine": VPDiscrete.cosine,
 }
 VARIANCES = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED_RANGE": "learned"}
+
+
+class TimedVP(VPLinear):
+    """Whose network receives 999 t."""
+
+    def model_time(self, t: float) -> float:
+        return 999 * t
 
 
 class EditingCase:
