@@ -12,8 +12,12 @@ from fastdiff.train.losses.flow import curvature_loss, euler_pairs, flow_matchin
 from fastdiff.train.losses.guided import guided_loss
 from fastdiff.train.losses.progressive import progressive_loss
 from fastdiff.train.losses.resampling import LossSecondMoments
+from fastdiff.train.losses.scheduled import scheduled_loss
 from fastdiff.train.losses.score_matching import score_of_energy, sliced_loss
+from fastdiff.train.losses.spectral import spectral_loss
 from fastdiff.train.losses.student import ddim_pairs, one_shot_loss
+from fastdiff.train.losses.truncated import discriminator_loss, generator_loss, truncated_loss
+from fastdiff.train.losses.variational import variational_loss
 from fastdiff.train.losses.vlb import bits_per_dim, ddpm_loss
 
 __all__ = [
@@ -25,14 +29,20 @@ __all__ = [
     "ddpm_loss",
     "dds_loss",
     "denoising_loss",
+    "discriminator_loss",
     "edm_loss",
     "euler_pairs",
     "flow_matching_loss",
+    "generator_loss",
     "guided_loss",
     "improved_consistency_loss",
     "one_shot_loss",
     "progressive_loss",
+    "scheduled_loss",
     "score_of_energy",
     "sds_loss",
     "sliced_loss",
+    "spectral_loss",
+    "truncated_loss",
+    "variational_loss",
 ]
