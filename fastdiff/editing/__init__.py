@@ -53,4 +53,3 @@ __all__ = [
     "slow_times",
     "tokens_of",
 ]
-]
