@@ -199,6 +199,20 @@ def test_published_files_have_a_prefix():
         fastdiff.models.load(state, config={"xf_heads": 4})
 
 
+def test_files_of_the_trainer_of_denoising_diffusion_pytorch(tmp_path):
+    """The network is in a process that has tables of its own, and there is the average over training."""
+    layout = layout_of("the U-Net of denoising")
+    process = {**state_dict(layout, DDP, "model."), "betas": torch.zeros(1000)}
+    average = {f"ema_model.{key}": torch.full_like(value, 2) for key, value in process.items()}
+    average |= {f"online_model.{key}": value for key, value in process.items()}
+    torch.save(
+        {"step": 7, "model": process, "ema": {**average, "initted": torch.tensor(True)}}, tmp_path / "model-1.pt"
+    )
+    model = fastdiff.models.load(tmp_path / "model-1.pt")
+    assert (model.stem.weight == 2).all()
+    assert fastdiff.models.load(process).config.channels == 4
+
+
 def test_a_file_with_both_networks_of_karlos_super_resolution():
     layout = layout_of("Karlo's super-resolution")
     state = {key: value for part in layout.parts.values() for key, value in state_dict(layout, KARLO, part).items()}

@@ -52,10 +52,12 @@ class _DDPLayout(Layout):
     """What the three share.
 
     A network whose result has as many channels as its input is taken for one without self_condition; config must say
-    so where it has learned_variance, too.
+    so where it has learned_variance, too. The original's `Trainer` saves the process around the network, and beside it
+    the average over training, which is taken.
     """
 
     name = "ddp"
+    parts: ClassVar = {"ema": "ema_model.model.", "unet": "model."}
 
     def infer(self, checkpoint: Checkpoint) -> dict[str, Any]:
         shape, config, fields = checkpoint.shape, checkpoint.config, self.fields
