@@ -74,7 +74,7 @@ def sample(
     threshold: Threshold(limit, percentile), or the limit, that keeps x0 in range.
     cond, uncond: keyword arguments of the model; tensors are (B, ...), or (1, ...) for all samples. A guided call gives
         both to the model as one batch of 2B; where they do not fit into one, as prompts of different lengths, in two.
-    tensors: constants that the solver reads, by name, such as those of `fastdiff.editing.replacement`: of the samples'
+    tensors: constants that the solver reads, by name, such as those of `fastdiff.editing.replacement`; of the samples'
         shape, or broadcast to it.
     seed: one number, and sample k is the same at any batch size; or one a sample, in a sequence, an array or a tensor;
         None draws one from torch's generator. first_sample: number of the first sample under one seed, to make a large

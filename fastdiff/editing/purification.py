@@ -43,8 +43,8 @@ def purify(
     """Pictures without what an attack has put on them: noised to the time t, and sampled back.
 
     x: (B, ...). t: the schedule's time, larger for larger attacks. solver: "euler-maruyama" is the reverse SDE of the
-    paper (Eq. 8), with probability_flow=True its ODE; "ddpm" with threshold=1 is guided-diffusion's sampler; and
-    `purifying_langevin()` the Langevin SDE of Appendix, which begins without noise, at x. step, end: times from t down
+    paper, with probability_flow=True its ODE; "ddpm" with threshold=1 is guided-diffusion's sampler; and
+    `purifying_langevin()` their Langevin SDE, which begins without noise, at x. step, end: times from t down
     in these steps to `end`, the last one shorter; for a schedule with training steps all of them, and the data, if
     None, else 0.001 and the schedule's t_min. grid: the times from t on, instead. repeats: how often, each time from
     the result before, with the next seed. forward: whose noise is added, the schedule if None; the authors' SDE and ODE
@@ -113,7 +113,7 @@ def purifying_langevin(
     *, score_time: float = 0.01, sigma2: float = 0.001, lambda_ld: float = 0.01, eta: float = 5.0
 ) -> Solver:
     """The Langevin SDE dx = lambda_ld / 2 (score(x) - (x - anchor) / sigma2) ds + sqrt(lambda_ld) eta dw of `purify`
-    (Nie et al. 2022, Appendix; `ldsde` of NVlabs/DiffPure), by Euler-Maruyama. score_time: the schedule's time at which
+    (Nie et al. 2022; `ldsde` of NVlabs/DiffPure), by Euler-Maruyama. score_time: the schedule's time at which
     the score is taken. Reads the run's tensor "anchor"."""
     options = {"score_time": score_time, "sigma2": sigma2, "lambda_ld": lambda_ld, "eta": eta}
     options = {name: arguments.number(name, value) for name, value in options.items()}

@@ -17,7 +17,7 @@ from fastdiff.solvers import Solver, get_solver
 
 @dataclass(frozen=True)
 class Jumps:
-    """Where the sampler goes back into the noise (Section 4.2 and Appendix; `get_schedule_jump` of andreas128/RePaint).
+    """Where the sampler goes back into the noise (Lugmayr et al. 2022; `get_schedule_jump` of andreas128/RePaint).
 
     From each time index that is a multiple of jump_length, jump_n_sample - 1 times jump_length steps up and down again;
     jump2 and jump3 are jumps within these. n_sample - 1 times one step up and down at every index. start_resampling:
@@ -89,7 +89,7 @@ class _RePainting:
     blend: str
 
     def __call__(self, model: Any, x: Any, s: Any, t: Any, history: Any, *, noise: Any, **options: Any) -> Any:
-        if t.t > s.t:  # Algorithm 1, line 10: the forward process
+        if t.t > s.t:  # the forward process
             history.clear()
             ratio = t.alpha / s.alpha
             return ratio * x + sqrt((t.sigma - ratio * s.sigma) * (t.sigma + ratio * s.sigma)) * noise()

@@ -31,7 +31,7 @@ def replacement(solver: Solver | str = "ddpm", *, level: str = "end") -> Solver:
 
     level: of the noise on the known part: "end", that of the state it is put into, so that a run to the data keeps the
     known part to the last bit; "start", that of the step's beginning, as in HJ-harry/MCG_diffusion, whose known part
-    keeps the noise of the last step; "clean", none: Palette (Saharia et al. 2022, Section 3, as
+    keeps the noise of the last step; "clean", none: Palette (Saharia et al. 2022, as
     Janspiry/Palette-Image-to-Image-Diffusion-Models has it).
     """
     if level not in LEVELS:
@@ -59,7 +59,7 @@ class _Knowing:
 
 
 def glide(solver: Solver | str = "ddpm") -> Solver:
-    """E[x0 | x] is the known picture where it is known, before it is limited: GLIDE (Nichol et al. 2021, Section 4, and
+    """E[x0 | x] is the known picture where it is known, before it is limited: GLIDE (Nichol et al. 2021, and
     notebooks/inpaint.ipynb of openai/glide-text2im). The known part is kept to the last bit by a run to the data whose
     solver ends with x0, as all do whose last step returns it."""
     inner = get_solver(solver)

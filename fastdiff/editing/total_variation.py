@@ -1,5 +1,5 @@
 """Reconstruction with total variation: conjugate gradients and ADMM (Chung et al. 2023, Solving 3D Inverse Problems
-Using Pre-trained 2D Diffusion Models: DiffusionMBIR, Section 3.2)."""
+Using Pre-trained 2D Diffusion Models: DiffusionMBIR)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def shrunk(x: Tensor, limit: float, tv: str) -> Tensor:
 
 
 class TotalVariationADMM:
-    """min_x |y - A x|^2 / 2 + lamb |D x|_1 by ADMM, Eq. 12 to 14: `step` is one iteration, which keeps d and u.
+    """min_x |y - A x|^2 / 2 + lamb |D x|_1 by ADMM: `step` is one iteration, which keeps d and u.
 
     y: the measurement; operator: A on (Z, C, H, W); adjoint: A^T, by autograd if None, else checked once by a random
     inner product. like: a stack of the slices' shape. rho: the penalty. Raises ValueError for what does not fit.

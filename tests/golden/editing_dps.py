@@ -7,6 +7,14 @@ from fastdiff.editing import dps
 from fastdiff.editing.operators import AveragePooling, Blurring, Masking, Resizing, gaussian_kernel
 
 
+class LiftedResizing(Resizing):
+    """With the nearest pixels as its lift, as released."""
+
+    def lift(self, y):
+        rows, columns = (len(part.T) // len(part) for part in (self.rows, self.columns))
+        return y.repeat_interleave(rows, -2).repeat_interleave(columns, -1)
+
+
 def operator_of(case):
     if case.operator == "inpainting":
         return Masking(case["mask"])
@@ -14,7 +22,7 @@ def operator_of(case):
         return Blurring(gaussian_kernel(case.kernel_size, float(case.intensity)))
     if case.resize_kernel == "box":
         return AveragePooling(case.factor)
-    return Resizing(case["R_rows"], case["R_cols"])
+    return LiftedResizing(case["R_rows"], case["R_cols"])
 
 
 def run(case):
