@@ -40,7 +40,8 @@ def run(
     x: (B, ...) at the Program's first time, float32, float64, bfloat16 or float16 on any device. The schedule, the
     grid, the prediction type and the guidance's scale are in the Program.
     cond, uncond: keyword arguments of the model, as in `fastdiff.sample`; a guided Program needs both.
-    gradients: {"classifier": function (x, t) -> (B, ...)} for a Program that was traced with a classifier.
+    gradients: {"classifier": function (x, t) -> (B, ...)} for a Program that was traced with a classifier,
+        and by their names for one that was traced with Gradients.
     tensors, seed, first_sample, noise, progress: as in `fastdiff.sample`. callback(step, state): after every step, of a
         Program that was traced with keep_states=True.
 

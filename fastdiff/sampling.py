@@ -16,7 +16,16 @@ from fastdiff import arguments, engine
 from fastdiff.engine.bound import Callback
 from fastdiff.engine.per_sample import Mixed
 from fastdiff.errors import expect
-from fastdiff.guidance import CFG, Classifier, Guidance, Threshold, make_guidance, make_threshold
+from fastdiff.guidance import (
+    Guidance,
+    Threshold,
+    cfg_of,
+    gradients_of,
+    make_guidance,
+    make_threshold,
+    without_cfg,
+    without_functions,
+)
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise, Noise, Seed
@@ -70,7 +79,7 @@ def sample(
     grid: a name in fastdiff.grids.GRIDS, a function (schedule, steps) -> times, or the decreasing times themselves;
         the schedule's or the solver's own if None.
     guidance: CFG(scale), or the scale, or one scale a sample, of classifier-free guidance, which needs uncond; or a
-        Classifier.
+        Classifier, or fastdiff.guidance.Gradients: any number of gradients, with or without CFG.
     threshold: Threshold(limit, percentile), or the limit, that keeps x0 in range.
     cond, uncond: keyword arguments of the model; tensors are (B, ...), or (1, ...) for all samples. A guided call gives
         both to the model as one batch of 2B; where they do not fit into one, as prompts of different lengths, in two.
@@ -97,22 +106,20 @@ def sample(
         return run_program(solver, model, x, inputs, uncond is not None, callback, progress)
     schedule, prediction = resolve(model, schedule, prediction)
     method, guidance, threshold = get_solver(solver), make_guidance(guidance), make_threshold(threshold)
-    expect(
-        not isinstance(guidance, CFG) or uncond is not None,
-        "guidance needs uncond, the model's arguments without the condition",
-    )
+    cfg = cfg_of(guidance)
+    expect(cfg is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
     arguments.callback(callback)
     times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
     if start is not None:
         times = _from(start, times, isinstance(x_init_or_shape, Tensor))
     x, counter = _initial(model, x_init_or_shape, seed, first_sample, lambda: schedule.prior_std(times[0]))
-    gradients = {"classifier": guidance.gradient} if isinstance(guidance, Classifier) else {}
+    gradients = {name: term.gradient for name, term in gradients_of(guidance).items()}
     inputs = make_inputs(x, counter, noise, cond, uncond, gradients, tensors)
-    if uncond is not None and not isinstance(guidance, CFG):
+    if uncond is not None and cfg is None:
         warn_unguided(3)
-    if isinstance(guidance, CFG) and isinstance(guidance.scale, tuple):
-        model = Mixed(model, guidance, inputs.cond, inputs.uncond, x, prediction.split)
-        guidance, inputs = None, replace(inputs, cond={}, uncond={})
+    if cfg is not None and isinstance(cfg.scale, tuple):
+        model = Mixed(model, cfg, inputs.cond, inputs.uncond, x, prediction.split)
+        guidance, inputs = without_cfg(guidance), replace(inputs, cond={}, uncond={})
     if method.adaptive:
         expect_tensors(method.name, (), inputs.tensors)
         with shown(model, progress, None) as network:
@@ -120,8 +127,7 @@ def sample(
                 method, network, x, schedule, times, prediction, inputs, guidance=guidance, threshold=threshold,
                 callback=callback,
             )  # fmt: skip
-    # Of a classifier the Program has the scale; its gradient may hold a network, which a cache must not keep.
-    kept = replace(guidance, gradient=_given_when_it_runs) if isinstance(guidance, Classifier) else guidance
+    kept = without_functions(guidance)
     program = traced(method, schedule, tuple(times.tolist()), prediction, kept, threshold, callback is not None)
     return run_program(program, model, x, inputs, None, callback, progress)
 
@@ -138,10 +144,6 @@ def traced(
 ) -> Program:
     """`trace`, done once for the same arguments, which are kept: a classifier's gradient must not be among them."""
     return trace(solver, schedule, times, prediction, guidance=guidance, threshold=threshold, keep_states=keep_states)
-
-
-def _given_when_it_runs(x: Tensor, t: Tensor) -> Tensor:
-    raise NotImplementedError("the gradient is given to the engine")
 
 
 def _from(start: float, times: Float64Array, has_state: bool) -> Float64Array:

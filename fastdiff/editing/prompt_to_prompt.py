@@ -14,7 +14,7 @@ from fastdiff.editing.prompt_control import LocalBlend, PromptEdit
 from fastdiff.editing.stepping import Conditions, Stepper, Times, times_of
 from fastdiff.engine.calls import join
 from fastdiff.errors import expect
-from fastdiff.guidance.classifier_free import CFG
+from fastdiff.guidance import cfg_of
 from fastdiff.models.parts.attention import Place, controlled
 from fastdiff.process.noise import CounterNoise, Seed
 from fastdiff.process.prediction import Prediction
@@ -74,7 +74,7 @@ def prompt_to_prompt(
     first = steppers[0]
     times = times_of(first.schedule, grid, edit.steps)
     expect(len(times) - 1 == edit.steps, f"the edit is for {edit.steps} steps, and the grid has {len(times) - 1}")
-    if isinstance(first.guidance, CFG):
+    if cfg_of(first.guidance) is not None:
         whole = all(join(s.inputs.cond, s.inputs.uncond, len(x)) is not None for s in made.values())
         expect(whole, "cond and uncond must be of one length, so that the network is called for both at once")
     if not given:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fastdiff import arguments, engine
 from fastdiff.errors import expect
-from fastdiff.guidance import Guidance, make_guidance
-from fastdiff.guidance.classifier_free import CFG
+from fastdiff.guidance import Guidance, cfg_of, gradients_of, make_guidance, without_functions
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise
@@ -73,12 +72,13 @@ class Stepper:
             self.solver.history == 0 and not self.solver.adaptive and self.solver.spans is None,
             f"solver {self.solver.name!r} looks back to earlier steps or chooses its own; take one like 'ddim'",
         )
-        self.guidance: Guidance | None = make_guidance(guidance)
-        needs = not isinstance(self.guidance, CFG) or uncond is not None
-        expect(needs, "guidance needs uncond, the model's arguments without the condition")
-        used = uncond if isinstance(self.guidance, CFG) else None
+        given = make_guidance(guidance)
+        cfg, gradients = cfg_of(given), {name: term.gradient for name, term in gradients_of(given).items()}
+        self.guidance: Guidance | None = without_functions(given)
+        expect(cfg is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
+        used = uncond if cfg is not None else None
         self.counter = CounterNoise.of(seed, len(x))
-        self.inputs = make_inputs(x, self.counter, None, cond, used)
+        self.inputs = make_inputs(x, self.counter, None, cond, used, gradients)
         self.drawn = 0
 
     def step(self, x: Tensor, s: float, t: float, solver: Solver | None = None) -> Tensor:
@@ -88,7 +88,7 @@ class Stepper:
         inputs, first = self.inputs, self.drawn
         if program.num_noises:
             draw = lambda n: self.counter.draw(first + n, x.shape, x.dtype).to(x.device)  # noqa: E731
-            inputs = engine.Inputs(self.counter, draw, inputs.cond, inputs.uncond)
+            inputs = engine.Inputs(self.counter, draw, inputs.cond, inputs.uncond, inputs.gradients)
             self.drawn += program.num_noises
         return engine.run(program, self.model, x, inputs)
 

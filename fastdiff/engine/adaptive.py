@@ -127,8 +127,8 @@ class CheckedModel(TensorModel):
         out, uncond = out.chunk(2)
         return uncond + self.cfg.single * (out - uncond), out
 
-    def _evaluate_classifier(self, x: Tensor, s: Point) -> Tensor:
-        return self._checked(self.inputs.gradients["classifier"], "classifier", x, s, {})
+    def _evaluate_gradient(self, name: str, x: Tensor, s: Point) -> Tensor:
+        return self._checked(self.inputs.gradients[name], name, x, s, {})
 
     def _checked(
         self, network: Callable[..., Any], name: str, x: Tensor, s: Point, conditions: Mapping[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastdiff.engine.inputs import Inputs
-from fastdiff.guidance import Classifier, Guidance, Threshold
+from fastdiff.guidance import Guidance, Threshold, gradients_of
 from fastdiff.process.noise import CounterNoise, NoiseFunction
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Point, Schedule
@@ -61,8 +61,8 @@ class TensorModel(StepModel):
     def _variance(self) -> Tensor:
         return self._learned
 
-    def _evaluate_classifier(self, x: Tensor, s: Point) -> Tensor:
-        return self.inputs.gradients["classifier"](x, x.new_full((len(x),), self.prediction.time(self.schedule, s)))
+    def _evaluate_gradient(self, name: str, x: Tensor, s: Point) -> Tensor:
+        return self.inputs.gradients[name](x, x.new_full((len(x),), self.prediction.time(self.schedule, s)))
 
 
 def integrate(
@@ -87,7 +87,7 @@ def integrate(
     the solver's own, so that a multistep method can be tested with an exact history. The other arguments are those of
     `fastdiff.sample`.
     """
-    gradients = {"classifier": guidance.gradient} if isinstance(guidance, Classifier) else {}
+    gradients = {name: term.gradient for name, term in gradients_of(guidance).items()}
     inputs = Inputs(CounterNoise.of(0, len(x)), draw, cond or {}, uncond or {}, gradients, tensors=tensors or {})
     model = TensorModel(network, schedule, prediction, inputs, guidance=guidance, threshold=threshold)
     entries: deque = deque(maxlen=solver.history)

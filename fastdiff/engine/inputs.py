@@ -18,7 +18,7 @@ class Inputs:
 
     counter: noise that is computed from seeds. draw: noise that is given instead, by the number of the draw. cond,
     uncond: keyword arguments of the model, and the same for the unconditional half of a guided call. gradients:
-    functions (x, t) -> (B, ...) by the name that a `Call` has as its network, today "classifier". given: how many
+    functions (x, t) -> (B, ...) by the name that a `Call` has as its network, such as "classifier". given: how many
     draws there are, where that is known. tensors: constants that a Program reads, such as a mask, by name, of the
     state's shape.
     """

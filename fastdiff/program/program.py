@@ -30,7 +30,7 @@ class Call:
     unconditional output is needed as well.
 
     step: index of the solver step that the call belongs to. network: "model", or the name of a gradient among
-    the run's `fastdiff.engine.Inputs`, today "classifier".
+    the run's `fastdiff.engine.Inputs`, such as "classifier".
     variance: the buffer that receives the second half of the output's channels, where the step asks for it.
     """
 

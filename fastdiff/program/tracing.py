@@ -110,8 +110,8 @@ class _Tracer(StepModel):
         assert self._learned is not None
         return LinearForm({self._learned: 1.0})
 
-    def _evaluate_classifier(self, x: LinearForm, s: Point) -> LinearForm:
-        call = Call(-1, s, self.prediction.time(self.schedule, s), False, self.step, network="classifier")
+    def _evaluate_gradient(self, name: str, x: LinearForm, s: Point) -> LinearForm:
+        call = Call(-1, s, self.prediction.time(self.schedule, s), False, self.step, network=name)
         self.barriers.append(_Barrier((self._symbol(x),), call))
         return self._new(_Symbol("output", len(self.barriers)))
 

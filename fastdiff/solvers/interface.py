@@ -8,8 +8,7 @@ from math import isnan
 from typing import Any
 
 from fastdiff.errors import expect
-from fastdiff.guidance import Classifier, Guidance, Threshold
-from fastdiff.guidance.classifier_free import CFG
+from fastdiff.guidance import Guidance, Threshold, cfg_of, gradients_of
 from fastdiff.process.prediction import Coefficients, Prediction
 from fastdiff.process.schedules import Point, Schedule
 
@@ -33,8 +32,8 @@ class StepModel(ABC):
         self, schedule: Schedule, prediction: Prediction, guidance: Guidance | None, threshold: Threshold | None
     ) -> None:
         self.schedule, self.prediction, self.threshold = schedule, prediction, threshold
-        self.cfg = guidance if isinstance(guidance, CFG) else None
-        self.classifier = guidance if isinstance(guidance, Classifier) else None
+        self.cfg = cfg_of(guidance)
+        self.classifier = gradients_of(guidance) or None  # by name
 
     @property
     def _is_plain(self) -> bool:
@@ -83,10 +82,13 @@ class StepModel(ABC):
         return *self._views(x, out, s, classifier), variance
 
     def classifier_gradient(self, x: Any, s: Point) -> Any:
-        """scale times the gradient of log p(y | x), where the guidance is a classifier's; None where it is not."""
+        """scale times the gradient of log p(y | x), where the guidance has a classifier, or the sum of what it has in
+        its place; None where there is none."""
         if self.classifier is None:
             return None
-        return self.classifier.scale * self._evaluate_classifier(self.close(x), s)
+        x = self.close(x)
+        first, *others = (term.scale * self._evaluate_gradient(name, x, s) for name, term in self.classifier.items())
+        return sum(others, start=first)
 
     def at_lam(self, lam: float) -> Point:
         """The schedule's point where log(alpha / sigma) is `lam`."""
@@ -131,8 +133,8 @@ class StepModel(ABC):
         """The second half of the last call's output."""
 
     @abstractmethod
-    def _evaluate_classifier(self, x: Any, s: Point) -> Any:
-        """The classifier's gradient."""
+    def _evaluate_gradient(self, name: str, x: Any, s: Point) -> Any:
+        """The gradient of that name."""
 
     def _evaluate(self, x: Any, s: Point, variance: bool = False) -> tuple[Any, Any]:
         """(x, the guided output)."""
