@@ -56,7 +56,7 @@ def inpaint(
     `fastdiff.sample`.
 
     Returns (B, ...), like picture. With "repaint", "replacement", "palette" and "imputation", where mask is 1, the
-    picture's own bits (those of float32 in half precision), if the grid ends at the data. Raises TypeError or
+    picture's own bits, if the grid ends at the data. Raises TypeError or
     ValueError before the run for sizes that do not fit, a mask outside [0, 1] or without a hole, and a picture outside
     of the limits; else as `fastdiff.sample`.
     """

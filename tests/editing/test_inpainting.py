@@ -109,7 +109,7 @@ def test_traced_runs_match_the_step_function(name, monkeypatch):
     assert relative_error(inpaint(METHODS[name], noise=draws), direct) < 1e-12
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", KEEPING)
 def test_what_is_known_is_kept_to_the_last_bit(name, dtype):
     picture, mask = pictures(dtype)
