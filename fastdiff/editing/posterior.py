@@ -16,7 +16,7 @@ from fastdiff.errors import expect, unknown
 from fastdiff.process.noise import CounterNoise, Noise, Seed, given_noise
 from fastdiff.process.schedules import Point
 
-NOISES = ("gaussian", "poisson", "poisson-released")
+NOISES = ("gaussian", "squares", "poisson", "poisson-released")
 
 
 def dps(
@@ -25,7 +25,7 @@ def dps(
     operator: Callable[[Tensor], Tensor],
     like: Tensor,
     *,
-    scale: float = 1.0,
+    scale: float | Callable[[Point, Point], float] = 1.0,
     measurement: str = "gaussian",
     perturbations: int = 0,
     project: bool = False,
@@ -39,8 +39,9 @@ def dps(
     and 2). After each step of the solver, x := x - scale d/dx n(x), x0(x) being the network's estimate of the data.
 
     y: (B, ...), what operator(x0) gives; operator: A, any function that autograd can differentiate, such as those of
-    `fastdiff.editing.operators`. like: a tensor of the pictures' shape, dtype and device. measurement: "gaussian":
-    n = |y - A x0|; the paper's step length is zeta = scale / 2. "poisson": n = sum (y - A x0)^2 / (2 y), for y > 0.
+    `fastdiff.editing.operators`. like: a tensor of the pictures' shape, dtype and device. scale: a number, or a
+    function of the step's two points (s, t). measurement: "gaussian": n = |y - A x0|; the paper's step length is
+    zeta = scale / 2. "squares": n = |y - A x0|^2 / 2. "poisson": n = sum (y - A x0)^2 / (2 y), for y > 0.
     "poisson-released": |y - A x0| mean(1 / |y|), as in the authors' code. perturbations: if not 0, n is the mean over
     that many A(x0 + 0.05 u), u uniform in [0, 1) (`ps+` of the authors' code). project: then also
     x := x - lift(A x) + lift(alpha y + sigma z), at the level of the step's beginning, for an operator with a `lift`
@@ -53,7 +54,7 @@ def dps(
     Returns (B, ...), like `like`. Raises TypeError or ValueError before the run for what does not fit, SamplingError
     if the model fails or something is not finite.
     """
-    like, scale = arguments.state("like", like), arguments.number("scale", scale)
+    like, scale = arguments.state("like", like), scale if callable(scale) else arguments.number("scale", scale)
     y = arguments.state("y", y)
     if measurement not in NOISES:
         raise unknown("measurement", measurement, NOISES)
@@ -74,6 +75,8 @@ def dps(
 
     def length(x0: Tensor) -> Tensor:
         residual = y - operator(x0)
+        if measurement == "squares":
+            return _over(norm, residual).square().sum(-1) / 2
         if measurement == "poisson":
             return _over(norm, residual.square() / (2 * y)).sum(-1)
         n = torch.linalg.vector_norm(_over(norm, residual), dim=-1)
@@ -84,7 +87,7 @@ def dps(
         gradient, n = step.gradient(lambda x0: torch.stack([length(x0 + shift) for shift in shifts]).mean(0))
         if distances is not None:
             distances.append(n)
-        x = x - scale * gradient
+        x = x - (arguments.number("scale", scale(s, t)) if callable(scale) else scale) * gradient
         if project:
             lift = operator.lift  # type: ignore[attr-defined]
             number = (1 << 30) + step.step  # far from the solver's own draws
