@@ -14,6 +14,7 @@ from fastdiff.editing.posterior import dps, mcg
 from fastdiff.editing.prompt_control import LocalBlend, PromptEdit, cross_attention_control, prompt_edit
 from fastdiff.editing.prompt_to_prompt import prompt_to_prompt
 from fastdiff.editing.purification import purify, purifying_langevin
+from fastdiff.editing.reconstruction import reconstruct
 from fastdiff.editing.repaint import Jumps, repaint, slow_times
 from fastdiff.editing.replacement import glide, palette, replacement
 from fastdiff.editing.total_variation import TotalVariationADMM, admm_tv, conjugate_gradients
@@ -48,6 +49,7 @@ __all__ = [
     "prompt_to_prompt",
     "purify",
     "purifying_langevin",
+    "reconstruct",
     "repaint",
     "replacement",
     "slow_times",
