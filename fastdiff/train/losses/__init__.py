@@ -5,6 +5,7 @@ the network's device. generator: all randomness of the loss, on the CPU; what is
 """
 
 from fastdiff.train.losses.consistency import consistency_loss, improved_consistency_loss
+from fastdiff.train.losses.covariance import covariance_loss
 from fastdiff.train.losses.denoising import denoising_loss
 from fastdiff.train.losses.distillation import dds_loss, sds_loss
 from fastdiff.train.losses.edm import edm_loss
@@ -24,6 +25,7 @@ __all__ = [
     "LossSecondMoments",
     "bits_per_dim",
     "consistency_loss",
+    "covariance_loss",
     "curvature_loss",
     "ddim_pairs",
     "ddpm_loss",
