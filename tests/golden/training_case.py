@@ -27,6 +27,12 @@ class TrainingCase:
         self.inputs.add(array)
         return self.expected(array)
 
+    def optional(self, array):
+        """The array, or None where the case has none of that name."""
+        if array in self:
+            return self[array]
+        return None
+
     def expected(self, array):
         return torch.from_numpy(np.asarray(ARRAYS[f"{self.name}/{array}"]))
 

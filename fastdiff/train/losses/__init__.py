@@ -17,6 +17,7 @@ from fastdiff.train.losses.scheduled import scheduled_loss
 from fastdiff.train.losses.score_matching import score_of_energy, sliced_loss
 from fastdiff.train.losses.spectral import spectral_loss
 from fastdiff.train.losses.student import ddim_pairs, one_shot_loss
+from fastdiff.train.losses.trajectories import inverse_dynamics_loss, trajectory_loss
 from fastdiff.train.losses.truncated import discriminator_loss, generator_loss, truncated_loss
 from fastdiff.train.losses.variational import variational_loss
 from fastdiff.train.losses.vlb import bits_per_dim, ddpm_loss
@@ -38,6 +39,7 @@ __all__ = [
     "generator_loss",
     "guided_loss",
     "improved_consistency_loss",
+    "inverse_dynamics_loss",
     "one_shot_loss",
     "progressive_loss",
     "scheduled_loss",
@@ -45,6 +47,7 @@ __all__ = [
     "sds_loss",
     "sliced_loss",
     "spectral_loss",
+    "trajectory_loss",
     "truncated_loss",
     "variational_loss",
 ]
