@@ -37,7 +37,7 @@ def _means(bars: Bars, s: int, t: int, x0: Tensor, z: Tensor) -> Tensor:
 
 
 def _x0_eps(network: Network, bars: Bars, z: Tensor, t: int, **cond: Any) -> tuple[Tensor, Tensor]:
-    eps = full(network(z, torch.full((len(z),), t).to(z), **cond))
+    eps = full(network(z, bars.time(t, z), **cond))
     return (z - sqrt(bars.variance[t]) * eps) / sqrt(bars.alpha_bar[t]), eps
 
 
@@ -56,9 +56,9 @@ def encode(
     """DiffC-A: the state is sent from step to step, which costs the divergence of q(z_s | z_t, x0) from the model's
     p(z_s | z_t) (Theis et al. 2022, Section 3).
 
-    network: (z, n) -> eps, n = 1 .. N. x0: (B, ...). timesteps: decreasing, below N. start: the state at N, noise: (K,
-    B, ...); drawn unless given. Raises ValueError for timesteps that do not decrease, TypeError for a schedule without
-    steps.
+    network: predicts eps, and receives the schedule's time. x0: (B, ...). timesteps: decreasing, below N. start: the
+    state at N, noise: (K, B, ...); drawn unless given. Raises ValueError for timesteps that do not decrease, TypeError
+    for a schedule without steps.
     """
     bars = Bars(schedule)
     ends = [bars.steps, *(int(s) for s in timesteps)]

@@ -1,7 +1,8 @@
 """Optimal variances of reverse steps, measured from a model, and what follows: the bound and the best steps.
 
 Bao et al. 2022a, Analytic-DPM; Bao et al. 2022b, Estimating the Optimal Covariance with Imperfect Mean (SN and NPR).
-Steps are n = 1 .. N of a discrete schedule, 0 is the data; networks are called as `network(x, n)` and predict eps.
+Steps are n = 1 .. N of a discrete schedule, 0 is the data; the networks predict eps and receive the schedule's time,
+n - 1 of the original process.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class Bars:
             raise TypeError(f"this needs a discrete schedule such as 'cosine' or 'linear', got {schedule!r}")
         self.log_alpha_bar = np.append(0.0, np.cumsum(np.log1p(-schedule.betas)))
         self.alpha_bar, self.variance = np.exp(self.log_alpha_bar), -np.expm1(self.log_alpha_bar)
-        self.steps = schedule.num_steps
+        self.schedule, self.steps = schedule, schedule.num_steps
+
+    def time(self, n: int, like: Tensor) -> Tensor:
+        """(B,): the time of step n as the network receives it."""
+        return like.new_full((len(like),), self.schedule.model_time(n / self.steps))
 
     def beta(self, s: Any, t: Any) -> Any:
         """1 - alpha_bar_t / alpha_bar_s: the variance added from s to t."""
@@ -69,7 +74,7 @@ def eps_mean_squares(
     for n in range(1, bars.steps + 1):
         z = normal(batch, generator) if noise is None else noise[n - 1]
         x = sqrt(bars.alpha_bar[n]) * batch + sqrt(bars.variance[n]) * z
-        found.append(mean_d(full(network(x, torch.full((len(x),), n).to(x), **cond)).square()))
+        found.append(mean_d(full(network(x, bars.time(n, x), **cond)).square()))
     return torch.stack(found)
 
 
@@ -112,7 +117,7 @@ def reverse_step(
         raise unknown("variance", variance, ("optimal", "small", "big"))
     bars = Bars(schedule)
     eta = eta if sampler == "ddim" else 1.0
-    out = full(network(x, torch.full((len(x),), t).to(x), **cond))
+    out = full(network(x, bars.time(t, x), **cond))
     eps, half = (out, out) if output == "eps" else out.chunk(2, dim=1)
     x0 = (x - sqrt(bars.variance[t]) * eps) / sqrt(bars.alpha_bar[t])
     x0 = x0.clamp(-1, 1) if clip else x0

@@ -17,8 +17,8 @@ def lossy_compression(case):
     meta, toy, x0 = case.meta, case.network(), case["x0"]
     schedule = VPDiscrete.linear(meta["steps"], start=meta["beta_start"], end=meta["beta_end"])
 
-    def network(z, t):
-        return toy(z, case.cond(t=t))
+    def network(z, time):
+        return toy(z, case.cond(t=time + 1))
 
     sent = compression.encode(network, schedule, x0, RNG, timesteps=meta["timesteps"], start=case["z_T"],
                               noise=case["noise"])  # fmt: skip

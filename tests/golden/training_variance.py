@@ -14,8 +14,8 @@ RNG = torch.Generator()
 
 
 def network_of(case, toy):
-    """The toy as a function of x and n."""
-    return lambda x, n: toy(x, case.cond(n=n, N=case.meta["N"], shift=case.meta.get("shift", 0)))
+    """The toy as a function of x and the schedule's time, n - 1."""
+    return lambda x, time: toy(x, case.cond(n=time + 1, N=case.meta["N"], shift=case.meta.get("shift", 0)))
 
 
 def reverse_options(case):

@@ -129,6 +129,25 @@ def test_a_respaced_process_is_sampled_like_the_original():
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
+def test_measured_variances_are_those_of_the_solver():
+    """Analytic-DPM by `fastdiff.sample` and by the module that measures."""
+    schedule, x = VPDiscrete.cosine(50), torch.randn(4, 3, generator=generator(), dtype=torch.float64)
+
+    def network(x, n):
+        return x * (0.5 + 0.005 * n.view(-1, 1))
+
+    squares = variance.eps_mean_squares(network, schedule, 0.5 * x, generator()).mean(1)
+    noise = torch.randn(4, 4, 3, generator=generator(), dtype=torch.float64)
+    steps = [1, 13, 26, 38, 50]
+    ours, _ = variance.sample(network, schedule, x, generator(), timesteps=steps, noise=noise, clip=False,
+                              eps_square=squares)  # fmt: skip
+    pairs = [(n / 50, float(squares[n])) for n in range(1, 51)]
+    solver = fastdiff.solvers.get_solver("analytic-dpm", eps_square=pairs)
+    grid = np.array([n / 50 for n in reversed(steps)] + [0.0])
+    theirs = fastdiff.sample(network, x, schedule=schedule, prediction="eps", solver=solver, grid=grid, noise=noise)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize(
     "gamma", [variational.FixedGamma(), variational.ScalarGamma(), variational.MonotoneGamma(hidden=8)]
 )
