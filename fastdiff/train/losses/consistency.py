@@ -43,9 +43,10 @@ class ConsistencyProcess:
         )
 
     def level(self, u: Tensor) -> Tensor:
-        """sigma_max at u = 0, sigma_min at u = 1 (Karras et al. 2022, EDM, Eq. 5), in float64."""
+        """sigma_max at u = 0, sigma_min at u = 1 (Karras et al. 2022, EDM, Eq. 5), in float64 on
+        the CPU."""
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return (high + u.double() * (low - high)) ** self.rho
+        return (high + u.cpu().double() * (low - high)) ** self.rho
 
     def grid(self, count: int) -> Tensor:
         """(count,) levels, ascending (Song et al. 2023, Section 2)."""
@@ -194,7 +195,7 @@ def improved_consistency_loss(
     if index is None:
         chances = improved_indices(sigmas, mean=mean, std=std)
         index = torch.multinomial(chances, len(batch), replacement=True, generator=generator)
-    low, high = sigmas[index].to(batch), sigmas[index + 1].to(batch)
+    low, high = (sigmas[index.cpu() + k].to(batch) for k in (0, 1))
     c = 0.00054 * sqrt(batch[0].numel()) if huber_c is None else huber_c
     with torch.no_grad():
         goal = network(batch + rows(low, batch) * z, low, **cond)

@@ -103,7 +103,7 @@ def edm_loss(
         generator,
         weighting=weight,
         reduction=reduction,
-        times=process.schedule.t_of_lam(-sigma.double().log().cpu().numpy()),
+        times=process.schedule.t_of_lam(-sigma.detach().cpu().double().log().numpy()),
         noise=noise,
         **cond,
     )

@@ -20,7 +20,7 @@ from fastdiff.train.terms import Network, full, normal, reduced, rows, uniform
 class AffinePath:
     """x_t = a(t) x1 + s(t) x0, x1 data, x0 noise, t from 0 to 1 (Lipman et al. 2023, Flow Matching, Section 4).
 
-    scales: t, (B,) in float64, to a, s and their derivatives in t.
+    scales: t, (B,) in float64 on the CPU, to a, s and their derivatives in t.
     """
 
     name: str
@@ -36,13 +36,13 @@ class AffinePath:
             points = schedule.points(times)
             rates = [schedule.rates(p.t) for p in points]
             values = [(p.alpha, p.sigma, -r[0] * schedule.t_max, -r[1] * schedule.t_max) for p, r in zip(points, rates)]
-            a, s, da, ds = torch.tensor(values, dtype=torch.float64).to(t.device).unbind(1)
+            a, s, da, ds = torch.tensor(values, dtype=torch.float64).unbind(1)
             return a, s, da, ds
 
         return cls(f"of {schedule.name}", scales, "Lipman et al. 2023, Flow Matching, Section 4")
 
     def _at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        a, s, da, ds = (rows(value, like) for value in self.scales(t.double()))
+        a, s, da, ds = (rows(value, like) for value in self.scales(t.detach().cpu().double()))
         return a, s, da, ds
 
     def sample(self, x1: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ def flow_matching_loss(
     """
     x0 = normal(batch, generator) if noise is None else noise
     t = uniform(len(batch), generator) if times is None else times
-    x, velocity = get_path(path).sample(batch, x0, t.to(batch.device))
+    x, velocity = get_path(path).sample(batch, x0, t)
     return reduced((full(network(x, t.to(x), **cond)) - velocity).square(), reduction)
 
 

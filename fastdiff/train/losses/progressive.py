@@ -109,7 +109,8 @@ def weighted(found: Views, target: Views, points: list[Point], weight: str) -> T
         raise unknown("weight", weight, WEIGHTS)
     errors = [mean_d((a - b).square()) for a, b in zip(found, target)]
     if weight == "snr+1":
-        return errors[0] * (1 + torch.tensor([(p.alpha / p.sigma) ** 2 for p in points]).to(errors[0]))
+        snr = torch.tensor([(p.alpha / p.sigma) ** 2 for p in points], dtype=torch.float64)
+        return errors[0] * (1 + snr).to(errors[0])
     if weight == "snr_trunc":
         return torch.maximum(errors[0], errors[1])
     return errors[{"constant": 0, "snr": 1, "v_mse": 2}[weight]]
