@@ -1,7 +1,7 @@
 """Training against numbers from the original authors' code (tests/data/golden, or the folder in FASTDIFF_GOLDEN).
 
 A family's metadata are interpreted by the function of its name in a module `training_SUBJECT.py` beside this one. What
-the function does not read of a case's arrays it must return, and all is compared at the tolerance of TRAINING.md.
+the function does not read of a case's arrays it must return, and all is compared at the tolerance of the data.
 """
 
 import importlib

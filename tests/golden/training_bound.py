@@ -20,7 +20,7 @@ VARIANCES = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED": "learned
 
 
 def table(name, n):
-    """`linear` and `cosine` of TRAINING.md's tables."""
+    """The tables `linear` and `cosine` of the data."""
     return VPDiscrete.cosine(n) if name == "cosine" else VPDiscrete.linear(n, start=0.1 / n, end=20 / n)
 
 

@@ -1,4 +1,4 @@
-"""What a golden case of training.json becomes: its metadata, its arrays, and the toy network of TRAINING.md.
+"""What a golden case of training.json becomes: its metadata, its arrays, and the toy network.
 
 What a case reads of its arrays is an input; every other array it must compute.
 """

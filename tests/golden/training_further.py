@@ -15,7 +15,7 @@ GAMMAS = {"fixed": variational.FixedGamma, "learnable_scalar": variational.Scala
 
 
 def linear(meta):
-    """`linear` of TRAINING.md's section 6."""
+    """Betas in a line from beta_start to beta_end."""
     return VPDiscrete.linear(meta["steps"], start=meta["beta_start"], end=meta["beta_end"])
 
 
