@@ -77,14 +77,14 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, heads: int, hidden: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = heads
         self.norm1 = nn.LayerNorm(_WIDTH, eps=_EPS)
         self.qkv, self.proj = nn.Linear(_WIDTH, 3 * _WIDTH), nn.Linear(_WIDTH, _WIDTH)
         self.norm2 = nn.LayerNorm(_WIDTH, eps=_EPS)
         self.ff = nn.Sequential(nn.Linear(_WIDTH, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, _WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.heads)
+        q, k, v = split_heads(self.qkv(self.norm1(x)), 3, self.num_heads)
         x = x + self.proj(attend(q, k, v, layer=self, kind="self"))
         return x + self.ff(self.norm2(x))
 

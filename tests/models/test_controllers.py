@@ -11,6 +11,7 @@ from families_unclip import KINDS as UNCLIP_KINDS
 from test_families import FAMILIES, T, Y, make, picture
 
 import fastdiff
+from fastdiff.models.ddp.blocks import LinearAttention
 from fastdiff.models.dit import BLOCKS, DiT, DiTConfig
 from fastdiff.models.parts.attention import Controller, Place, controlled
 from fastdiff.models.parts.blocks import AttentionBlock, GroupNorm
@@ -77,10 +78,13 @@ KINDS = {"ldm": {"self", "cross"}, "sdxl": {"self", "cross"}, "unet-2d-condition
          "controlled": {"self", "cross"},
          "dit-cross-attention": {"self", "cross"}, "glide": {"self", "joint"},
          "glide-both": {"self", "joint"}, "unet-3d": {"self", "cross"}, "unet-motion": {"self", "cross"},
+         **{name: {"joint"} for name in ("ddp", "ddp-flags", "karras", "karras-classes")},
+         **{name: set() for name in ("timegrad", "temporal", "temporal-plain")},
          **UNCLIP_KINDS}  # fmt: skip
+MEMORY = {name: 4 for name in KINDS if name.startswith(("ddp", "karras"))}  # learned keys beside the pixels' own
 
 VIDEOS = ("video", "unet-3d", "unet-motion")
-NO_GRID = ("uvit", *VIDEOS)  # in some or all layers: other tokens come first, or the tokens are frames
+NO_GRID = ("uvit", "music", *VIDEOS)  # in some or all layers: other tokens come first, or the tokens are frames
 
 
 @torch.no_grad()
@@ -111,9 +115,11 @@ def test_all_maps_are_seen(model_of, name):
         if place.kind == "cross":
             assert maps.shape[3] == (2 if name.startswith("dit") else 4)
         else:
-            assert maps.shape[3] - maps.shape[2] == {"joint": 6}.get(place.kind, 0) or place.name == "pool"
-    # one for each layer with heads
-    assert {name for name, module in modules.items() if hasattr(module, "num_heads")} == {p.name for p in places}
+            more = MEMORY.get(name, 6) if place.kind == "joint" else 0
+            assert maps.shape[3] - maps.shape[2] == more or place.name == "pool"
+    # one for each layer with heads, but for linear attention, which has no maps
+    layers = {at for at, module in modules.items() if hasattr(module, "num_heads")}
+    assert {at for at in layers if not isinstance(modules[at], LinearAttention)} == {p.name for p in places}
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, heads: int, head_channels: int, *, memory: bool = False) -> None:
         super().__init__()
         inner = heads * head_channels
-        self.heads = heads
+        self.num_heads = heads
         self.norm = RMSNorm(channels, axis=-1)
         self.memory = nn.Parameter(torch.randn(2, heads, _MEMORY, head_channels)) if memory else None
         self.qkv = nn.Linear(channels, 3 * inner, bias=False)
@@ -33,7 +33,7 @@ class Attention(nn.Module):
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, heads, S, D), and keys and values with the learned ones before them."""
         tokens = self.norm(x.flatten(2).transpose(1, 2))
-        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
+        q, k, v = split_heads(self.qkv(tokens), 3, self.num_heads)
         if self.memory is not None:
             k, v = (remembered(more, own) for more, own in zip(self.remembers(self.memory), (k, v)))
         return q, k, v

@@ -47,14 +47,14 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, head_channels: int, share: float) -> None:
         super().__init__()
-        self.heads, self.share = max(math.ceil(channels / head_channels), 2), share
-        inner = self.heads * head_channels
-        self.memory = nn.Parameter(torch.randn(2, self.heads, 4, head_channels))
+        self.num_heads, self.share = max(math.ceil(channels / head_channels), 2), share
+        inner = self.num_heads * head_channels
+        self.memory = nn.Parameter(torch.randn(2, self.num_heads, 4, head_channels))
         self.qkv = MPConv(channels, 3 * inner)
         self.proj = MPConv(inner, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = split_heads(self.qkv(x.flatten(2).transpose(1, 2)), 3, self.heads)
+        q, k, v = split_heads(self.qkv(x.flatten(2).transpose(1, 2)), 3, self.num_heads)
         k, v = (remembered(more, own) for more, own in zip(self.memory, (k, v)))
         q, k, v = (pixel_norm(tokens, dim=-1) for tokens in (q, k, v))
         y = self.proj(attend(q, k, v, layer=self, kind="joint", size=x.shape[2:]))
