@@ -136,10 +136,19 @@ def complete(layout: Layout, config: Mapping[str, Any]) -> dict[str, Any]:
 def _choose(checkpoint: Checkpoint, name: str | None, part: str | None) -> tuple[Layout, Checkpoint]:
     """The layout, and the part of the checkpoint that it takes."""
     candidates = [known for known in LAYOUTS if name in (None, known.name)]
-    narrowed = [(known, _narrow(known, checkpoint, part)) for known in candidates]
+    narrowed: list[tuple[Layout, Checkpoint]] = []
+    refused: ValueError | WeightsError | None = None  # of the layout that takes the checkpoint without the part
+    for known in candidates:
+        try:
+            narrowed.append((known, _narrow(known, checkpoint, part)))
+        except (ValueError, WeightsError) as error:
+            if refused is None and (name is not None or known.detect(_narrow(known, checkpoint, None))):
+                refused = error
     found = [(known, taken) for known, taken in narrowed if (known.fits if name else known.detect)(taken)]
     if len(found) == 1:
         return found[0]
+    if not found and refused is not None:
+        raise refused
     class_name = checkpoint.config.get("_class_name")
     if not found and class_name is not None and class_name not in {known.class_name for known, _ in narrowed}:
         classes = ", ".join(sorted(known.class_name for known in LAYOUTS if known.class_name))
