@@ -117,7 +117,9 @@ def test_as_a_training_script_saves_it(whole, tmp_path):
 
 
 def test_a_part_that_is_not_there(file, whole):
-    with pytest.raises(ValueError, match="unknown part of layout latent-diffusion 'text'"):
+    with pytest.raises(ValueError, match="unknown part of layout latent-diffusion 'clip'"):
+        fastdiff.models.load(file, part="clip")
+    with pytest.raises(WeightsError, match="part 'text' needs the folder of a pipeline"):
         fastdiff.models.load(file, part="text")
     unet = {key: value for key, value in whole.items() if key.startswith("model.")}
     with pytest.raises(WeightsError, match="has no part vae, only unet"):
