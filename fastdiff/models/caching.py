@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.errors import expect, unknown
-from fastdiff.runtime import runs
+from fastdiff.runtime import eager, runs
 
 KINDS = ("deep", "blocks")
 
@@ -71,6 +71,9 @@ class Cache:
     full: int = 0
     reused: int = 0
 
+    def __post_init__(self) -> None:
+        eager.leave_untraced(Cache, "next_call", "_decide", "_is_close")
+
     @property
     def depth(self) -> int:
         """How many of the outer stages or first blocks always run."""
@@ -81,7 +84,6 @@ class Cache:
         self.outer = self.deep = self.shape = None
         self.age, self.time = 0, float("inf")
 
-    @torch.compiler.disable
     def next_call(self, x: Tensor, t: Tensor) -> None:
         """Before each call of the network. Reads t, the first of its times, for a threshold alone."""
         run, time = runs.current(), float("inf")
@@ -104,7 +106,6 @@ class Cache:
         assert self.deep is not None
         return self.deep
 
-    @torch.compiler.disable
     def _decide(self, reusing: bool) -> None:
         self.reusing = reusing
         self.age = self.age + 1 if reusing else 1
@@ -113,7 +114,6 @@ class Cache:
         if not reusing:
             self.deep = None  # should the call fail
 
-    @torch.compiler.disable
     def _is_close(self, outer: Tensor) -> bool:
         """Whether the outer features are within the threshold of those of the last full call."""
         if self.outer is None:

@@ -18,6 +18,7 @@ from fastdiff.models.parts.backbone import take
 from fastdiff.models.parts.blocks import GroupNorm, embedding_dtype, rate_embedding
 from fastdiff.models.parts.control import Control
 from fastdiff.models.parts.reuse import Reuse
+from fastdiff.runtime.eager import leave_untraced
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -64,6 +65,7 @@ class TemporalUnet(nn.Module):
     def __init__(self, config: TemporalUnetConfig) -> None:
         super().__init__()
         self.config = config
+        self._leave_untraced()
         dim, kernel = config.dim, config.kernel_size
         self.activation: Activation = F.silu if config.calc_energy else F.mish
         widths = [config.transition_dim, *(dim * mult for mult in config.dim_mults)]
@@ -92,6 +94,15 @@ class TemporalUnet(nn.Module):
         self.final = ConvNorm(dim, dim, kernel, self.activation)
         self.conv_out = nn.Conv1d(dim, config.transition_dim, 1)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._leave_untraced()
+
+    def _leave_untraced(self) -> None:
+        """A capture for calls without gradients would leave out the energy's."""
+        if self.config.calc_energy:
+            leave_untraced(TemporalUnet, "_gradient")
+
     def forward(
         self, x: Tensor, t: Tensor, returns: Tensor | None = None, *, keep: Tensor | None = None, **options: Any
     ) -> Tensor:
@@ -101,7 +112,6 @@ class TemporalUnet(nn.Module):
             return self.run(x.transpose(1, 2), embedding, **options).transpose(1, 2)
         return self._gradient(x, t, returns, keep, options)
 
-    @torch.compiler.disable  # a capture for calls without gradients would leave out this one
     def _gradient(
         self, x: Tensor, t: Tensor, returns: Tensor | None, keep: Tensor | None, options: dict[str, Any]
     ) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch.fx import _symbolic_trace
@@ -21,6 +23,16 @@ def as_written(reason: str) -> Iterator[None]:
         yield
     finally:
         _reason.reset(token)
+
+
+@functools.cache
+def leave_untraced(owner: Any, *names: str) -> None:
+    """Let torch.compile stop at these functions of a class or a module, as `torch.compiler.disable` does.
+
+    To be called before they are first needed, and not on import: it imports Dynamo, which takes more than a second.
+    """
+    for name in names:
+        setattr(owner, name, torch.compiler.disable(getattr(owner, name)))
 
 
 def wanted() -> str | None:

@@ -13,6 +13,7 @@ with controlled(model, Sharper()):
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from fastdiff.ops.attention import attention
@@ -74,6 +74,7 @@ def controlled(model: nn.Module, controller: Controller) -> Iterator[None]:
     Blocks may be nested: a layer goes to the innermost controller that wants it. The model runs as it is written, also
     after `fastdiff.optimize`, and its sampling loop is not captured as a CUDA graph.
     """
+    eager.leave_untraced(sys.modules[__name__], "_by_controller")
     names = {module: name for name, module in model.named_modules()}
     token = _controllers.set((*_controllers.get(), (controller, names)))
     _count(1)
@@ -153,7 +154,6 @@ def _count(change: int) -> None:
         _anywhere = _blocks > 0
 
 
-@torch.compiler.disable
 def _by_controller(
     q: Tensor,
     k: Tensor,
