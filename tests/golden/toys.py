@@ -30,17 +30,31 @@ class TimedVP(VPLinear):
 
 
 class EditingCase:
-    """One case: its metadata as attributes, None where a key is absent, and its arrays by name as tensors."""
+    """One case: its metadata as attributes, None where a key is absent, and its arrays by name as tensors.
+
+    read: names of the arrays that were asked for. What is not read must be computed.
+    """
 
     def __init__(self, name: str) -> None:
         self.name, self.meta = name, EDITING[name]
+        self.read: set[str] = set()
 
     def __getattr__(self, key: str) -> Any:
         if key.startswith("__"):
             raise AttributeError(key)
         return self.meta.get(key)
 
+    @property
+    def arrays(self) -> set[str]:
+        """Names of all that is stored."""
+        return {key.removeprefix(f"{self.name}/") for key in ARRAYS if key.startswith(f"{self.name}/")}
+
     def __getitem__(self, array: str) -> Tensor:
+        self.read.add(array)
+        return self.expected(array)
+
+    def expected(self, array: str) -> Tensor:
+        """The array, which is to be compared with."""
         return torch.from_numpy(ARRAYS[f"{self.name}/{array}"])
 
     def __contains__(self, array: str) -> bool:
