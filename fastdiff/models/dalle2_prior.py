@@ -3,7 +3,6 @@ keys and values (Shazeer 2019), cosine similarities, and rotary and relative pos
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fastdiff.errors import expect
 from fastdiff.models.parts.attention import attend
 from fastdiff.models.parts.blocks import GainNorm, embedding_dtype, timestep_embedding
+from fastdiff.models.parts.positions import buckets, rotate
 
 _BUCKETS, _MAX_DISTANCE = 32, 128  # of relative positions
 _SCALE = 16.0  # of the cosine similarities
@@ -148,7 +148,7 @@ class DALLE2Prior(nn.Module):
         device = self.bias.weight.device
         queries, keys = torch.arange(length, device=device), torch.arange(length + 1, device=device)
         distance = queries[:, None] - keys
-        values = self.bias(buckets(distance)).permute(2, 0, 1)[None]
+        values = self.bias(buckets(distance.clamp(min=0), _BUCKETS, _MAX_DISTANCE)).permute(2, 0, 1)[None]
         return values.masked_fill(distance < -1, -torch.inf).to(dtype)
 
 
@@ -186,7 +186,9 @@ class Block(nn.Module):
         q = self.to_q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, S, D)
         k, v = self.to_kv(x)[:, None].chunk(2, dim=-1)  # (B, 1, S, D)
         if isinstance(self.frequencies, Tensor):
-            q, k = rotate(q, self.frequencies), rotate(k, self.frequencies)
+            positions = torch.arange(x.shape[1], device=x.device, dtype=self.frequencies.dtype)
+            angles = positions[:, None] * self.frequencies
+            q, k = rotate(q, angles), rotate(k, angles)
         null = self.null_kv.to(x.dtype)[:, None, None, None].expand(2, len(x), 1, 1, -1)
         k, v = torch.cat([null[0], k], dim=2), torch.cat([null[1], v], dim=2)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
@@ -198,29 +200,6 @@ class Block(nn.Module):
         else:
             h = attend(q, k, v, layer=self, kind="self", mask=bias, scale=_SCALE)
         return self.norm_attention(self.to_out(h))
-
-
-def buckets(distance: Tensor) -> Tensor:
-    """The bucket of how far a key lies before a query (Raffel et al. 2020, T5, Section 2.1): each its own while they
-    are few, then ever wider ones, and those that lie after it in the first."""
-    behind, exact = distance.clamp(min=0), _BUCKETS // 2
-    ratio = torch.log(behind.clamp(min=1).float() / exact) / math.log(_MAX_DISTANCE / exact)
-    wide = (exact + (ratio * (_BUCKETS - exact)).long()).clamp(max=_BUCKETS - 1)
-    return torch.where(behind < exact, behind, wide)
-
-
-def rotate(x: Tensor, frequencies: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021, Eq. 34): pairs of neighbouring channels turned by position times frequency.
-
-    x: (..., S, D). frequencies: (F,), for the first 2 F channels; the others stay. Returns x's shape and dtype.
-    """
-    size = 2 * len(frequencies)
-    positions = torch.arange(x.shape[-2], device=x.device, dtype=frequencies.dtype)
-    angles = positions[:, None] * frequencies
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    even, odd = x[..., 0:size:2], x[..., 1:size:2]
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
-    return torch.cat([turned, x[..., size:]], dim=-1)
 
 
 def _frequencies(channels: int) -> Tensor:

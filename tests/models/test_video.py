@@ -5,7 +5,7 @@ import torch
 from conftest import relative_error
 
 import fastdiff
-from fastdiff.models.parts import temporal
+from fastdiff.models.parts import positions, temporal
 from fastdiff.models.video_unet import Unet3D, Unet3DConfig
 
 SHAPE = (2, 3, 4, 8, 8)
@@ -33,7 +33,7 @@ def test_frames_as_samples_and_as_tokens_and_back():
 def test_rotations_make_scores_depend_on_the_distance_alone():
     q, k = torch.randn(1, 1, 1, 12, dtype=torch.float64), torch.randn(1, 1, 1, 12, dtype=torch.float64)
     angles = torch.arange(6.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.2], dtype=torch.float64)
-    scores = temporal.rotate(q.expand(1, 1, 6, 12), angles) @ temporal.rotate(k.expand(1, 1, 6, 12), angles).mT
+    scores = positions.rotate(q.expand(1, 1, 6, 12), angles) @ positions.rotate(k.expand(1, 1, 6, 12), angles).mT
     for distance in range(-5, 6):
         diagonal = scores[0, 0].diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastdiff.models.parts.attention import Context, attend, split_heads
 from fastdiff.models.parts.blocks import GroupNorm, Norm, zero_init
+from fastdiff.models.parts.positions import buckets, rotate
 from fastdiff.models.parts.transformer import TransformerBlock
 
 
@@ -52,39 +53,22 @@ class Clip(NamedTuple):
     focus: Tensor | None = None
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary positions: channels (2 i, 2 i + 1) of x (..., F, D) turned by angles (F, n), the first 2 n of D.
-
-    Su et al. 2021, RoFormer, Eq. 34.
-    """
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    turned, kept = x[..., : 2 * angles.shape[1]], x[..., 2 * angles.shape[1] :]
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
-    pairs = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return torch.cat([pairs.flatten(-2), kept], dim=-1)
-
-
 class RelativePositionBias(nn.Module):
     """A learned bias for each distance between frames, in buckets that widen with it: n frames -> (1, heads, n, n).
 
-    Raffel et al. 2020, T5, Section 2.1. Half of the buckets are for later frames; of each half, the first half is for
-    one distance each, the rest for distances up to max_distance, on a logarithmic scale.
+    Raffel et al. 2020, T5, Section 2.1. count: of the buckets, half of which are for later frames.
     """
 
-    def __init__(self, num_heads: int, *, buckets: int = 32, max_distance: int = 32) -> None:
+    def __init__(self, num_heads: int, *, count: int = 32, max_distance: int = 32) -> None:
         super().__init__()
-        self.buckets, self.max_distance = buckets, max_distance
-        self.table = nn.Embedding(buckets, num_heads)
+        self.count, self.max_distance = count, max_distance
+        self.table = nn.Embedding(count, num_heads)
 
     def forward(self, frames: int) -> Tensor:
         position = torch.arange(frames, device=self.table.weight.device)
         ahead = position[None] - position[:, None]  # of the query's frame, the key's
-        half = self.buckets // 2
-        exact = half // 2
-        distance = ahead.abs()
-        share = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
-        wide = (exact + (share * (half - exact)).long()).clamp(max=half - 1)
-        bucket = torch.where(distance < exact, distance, wide) + half * (ahead > 0)
+        half = self.count // 2
+        bucket = buckets(ahead.abs(), half, self.max_distance) + half * (ahead > 0)
         return self.table(bucket).permute(2, 0, 1)[None]
 
 
