@@ -16,7 +16,7 @@ from fastdiff import arguments
 from fastdiff.errors import expect, unknown
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import make_grid
-from fastdiff.process.noise import CounterNoise, Seed
+from fastdiff.process.noise import CounterNoise, Seed, fixed_seeds, seeds_for
 from fastdiff.process.schedules import Float64Array, Point, Schedule, get_schedule
 from fastdiff.sampling import device_and_dtype, sample
 from fastdiff.solvers import get_solver
@@ -113,14 +113,12 @@ def cascade(
             f"stages[{number}] must {says} what it takes, the model's argument for the pictures of the stage before",
         )
     batch = arguments.whole("batch", batch, 1)
-    if seed is None:
-        seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
-    seeds = arguments.seeds(seed, batch)
+    seeds = fixed_seeds(seed, batch)
     small: Tensor | None = None
     for number, stage in enumerate(stages):
         options = dict(stage.options)
         if small is not None:
-            noise = CounterNoise.of(_own(seeds, 2 * number - 1), batch, first_sample)
+            noise = CounterNoise.of(seeds_for(seeds, 2 * number - 1), batch, first_sample)
             given = _conditions(stage, stages[number - 1], small, noise)
             options["cond"] = {**(options.get("cond") or {}), **given}
             if options.get("uncond") is not None:
@@ -130,7 +128,7 @@ def cascade(
             assert after.augment is not None
             options["grid"] = _until(stage, after.augment)
         small = sample(
-            stage.model, (batch, *stage.shape), seed=_own(seeds, 2 * number), first_sample=first_sample, **options
+            stage.model, (batch, *stage.shape), seed=seeds_for(seeds, 2 * number), first_sample=first_sample, **options
         )
         if on_stage is not None:
             on_stage(number, small)
@@ -178,20 +176,3 @@ def _until(stage: Stage, end: float) -> Float64Array:
         f"augment must lie within the grid of the stage before, ({times[-1]:g}, {times[0]:g}), got {end!r}",
     )
     return np.concatenate([times[times > end], [end]])
-
-
-def _own(seeds: int | tuple[int, ...], use: int) -> int | tuple[int, ...]:
-    """Seeds for another use, far from those given; use 0 leaves them: the counter's streams begin at the seed."""
-    if isinstance(seeds, tuple):
-        return tuple(_mixed(seed, use) for seed in seeds)
-    return _mixed(seeds, use)
-
-
-def _mixed(seed: int, use: int) -> int:
-    """SplitMix64's finaliser of the seed and the use (Steele et al. 2014, Fast Splittable Pseudorandom Generators)."""
-    if use == 0:
-        return seed
-    z = (seed + use * 0x9E3779B97F4A7C15) % 2**64
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-    return z ^ z >> 31

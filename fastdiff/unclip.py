@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff import arguments
 from fastdiff.errors import expect
 from fastdiff.models.karlo import KarloDecoder
 from fastdiff.models.prior import Prior
 from fastdiff.models.unclip import UnCLIPDecoder
 from fastdiff.models.unet_2d import UNet2D
 from fastdiff.process.grids import make_grid
-from fastdiff.process.noise import Seed
+from fastdiff.process.noise import Seed, Seeds, fixed_seeds, seeds_for
 from fastdiff.process.schedules import get_schedule
 from fastdiff.sampling import sample
 from fastdiff.solvers import get_solver
@@ -66,10 +64,10 @@ def text_to_pictures(
     Raises ValueError where arguments do not fit.
     """
     batch = len(text.embedding)
-    seeds = _seeds(seed, batch)
+    seeds = fixed_seeds(seed, batch)
     none = None if null is None else Text(*(value.expand(batch, *value.shape[1:]) for value in null))
     embedding = image_embeddings(
-        prior, text, null=none, statistics=statistics, seed=seeds[0], **{**PRIOR, **(prior_options or {})}
+        prior, text, null=none, statistics=statistics, seed=seeds, **{**PRIOR, **(prior_options or {})}
     )
     config = decoder.unet.config if isinstance(decoder, UnCLIPDecoder) else decoder.config
     variance = config.out_channels == 2 * config.in_channels
@@ -81,13 +79,13 @@ def text_to_pictures(
         decoder,
         (batch, config.in_channels, size, size),
         cond=_decoder_arguments(embedding, text),
-        seed=seeds[1],
+        seed=seeds_for(seeds, 1),
         **_guided(options, nothing),
     )
     if upsampler is None:
         return pictures
     networks = [upsampler] if isinstance(upsampler, nn.Module) else list(upsampler)
-    return _upsample(networks, pictures, upsampled, seeds[2], {**UPSAMPLER, **(upsampler_options or {})})
+    return _upsample(networks, pictures, upsampled, seeds_for(seeds, 2), {**UPSAMPLER, **(upsampler_options or {})})
 
 
 def image_embeddings(
@@ -131,7 +129,7 @@ def _guided(options: Mapping[str, Any], uncond: Mapping[str, Tensor] | None) -> 
 
 
 def _upsample(
-    networks: Sequence[nn.Module], pictures: Tensor, size: int, seed: Seed, options: dict[str, Any]
+    networks: Sequence[nn.Module], pictures: Tensor, size: int, seed: Seeds, options: dict[str, Any]
 ) -> Tensor:
     """By one network, or by two of which the second makes the last step (Karlo's)."""
     expect(len(networks) in (1, 2), f"upsampler must be one network or two, got {len(networks)}")
@@ -145,7 +143,7 @@ def _upsample(
     times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
     expect(len(times) > 2, f"steps of two networks must be at least 2, got {steps}")
     state = sample(networks[0], low_res.shape, cond=cond, seed=seed, grid=times[:-1], **options)
-    return sample(networks[1], state, cond=cond, seed=_seeds(seed, len(state))[0], grid=times[-2:], **options)
+    return sample(networks[1], state, cond=cond, seed=seeds_for(seed, 1), grid=times[-2:], **options)
 
 
 class _Beside(nn.Module):
@@ -157,14 +155,3 @@ class _Beside(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, *, low_res: Tensor) -> Tensor:
         return self.network(torch.cat([x, low_res], dim=1), t)
-
-
-def _seeds(seed: Seed, batch: int) -> list[Any]:
-    """Seeds of three stages, for the whole batch or one a sample."""
-    if seed is None:
-        seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
-    given = arguments.seeds(seed, batch)
-    if isinstance(given, int):
-        return [int(number) for number in np.random.SeedSequence(given).generate_state(3, np.uint64)]
-    each = [np.random.SeedSequence(number).generate_state(3, np.uint64) for number in given]
-    return [[int(numbers[stage]) for numbers in each] for stage in range(3)]

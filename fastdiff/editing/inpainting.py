@@ -16,7 +16,7 @@ from fastdiff.editing.replacement import glide, palette, replacement
 from fastdiff.errors import expect, unknown
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
-from fastdiff.process.noise import CounterNoise, Seed
+from fastdiff.process.noise import CounterNoise, Seed, fixed_seeds
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Schedule
 from fastdiff.sampling import sample
@@ -71,8 +71,7 @@ def inpaint(
         chosen = METHODS[method]() if solver is None else METHODS[method](get_solver(solver))
     schedule, prediction = resolve(model, schedule, prediction)
     times = make_grid(grid if grid is not None else schedule.grid or chosen.grid, schedule, steps)
-    if seed is None:
-        seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
+    seed = fixed_seeds(seed, len(picture))
     counter = CounterNoise.of(seed, len(picture), others.get("first_sample", 0))
     x = (schedule.prior_std(times[0]) * counter.initial(picture.shape, torch.float32)).to(picture)
     return sample(

@@ -13,7 +13,7 @@ from fastdiff.editing.blending import blended
 from fastdiff.editing.differentiated import Differentiated, run_differentiated
 from fastdiff.editing.inpainting import known_and_mask
 from fastdiff.errors import expect, unknown
-from fastdiff.process.noise import CounterNoise, Noise, Seed, given_noise
+from fastdiff.process.noise import CounterNoise, Noise, Seed, fixed_seeds, given_noise
 from fastdiff.process.schedules import Point
 
 NOISES = ("gaussian", "squares", "poisson", "poisson-released")
@@ -68,8 +68,7 @@ def dps(
     with torch.no_grad():
         seen = operator(torch.zeros(like.shape, dtype=dtype, device=like.device))
     expect(seen.shape == y.shape, f"operator gives {tuple(seen.shape)}, y is {tuple(y.shape)}")
-    if seed is None:
-        seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
+    seed = fixed_seeds(seed, len(like))
     counter = CounterNoise.of(seed, len(like), others.get("first_sample", 0))
     draw = given_noise(measurement_noise, y.shape, dtype, y.device)
 

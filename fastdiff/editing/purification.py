@@ -15,7 +15,7 @@ from fastdiff import arguments
 from fastdiff.errors import expect
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import make_grid
-from fastdiff.process.noise import CounterNoise, Noise, Seed, given_noise
+from fastdiff.process.noise import CounterNoise, Noise, Seed, fixed_seeds, given_noise, seeds_for
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Schedule, VPDiscrete
 from fastdiff.sampling import sample
@@ -47,7 +47,7 @@ def purify(
     `purifying_langevin()` their Langevin SDE, which begins without noise, at x. step, end: times from t down
     in these steps to `end`, the last one shorter; for a schedule with training steps all of them, and the data, if
     None, else 0.001 and the schedule's t_min. grid: the times from t on, instead. repeats: how often, each time from
-    the result before, with the next seed. forward: whose noise is added, the schedule if None; the authors' SDE and ODE
+    the result before, with its own noise. forward: whose noise is added, the schedule if None; the authors' SDE and ODE
     add that of VPDiscrete with betas linspace(beta_0, beta_1, 1000) / 1000. anchor: (B, ...), for Langevin, to which
     the state is drawn, x if None. noise: as in `fastdiff.sample`, for one repetition, its first draw being that of the
     forward process. others: as there. Returns (B, ...), like x. Raises as `fastdiff.sample`.
@@ -59,9 +59,7 @@ def purify(
     expect(times[0] == t, f"grid must begin at t={t:g}, got {times[0]:g}")
     repeats = arguments.whole("repeats", repeats, 1)
     expect(noise is None or repeats == 1, "noise can be given for one repetition alone")
-    if seed is None:
-        seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
-    expect(repeats == 1 or isinstance(seed, int), "several repetitions need one seed for all samples")
+    seed = fixed_seeds(seed, len(x))
     dtype = torch.promote_types(x.dtype, torch.float32)
     draw = given_noise(noise, x.shape, dtype, x.device)
     langevin = isinstance(method.step, _Langevin)
@@ -69,7 +67,7 @@ def purify(
     p = (forward or schedule).point(t)
     tensors = {"anchor": x if anchor is None else anchor} if langevin else None
     for repetition in range(repeats):
-        own = seed + repetition if isinstance(seed, int) else seed
+        own = seeds_for(seed, repetition)
         if not langevin:
             z = CounterNoise.of(own, len(x)).initial(x.shape, dtype).to(x.device) if draw is None else draw(0)
             x = (p.alpha * x + p.sigma * z).to(x.dtype)

@@ -22,6 +22,7 @@ from fastdiff.runtime.native import core
 GROUP = core.NORMAL_GROUP
 NoiseFunction = Callable[[int], Tensor]
 Seed = int | Sequence[int] | NDArray[Any] | Tensor | None
+Seeds = int | tuple[int, ...]  # one for the batch, or one a sample
 Noise = torch.Generator | Tensor | Sequence[Tensor] | NoiseFunction | None
 
 
@@ -42,9 +43,7 @@ class CounterNoise:
         numbers of NumPy, arrays and tensors too.
         first_sample: number of the first sample under one seed.
         """
-        if seed is None:
-            seed = int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
-        found, first = arguments.seeds(seed, batch), arguments.whole("first_sample", first_sample, 0)
+        found, first = fixed_seeds(seed, batch), arguments.whole("first_sample", first_sample, 0)
         if isinstance(found, int):
             return cls((found,) * batch, tuple(range(first, first + batch)))
         return cls(found, (0,) * batch)
@@ -63,6 +62,32 @@ class CounterNoise:
         for row, seed, sample in zip(rows, self.seeds, self.samples):
             core.normal(row.data_ptr(), count, seed, sample, draw)
         return rows[:, :count].reshape(*shape).to(dtype).contiguous()
+
+
+def fixed_seeds(seed: Seed, batch: int) -> Seeds:
+    """The seeds that are given, or a random one where that is None, for several runs with noise of their own."""
+    if seed is None:
+        return int(torch.randint(2**62, (), dtype=torch.int64, device="cpu"))
+    return arguments.seeds(seed, batch)
+
+
+def seeds_for(seeds: Seeds, use: int) -> Seeds:
+    """Seeds for another use, such as a stage of a cascade, far from those given; use 0 leaves them.
+
+    SplitMix64's finaliser of the seed and the use (Steele et al. 2014, Fast Splittable Pseudorandom Generators).
+    """
+    if isinstance(seeds, tuple):
+        return tuple(_mixed(seed, use) for seed in seeds)
+    return _mixed(seeds, use)
+
+
+def _mixed(seed: int, use: int) -> int:
+    if use == 0:
+        return seed
+    z = (seed + use * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
 
 
 def philox(c: list[NDArray[np.uint64]], k0: int, k1: int) -> list[NDArray[np.uint64]]:

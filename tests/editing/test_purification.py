@@ -60,6 +60,15 @@ def test_what_an_attack_adds_is_taken_off(solver):
     assert abs(float(found.std()) / STD - 1) < 0.1
 
 
+def test_repetitions_have_noise_of_their_own_at_any_batch_size():
+    """Also at the greatest seed, and with one seed a sample."""
+    common = {**COMMON, "seed": [2**64 - 1, 7], "solver": "euler-maruyama"}
+    twice = purify(MODEL, X[:2], 0.3, repeats=2, **common)
+    assert torch.equal(purify(MODEL, X[1:2], 0.3, repeats=2, **{**common, "seed": [7]}), twice[1:])
+    once = purify(MODEL, X[:2], 0.3, **common)
+    assert not torch.equal(purify(MODEL, once, 0.3, **common), twice)
+
+
 def test_langevin_stays_near_its_anchor():
     solver = purifying_langevin(sigma2=0.001, lambda_ld=0.01, eta=1.0)
     near = purify(MODEL, X, 0.15, solver=solver, step=0.01, **COMMON)
@@ -78,7 +87,6 @@ def test_langevin_stays_near_its_anchor():
         (dict(repeats=0), "repeats must be a whole number >= 1"),
         (dict(repeats=2, noise=torch.zeros(300, 500, 4)), "noise can be given for one repetition alone"),
         (dict(anchor=X), "anchor is for purifying_langevin"),
-        (dict(repeats=2, seed=range(500)), "need one seed for all samples"),
         (dict(schedule=STEPS, t=0.0305), "t must be a training step, got 0.0305"),
     ],
 )

@@ -1,6 +1,5 @@
 """From the embedding of a text to pictures: each stage by our solvers, guidance, seeds, what is refused."""
 
-import numpy as np
 import pytest
 import torch
 from test_families import make
@@ -8,6 +7,7 @@ from test_families import make
 import fastdiff
 from fastdiff.models.karlo import KarloUNet, KarloUNetConfig
 from fastdiff.models.unet_2d import UNet2D, UNet2DModelConfig
+from fastdiff.process.noise import seeds_for
 from fastdiff.unclip import Text, image_embeddings, text_to_pictures
 
 SHORT = {"prior_options": {"steps": 3}, "decoder_options": {"steps": 3}}
@@ -76,7 +76,7 @@ def test_it_is_the_stages_one_after_the_other(models):
     torch.testing.assert_close(none, decoder.conditioning.null_image.expand(2, -1))
     arguments = {"text": text.embedding, "tokens": text.tokens, "mask": text.mask}
     empty = {"text": null.embedding, "tokens": null.tokens, "mask": null.mask}
-    seeds = [int(np.random.SeedSequence(seed).generate_state(3, np.uint64)[1]) for seed in (5, 6)]
+    seeds = seeds_for((5, 6), 1)
     expected = fastdiff.sample(decoder, (2, 3, 8, 8), schedule="cosine", prediction="eps+variance", threshold=1.0,
                                steps=3, guidance=8.0, cond={"image": image, **arguments},
                                uncond={"image": none, **empty}, seed=seeds)  # fmt: skip
