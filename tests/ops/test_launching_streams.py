@@ -103,7 +103,7 @@ class InFlight:
     def append(self, arguments):
         self.streams[-1].add(arguments[3])
         addresses = {address for address in map(_address, arguments[9:]) if address}
-        for tensor in [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and x.device.type == "cpu"]:
+        for tensor in [x for x in gc.get_objects() if type(x) is torch.Tensor and x.device.type == "cpu"]:
             start = tensor.untyped_storage().data_ptr()
             inside = {a for a in addresses if start <= a < start + tensor.untyped_storage().nbytes()}
             if inside:
