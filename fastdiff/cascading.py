@@ -152,7 +152,7 @@ def _conditions(stage: Stage, before: Stage, small: Tensor, noise: CounterNoise)
             small = point.alpha * small + point.sigma * eps
         if stage.level is not None:
             value = schedule.model_time(point.t) if stage.level_of is None else stage.level_of(point)
-            told[stage.level] = torch.full((len(small),), float(value), device=device)
+            told[stage.level] = torch.full((len(small),), float(value), dtype=torch.float32, device=device)
     if not stage.enlarge_first:
         small = _enlarged(small, stage)
     return {stage.takes: small.to(dtype), **told}

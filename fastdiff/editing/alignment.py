@@ -83,7 +83,7 @@ def replace_mapper(source: Tokens, target: Tokens, length: int, *, tail: str = "
         f"words can be swapped in prompts with as many words, got {source.prompt!r} and {target.prompt!r}; "
         "take edit='refine'",
     )
-    mapper, i, j = torch.zeros(length, length, dtype=torch.float64), 0, 0
+    mapper, i, j = torch.zeros(length, length, dtype=torch.float64, device="cpu"), 0, 0
     for a, b, old, new in zip(source.positions(), target.positions(), source.words, target.words):
         if old == new:
             continue
@@ -117,7 +117,7 @@ def refine_mapper(source: Tokens, target: Tokens, length: int) -> Tensor:
         for j in range(1, len(y) + 1):
             matched = score[i - 1][j - 1] + (1 if x[i - 1] == y[j - 1] else -1)
             score[i][j] = max(score[i][j - 1], score[i - 1][j], matched)
-    mapper = torch.arange(length)
+    mapper = torch.arange(length, dtype=torch.int64, device="cpu")
     i, j = len(x), len(y)
     while j > 0:
         if i == 0 or score[i][j] == score[i][j - 1]:
@@ -134,10 +134,10 @@ def refine_mapper(source: Tokens, target: Tokens, length: int) -> Tensor:
 def matching_tokens(source: Sequence[int], target: Sequence[int]) -> Tensor:
     """(length,) int64: for each target token the source's by difflib's blocks, equal ones and those replaced by as
     many; -1 elsewhere (bloc97/CrossAttentionControl). source, target: ids with padding, of one length."""
-    mapper = torch.full((len(target),), -1, dtype=torch.int64)
+    mapper = torch.full((len(target),), -1, dtype=torch.int64, device="cpu")
     for kind, a, b, c, d in difflib.SequenceMatcher(None, list(source), list(target)).get_opcodes():
         if kind == "equal" or (kind == "replace" and b - a == d - c):
-            mapper[c:d] = torch.arange(a, b)
+            mapper[c:d] = torch.arange(a, b, dtype=torch.int64, device="cpu")
     return mapper
 
 
@@ -147,7 +147,7 @@ def word_steps(bounds: Bounds | Mapping[str, Bounds], targets: Sequence[Tokens],
     bounds: b or (a, b): from the share a of the steps, 0 if there is none, to b; or a mapping from words of the targets
     to bounds, and "default_" for all other tokens ([0, 1] if missing). Raises ValueError for a word that no target has.
     """
-    alphas = torch.zeros(steps + 1, len(targets), length, dtype=torch.float64)
+    alphas = torch.zeros(steps + 1, len(targets), length, dtype=torch.float64, device="cpu")
     by_word = dict(bounds) if isinstance(bounds, Mapping) else {"default_": bounds}
     _set(alphas, pair_of(by_word.pop("default_", 1.0)), slice(None), slice(None))
     for word, each in by_word.items():
@@ -159,7 +159,7 @@ def word_steps(bounds: Bounds | Mapping[str, Bounds], targets: Sequence[Tokens],
 
 def equalizer(target: Tokens, weights: Mapping[str, float], length: int) -> Tensor:
     """(length,): 1, and the weight at the tokens of each word. Raises ValueError for a word that is not there."""
-    found = torch.ones(length, dtype=torch.float64)
+    found = torch.ones(length, dtype=torch.float64, device="cpu")
     for word, weight in weights.items():
         found[places_of(word, [target])[0]] = arguments.number(f"weight of {word!r}", weight)
     return found

@@ -83,7 +83,7 @@ def null_text_inversion(
         return checked.eps(x, points[k])
 
     null = differentiable(given).detach().clone()
-    found = NullText([], [], torch.empty(0))
+    found = NullText([], [], torch.empty(0, dtype=x.dtype, device=x.device))
     way = [x]
     for k, (s, t) in enumerate(itertools.pairwise(points)):
         with torch.no_grad():

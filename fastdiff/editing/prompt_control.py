@@ -146,7 +146,7 @@ def prompt_edit(
     if edit not in EDITS:
         raise unknown("edit", edit, EDITS)
     source, *targets = (p if isinstance(p, Tokens) else tokens_of(tokenizer, p) for p in prompts)
-    own = torch.zeros(len(targets), length, dtype=torch.float64)
+    own = torch.zeros(len(targets), length, dtype=torch.float64, device="cpu")
     if edit == "replace":
         mappers = torch.stack([replace_mapper(source, target, length, tail=tail) for target in targets])
     elif edit == "refine":
@@ -157,7 +157,7 @@ def prompt_edit(
             all(target.ids == source.ids for target in targets) and bool(weights),
             "edit='reweight' takes the source prompt again, and weights; take 'refine' for other prompts",
         )
-        mappers = torch.eye(length, dtype=torch.float64).expand(len(targets), length, length)
+        mappers = torch.eye(length, dtype=torch.float64, device="cpu").expand(len(targets), length, length)
     equalizers = None
     if weights:
         for word in weights:
@@ -189,7 +189,7 @@ def cross_attention_control(
         len(source) == len(target), f"source and target must be ids of one length, got {len(source)} and {len(target)}"
     )
     found = matching_tokens(source, target)[None]
-    weights = torch.ones(1, len(target), dtype=torch.float64)
+    weights = torch.ones(1, len(target), dtype=torch.float64, device="cpu")
     for place, weight in (token_weights or {}).items():
         if 0 <= place < len(target):
             weights[0, place] = arguments.number(f"weight of token {place}", weight)
@@ -204,7 +204,7 @@ def cross_attention_control(
 def as_matrices(mappers: Tensor) -> Tensor:
     """(edits, L) source tokens, -1 for none, as (edits, L, L)."""
     edits, length = mappers.shape
-    made = torch.zeros(edits, length, length, dtype=torch.float64)
+    made = torch.zeros(edits, length, length, dtype=torch.float64, device="cpu")
     e, j = (mappers >= 0).nonzero(as_tuple=True)
     made[e, mappers[e, j], j] = 1
     return made
@@ -271,7 +271,7 @@ class LocalBlend:
 
 def _marks(prompts: Sequence[Tokens], words: Sequence[str | Sequence[str]], length: int) -> Tensor:
     expect(len(words) == len(prompts), f"words must be one or several for each of {len(prompts)} prompts, got {words}")
-    found = torch.zeros(len(prompts), length, dtype=torch.float64)
+    found = torch.zeros(len(prompts), length, dtype=torch.float64, device="cpu")
     for row, tokens, each in zip(found, prompts, words):
         for word in [each] if isinstance(each, str) else each:
             row[places_of(word, [tokens])[0]] = 1
