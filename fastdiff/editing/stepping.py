@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -88,7 +89,7 @@ class Stepper:
         inputs, first = self.inputs, self.drawn
         if program.num_noises:
             draw = lambda n: self.counter.draw(first + n, x.shape, x.dtype).to(x.device)  # noqa: E731
-            inputs = engine.Inputs(self.counter, draw, inputs.cond, inputs.uncond, inputs.gradients)
+            inputs = replace(inputs, draw=draw)
             self.drawn += program.num_noises
         return engine.run(program, self.model, x, inputs)
 
