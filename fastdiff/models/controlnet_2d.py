@@ -10,7 +10,7 @@ from fastdiff.errors import unknown
 from fastdiff.models.controlnet import HINT_CHANNELS, ControlBackbone
 from fastdiff.models.parts.attention import Context
 from fastdiff.models.parts.control import Control
-from fastdiff.models.unet_2d_condition import Conditioned, UNet2DConditionConfig
+from fastdiff.models.unet_2d_condition import ConditionEmbeddings, UNet2DConditionConfig
 
 ORDERS = ("rgb", "bgr")
 
@@ -30,7 +30,7 @@ class ControlNet2DConfig(UNet2DConditionConfig):
     global_pool_conditions: bool = False
 
 
-class ControlNet2D(Conditioned, ControlBackbone):
+class ControlNet2D(ConditionEmbeddings, ControlBackbone):
     """`net(x, t, context, class_labels, hint=picture, ...)` -> Control: diffusers' ControlNetModel at scale 1.
 
     The arguments of a `UNet2DCondition`, and hint: (B, conditioning_channels, 8 H, 8 W), red first. Raises ValueError

@@ -160,7 +160,7 @@ MIDDLES = {None: None, "UNetMidBlock2D": None, "UNetMidBlock2DCrossAttn": "cross
            "UNetMidBlock2DSimpleCrossAttn": "joint"}  # fmt: skip
 
 
-class Conditioned(nn.Module):
+class ConditionEmbeddings(nn.Module):
     """The embeddings of a U-Net that such a config describes, and of a ControlNet's half of one."""
 
     config: UNet2DConditionConfig
@@ -232,7 +232,7 @@ class Conditioned(nn.Module):
         return torch.cat([text_embeds, numbers.reshape(len(x), -1).to(text_embeds.dtype)], dim=1)
 
 
-class UNet2DCondition(Conditioned, Backbone):
+class UNet2DCondition(ConditionEmbeddings, Backbone):
     """`model(x, t, context, class_labels, ...)` -> (B, out_channels, H, W): diffusers' UNet2DConditionModel.
 
     x: (B, in_channels, H, W), any H and W. t: (B,) times. context: (B, S, cross_attention_dim), or encoder_hid_dim if

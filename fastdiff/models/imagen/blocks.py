@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.models.imagen.attention import CrossAttention, LinearCrossAttention
-from fastdiff.models.parts.backbone import Conditioned
-from fastdiff.models.parts.blocks import GainNorm
+from fastdiff.models.parts.blocks import Conditioned, GainNorm
 
 
 class RMSNorm(nn.Module):
@@ -73,7 +72,9 @@ class ResidualBlock(Conditioned):
         self.gate = GlobalContext(out_channels) if gated else None
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor | None = None, context: Tensor | None = None, size: torch.Size | None = None
+    ) -> Tensor:
         assert embedding is not None  # every call of the U-Net makes one
         h = self.conv1(F.silu(self.norm1(x)))
         if self.cross is not None:

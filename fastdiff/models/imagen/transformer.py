@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastdiff.models.imagen.attention import LinearAttention, SelfAttention, feed_forward
 from fastdiff.models.imagen.blocks import channel_feed_forward
-from fastdiff.models.parts.backbone import Conditioned
+from fastdiff.models.parts.blocks import Conditioned
 
 
 class Transformer(Conditioned):
@@ -35,7 +36,9 @@ class Transformer(Conditioned):
             for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor | None = None, context: Tensor | None = None, size: torch.Size | None = None
+    ) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2)  # (B, H W, C)
         for block in self.blocks:
             assert isinstance(block, nn.ModuleList)
@@ -62,7 +65,9 @@ class LinearTransformer(Conditioned):
             for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, embedding: Tensor | None = None, context: Tensor | None = None, size: torch.Size | None = None
+    ) -> Tensor:
         for block in self.blocks:
             assert isinstance(block, nn.ModuleList)
             attention, ff = block

@@ -9,10 +9,18 @@ from torch import Tensor, nn
 
 from fastdiff.errors import expect
 from fastdiff.models.parts.attention import Context
-from fastdiff.models.parts.blocks import AttentionBlock, Downsample, Norm, ResBlock, Upsample, conv_nd, zero_init
+from fastdiff.models.parts.blocks import (
+    AttentionBlock,
+    Conditioned,
+    Downsample,
+    Norm,
+    ResBlock,
+    Upsample,
+    conv_nd,
+    zero_init,
+)
 from fastdiff.models.parts.control import Control
 from fastdiff.models.parts.reuse import Reuse
-from fastdiff.models.parts.spade import SpadeResBlock
 from fastdiff.models.parts.temporal import SpaceTime, per_frame
 from fastdiff.models.parts.transformer import SpatialTransformer
 
@@ -22,10 +30,6 @@ Attention = Callable[[str, int, int, int], "nn.Module | None"]
 Residual = Callable[[int, int], "ResBlock | SpaceTime"]
 # (level, channels) -> what changes the resolution.
 Resampling = Callable[[int, int], nn.Module]
-
-
-class Conditioned(nn.Module):
-    """A layer that a stage calls with the features, the embedding and the context."""
 
 
 class Stage(nn.ModuleList):
@@ -43,15 +47,13 @@ def apply(
     layer: nn.Module, h: Tensor, embedding: Tensor | None, context: Context | None, size: torch.Size | None = None
 ) -> Tensor:
     """layer(h) with what a layer of its kind takes. Where frames are samples of h, an embedding is of a video."""
-    if isinstance(layer, SpadeResBlock):
+    if isinstance(layer, Conditioned):
         return layer(h, embedding, context, size)
     frames = 1 if embedding is None else len(h) // len(embedding)
     if isinstance(layer, SpaceTime):
         return layer(h, frames, lambda part, x: apply(part, x, embedding, context, size))
     if isinstance(layer, ResBlock):
         return layer(h, embedding if embedding is None else per_frame(embedding, frames), size)
-    if isinstance(layer, Conditioned):
-        return layer(h, embedding, context)
     if isinstance(layer, (AttentionBlock, SpatialTransformer)):
         return layer(h, context)
     if isinstance(layer, (Downsample, Upsample)):

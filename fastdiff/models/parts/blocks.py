@@ -168,6 +168,10 @@ class ResBlock(nn.Module):
         return y if self.output_scale == 1 else y * self.output_scale
 
 
+class Conditioned(nn.Module):
+    """A layer that is given all that a stage of a backbone has: layer(h, embedding, context, size)."""
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over the pixels of a feature map, with a residual: (B, C, ...) -> (B, C, ...).
 

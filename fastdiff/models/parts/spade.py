@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdiff.models.parts.blocks import ResBlock
+from fastdiff.models.parts.blocks import Conditioned, ResBlock
 from fastdiff.ops.group_norm_silu import group_norm_silu
 
 
@@ -30,7 +30,7 @@ class SpadeNorm(nn.Module):
         return torch.addcmul(beta, group_norm_silu(x, self.groups, activation=None), 1 + gamma)
 
 
-class SpadeResBlock(ResBlock):
+class SpadeResBlock(Conditioned, ResBlock):
     """A residual block with SPADE's norms (Wang et al. 2022, SDM, Section 3.2): block(x, embedding, y, size).
 
     label_channels: of y, (B, label_channels, H, W) at any resolution. The rest: as of ResBlock, whose arithmetic it is.
