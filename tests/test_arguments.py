@@ -1,7 +1,6 @@
 """Arguments that do not fit are refused, by a message that names them, what was given and what was expected."""
 
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -9,10 +8,8 @@ import torch
 from small_network import Net
 
 import fastdiff
-from fastdiff import CFG, Classifier, SamplingError, Threshold, pictures, sample
-from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from fastdiff.models.ldm import LatentDiffusion
-from fastdiff.schedules import EDM, SCHEDULES, RectifiedFlow, VPDiscrete
+from fastdiff import CFG, SamplingError, sample
+from fastdiff.schedules import VPDiscrete
 
 VP = VPDiscrete.linear()
 COMMON = dict(schedule=VP, prediction="eps", steps=4, seed=0)
@@ -176,125 +173,6 @@ def test_a_model_may_return_another_floating_type(backend, dtype):
         torch.testing.assert_close(found, sample(lambda x, t: x.to(dtype).float(), X + 1, **COMMON))
 
 
-@pytest.mark.parametrize("given", [torch.tensor(7.5), torch.tensor([7.5]), np.array(7.5), np.float32(7.5), [7.5],
-                                   (7.5,), torch.tensor(7.5, dtype=torch.float16), CFG(torch.tensor(7.5))])  # fmt: skip
-def test_one_scale_however_it_is_held_is_that_scale(given):
-    expected = sample(flat, SHAPE, guidance=7.5, **halves(), **COMMON)
-    assert not torch.equal(expected, sample(flat, SHAPE, guidance=1.0, **halves(), **COMMON))
-    assert torch.equal(sample(flat, SHAPE, guidance=given, **halves(), **COMMON), expected)
-
-
-def test_one_limit_however_it_is_held_is_that_limit():
-    expected = sample(flat, SHAPE, threshold=0.5, **COMMON)
-    for given in (torch.tensor(0.5), np.array([0.5]), Threshold(0.5), Threshold(np.float32(0.5))):
-        assert torch.equal(sample(flat, SHAPE, threshold=given, **COMMON), expected)
-
-
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp-2m"])
-@pytest.mark.parametrize("kind", [list, tuple, torch.tensor, np.array, lambda scales: CFG(scales, rescale=0.5)])
-def test_one_scale_a_sample(backend, solver, kind):
-    """Each sample as in a run of its own, whose seed and place in the batch it has."""
-    scales, common = [7.5, 1.0, 0.0], dict(solver=solver, **COMMON)
-    cond, uncond = 0.05 * torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
-    guidance = kind(scales)
-    with fastdiff.use(backend):
-        found = sample(flat, (3, *SHAPE[1:]), guidance=guidance, cond={"c": cond}, uncond={"c": uncond}, **common)
-        for k, scale in enumerate(scales):
-            rescale = guidance.rescale if isinstance(guidance, CFG) else 0.0
-            alone = sample(flat, (1, *SHAPE[1:]), guidance=CFG(scale, rescale=rescale), cond={"c": cond[k : k + 1]},
-                           uncond={"c": uncond[k : k + 1]}, first_sample=k, **common)  # fmt: skip
-            torch.testing.assert_close(found[k], alone[0], rtol=1e-4, atol=1e-4)
-
-
-def test_one_scale_a_sample_of_adaptive_solvers_and_learned_variances():
-    def variance(x, t, c):
-        return torch.cat([flat(x, t, c), 0 * x + c[:, 1:2, None, None]], 1)
-
-    cases = [(flat, "eps", "rk45"), (variance, "eps+variance", fastdiff.solvers.get_solver("ddpm", variance="learned"))]
-    for model, prediction, solver in cases:
-        common = {**COMMON, "prediction": prediction, "solver": solver}
-        several = sample(model, SHAPE, guidance=[3.0, 3.0], **halves(), **common)
-        one = sample(model, SHAPE, guidance=3.0, **halves(), **common)
-        torch.testing.assert_close(several, one, rtol=1e-3, atol=1e-3)
-
-
-def test_one_scale_a_sample_takes_no_interval_and_no_program():
-    with pytest.raises(ValueError, match="takes no interval"):
-        sample(flat, SHAPE, guidance=CFG([1.0, 2.0], interval=(-1, 1)), **halves(), **COMMON)
-    with pytest.raises(ValueError, match=r"one guidance scale is needed here, got 2; fastdiff.sample takes several"):
-        fastdiff.trace("ddim", VP, [1.0, 0.5], "eps", guidance=CFG([1.0, 2.0]))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: CFG("7"), "guidance scale must be a finite number, got '7' (str)"),
-        (lambda: CFG(None), "guidance scale must be a finite number"),
-        (lambda: CFG(True), "guidance scale must be a finite number"),
-        (lambda: CFG(2.0, interval=5), "guidance interval must be (low, high) in lambda, got 5 (int)"),
-        (lambda: CFG(2.0, interval=("a", 1.0)), "guidance interval must be"),
-        (lambda: CFG(2.0, interval=(1.0, 2.0, 3.0)), "guidance interval must be"),
-        (lambda: CFG(2.0, rescale="x"), "guidance rescale must be a finite number"),
-        (lambda: Threshold("x"), "threshold limit must be a finite number, got 'x' (str)"),
-        (lambda: Threshold(1.0, percentile="x"), "threshold percentile must be a finite number"),
-        (lambda: Threshold(True), "threshold limit must be a finite number"),
-        (lambda: Classifier(3), "gradient must be a function gradient(x, t), got 3 (int)"),
-        (lambda: Classifier(flat, "x"), "classifier scale must be a finite number"),
-    ],
-)
-def test_guidance(make, message):
-    with pytest.raises(WRONG, match=re.escape(message)):
-        make()
-
-
-@pytest.mark.parametrize("guidance", [None, Classifier(lambda x, t: x)])
-@pytest.mark.parametrize("solver", ["ddim", "rk45"])
-def test_uncond_without_guidance_is_said(solver, guidance):
-    with pytest.warns(UserWarning, match="uncond is not used, as there is no guidance") as said:
-        sample(flat, SHAPE, solver=solver, guidance=guidance, **halves(), **COMMON)
-    assert [warning.filename for warning in said] == [__file__]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        sample(flat, SHAPE, solver=solver, guidance=2.0, **halves(), **COMMON)
-        sample(flat, SHAPE, solver=solver, cond=halves()["cond"], **COMMON)
-
-
-@pytest.mark.parametrize("guidance", [None, 2.0])
-def test_a_condition_of_one_row_is_for_all_samples(guidance):
-    one, all_ = halves(1), halves(2)
-    if guidance is None:
-        del one["uncond"], all_["uncond"]
-    found = sample(flat, SHAPE, guidance=guidance, **one, **COMMON)
-    assert torch.equal(found, sample(flat, SHAPE, guidance=guidance, **all_, **COMMON))
-
-
-@pytest.mark.parametrize(
-    "seeds",
-    [
-        np.array([3, 4]),
-        np.array([3, 4], np.uint8),
-        [np.int64(3), np.int64(4)],
-        (3, np.uint64(4)),
-        torch.tensor([3, 4]),
-        [torch.tensor(3), torch.tensor(4)],
-        [np.array(3), np.array([4])],
-    ],
-)
-def test_seeds_of_numpy_and_tensors(seeds):
-    expected = sample(flat, SHAPE, **{**COMMON, "seed": [3, 4]})
-    assert torch.equal(sample(flat, SHAPE, **{**COMMON, "seed": seeds}), expected)
-    assert torch.equal(fastdiff.diffuse(X, VP, 0.5, seed=seeds), fastdiff.diffuse(X, VP, 0.5, seed=[3, 4]))
-
-
-@pytest.mark.parametrize("seed", [np.int64(3), np.array(3), torch.tensor(3), np.uint64(3)])
-def test_a_seed_of_numpy_and_a_tensor(seed):
-    expected = sample(flat, SHAPE, **{**COMMON, "seed": 3})
-    assert torch.equal(sample(flat, SHAPE, **{**COMMON, "seed": seed}), expected)
-    assert torch.equal(sample(flat, SHAPE, **{**COMMON, "seed": np.array([2**64 - 1, 0], np.uint64)}),
-                       sample(flat, SHAPE, **{**COMMON, "seed": [2**64 - 1, 0]}))  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -352,99 +230,6 @@ def test_log_likelihood(change, message):
         fastdiff.log_likelihood(flat, **{"x": X, "schedule": VP, "prediction": "eps", **change})
 
 
-@pytest.mark.parametrize("name", ["emoji-unet-32", "emoji-ldm-64"])
-def test_condition(name):
-    info = fastdiff.load(name).info
-    what = "prompts" if "ldm" in name else "classes"
-    cases = [(3, 2, f"{what} must be a name, a list of one a sample, or None, got 3 (int)"),
-             ([3, 4], 2, f"{what} must be names or None, got 3 (int)"), (torch.tensor([1, 2]), 2, "must be names"),
-             (b"dog", 2, f"{what} must be"), (None, "2", "batch must be a whole number"), (None, True, "batch must be"),
-             (None, 0, "batch must be"), ([None], 2, f"{what} must be one, or one a sample (2), got 1")]  # fmt: skip
-    for classes, batch, message in cases:
-        with pytest.raises(WRONG, match=re.escape(message)):
-            info.condition(classes, batch)
-
-
-def test_loading(tmp_path):
-    for name in (str(tmp_path), "/a/path", "folder/model.safetensors", tmp_path, 3):
-        with pytest.raises(ValueError, match=r"fastdiff.models.load reads a checkpoint or a folder"):
-            fastdiff.load(name)
-    with pytest.raises(ValueError, match="did you mean 'emoji-unet-32'"):
-        fastdiff.load("emoji-unet")
-    with pytest.raises(fastdiff.WeightsError, match=r"No such file or folder; fastdiff.load\(name\) gives a bundled"):
-        fastdiff.models.load("emoji-unet-32")
-    with pytest.raises(TypeError, match="source must be a path or a state dict, got 3"):
-        fastdiff.models.load(3)
-    with pytest.raises(fastdiff.WeightsError, match=r"cannot read .*config\.json.* holds nothing") as caught:
-        fastdiff.models.load(tmp_path)
-    assert str(caught.value).count(str(tmp_path)) == 1
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(fastdiff.WeightsError, match=r"the folder holds notes.txt"):
-        fastdiff.models.load(tmp_path)
-
-
-def test_a_pickle_with_code_is_refused_without_advice_to_run_it(tmp_path):
-    torch.save({"model": Net(), "run": print}, tmp_path / "all.pt")
-    with pytest.raises(fastdiff.WeightsError, match="no code from a checkpoint is run") as caught:
-        fastdiff.models.load(tmp_path / "all.pt")
-    assert "weights_only" not in str(caught.value)
-    assert "small_network.Net" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda path: pictures.save_png(pictures.grid(X, 1), path), "save_png takes the path, then the pixels"),
-        (lambda path: pictures.save_png(path, X), "as pictures.grid(samples, columns) gives, got a tensor"),
-        (lambda path: pictures.save_png(path, np.zeros((4, 4, 3))), "got a NumPy array float64 (4, 4, 3)"),
-        (lambda path: pictures.save_png(path, np.zeros((4, 4), np.uint8)), "pixels must be (H, W, 3) uint8"),
-        (lambda path: pictures.save_png(path, pictures.grid(X, 1), zoom=0), "zoom must be a whole number >= 1"),
-        (lambda path: pictures.grid(X, 0), "columns must be a whole number >= 1"),
-        (lambda path: pictures.grid(X.numpy(), 2), "pictures must be a tensor (B, 3, H, W)"),
-        (lambda path: pictures.grid(X[0], 2), "pictures must be (B, 3, H, W), got (3, 8, 8)"),
-    ],
-)
-def test_pictures(tmp_path, call, message):
-    with pytest.raises(WRONG, match=re.escape(message)):
-        call(tmp_path / "x.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def latent_model():
-    torch.manual_seed(0)
-    config = AutoencoderConfig(
-        ch=32, out_ch=3, in_channels=3, z_channels=4, num_res_blocks=1, ch_mult=(1, 2), embed_dim=4
-    )
-    return LatentDiffusion(Net(), AutoencoderKL(config), 0.5)
-
-
-def test_decoded_pictures_are_in_range():
-    model = latent_model()
-    z = 100 * torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        raw, x = model.autoencoder.decode(z / 0.5), model.decode(z)
-    assert raw.abs().max() > 1
-    assert torch.equal(x, raw.clamp(-1, 1))
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (4, 4, 4), (2, 4, 16), (2, 4, 4, 4, 4)])
-def test_latents_of_another_shape(shape):
-    with pytest.raises(ValueError, match=re.escape(f"z must be (B, 4, h, w), got {shape}")):
-        latent_model().decode(torch.zeros(shape))
-
-
-def test_schedules_print_what_they_are():
-    assert repr(VPDiscrete.linear()) == "VPDiscrete(betas=1000 from 0.0001 to 0.02, name='linear')"
-    assert repr(EDM()) == "EDM(sigma_min=0.002, sigma_max=80.0)"
-    assert repr(RectifiedFlow(3.0)) == "RectifiedFlow(shift=3.0, time_scale=1.0, t_min=0.001)"
-    for make in SCHEDULES.values():
-        assert "object at" not in repr(make())
-    table = fastdiff.edm_table.EDMTable("vp", "none")
-    assert repr(table).startswith("EDMTable(noise='vp', scaling='none', sigma_min=")
-    assert repr(fastdiff.prediction.get_prediction("v")) == "Prediction('v')"
-    assert "object at" not in repr(fastdiff.load("emoji-unet-32").info)
-
-
 @pytest.mark.parametrize("wrong", ["model", np.zeros(3), {}], ids=["text", "array", "dictionary"])
 def test_what_is_no_model_is_named(wrong):
     kind = type(wrong).__name__
@@ -455,69 +240,6 @@ def test_what_is_no_model_is_named(wrong):
         fastdiff.verify(net, wrong, (X,))
     with pytest.raises(TypeError, match=f"explain.. takes a model or a pipeline of diffusers, got {kind}"):
         fastdiff.explain(wrong)
-
-
-def test_an_array_among_tensors_is_named():
-    row, array = torch.zeros(1, 2, 3), np.zeros((1, 2, 3), dtype=np.float32)
-    for given, name in (((row, array, row), "scale"), ((row, row, array), "shift")):
-        with pytest.raises(TypeError, match=f"{name} must be a tensor, got ndarray"):
-            fastdiff.ops.ada_layer_norm(*given)
-
-
-def calls_of_operators():
-    """Each operator's name with arguments that it takes."""
-    x, row = torch.zeros(2, 4, 64), torch.zeros(2, 1, 64)
-    image, heads = torch.zeros(2, 64, 4, 4), torch.zeros(2, 4, 8, 16)
-    vector, pixel = {"weight": torch.zeros(64), "bias": torch.zeros(64)}, image[..., 0, 0]
-    modulation = {"scale": row, "shift": row}
-    return {
-        "ada_layer_norm": {"x": x, **modulation, **vector},
-        "residual_ada_layer_norm": {"y": x, "residual": x, "gate": row, **modulation, **vector},
-        "group_norm_silu": {"x": image, "num_groups": 8, **vector, "scale": pixel, "shift": pixel},
-        "add_group_norm_silu": {
-            "x": image, "num_groups": 8, "conv_bias": torch.zeros(64), "channel_bias": pixel,
-            "residual": image, **vector,
-        },
-        "attention": {"q": heads, "k": heads, "v": heads, "mask": torch.zeros(8, 8)},
-        "linear": {
-            "x": x, "weight": torch.zeros(8, 64), "bias": torch.zeros(8), "gate": row[..., :8], "residual": x[..., :8]
-        },
-        "conv2d": {
-            "x": image, "weight": torch.zeros(64, 64, 3, 3), "bias": torch.zeros(64), "residual": image,
-            "channel_bias": pixel,
-        },
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("wrong", [3, 2.5, "x", {}, object(), [[1.0]], np.float32(1), np.zeros((2, 64)), (1.0,)])
-def test_operators_name_what_is_no_tensor(wrong):
-    calls = calls_of_operators()
-    assert {*calls, "linear_combine"} == {*fastdiff.ops.OPS}
-    for op, given in calls.items():
-        fastdiff.ops.OPS[op](**given)
-        for name in [name for name, value in given.items() if isinstance(value, torch.Tensor)]:
-            with pytest.raises(TypeError, match=rf"^{name}(\[0\])? must be a tensor.*, got "):
-                fastdiff.ops.OPS[op](**{**given, name: wrong})
-
-
-def test_operators_name_which_of_several_is_no_tensor():
-    x, image, array = torch.zeros(2, 4, 64), torch.zeros(2, 64, 4, 4), np.zeros((2, 64, 4, 4), dtype=np.float32)
-    weight, ops = torch.zeros(64, 64, 3, 3), fastdiff.ops
-    for call, message in (
-        (lambda: ops.conv2d([image, array], weight), "x[1] must be a tensor, got ndarray"),
-        (lambda: ops.conv2d(None, weight), "x must be a tensor or several of them, got NoneType"),
-        (lambda: ops.group_norm_silu((array, image), 8), "x[0] must be a tensor, got ndarray"),
-        (lambda: ops.linear(x, [torch.zeros(8, 64), None]), "weight[1] must be a tensor, got NoneType"),
-        (lambda: ops.linear(x, [torch.zeros(8, 64)], [array]), "bias[0] must be a tensor or None, got ndarray"),
-        (lambda: ops.linear(x, [torch.zeros(8, 64)], 3), "bias must be as many tensors or None as weights, 1, got int"),
-        (lambda: ops.linear_combine([[1.0, 2.0]], [x, x.numpy()]), "inputs[1] must be a tensor, got ndarray"),
-        (lambda: ops.linear_combine([[1.0, 2.0]], None), "inputs must be a tensor or several of them, got NoneType"),
-        (lambda: ops.linear_combine([[1.0, 2.0]], [3]), "inputs[0] must be a tensor, got int"),
-        (lambda: ops.linear_combine(2.0, [x]), "coefficients must be rows of numbers, got 2.0"),
-        (lambda: ops.linear_combine([["a"]], [x]), "coefficients must be rows of numbers, got [['a']]"),
-    ):
-        with pytest.raises(TypeError, match=re.escape(message)):
-            call()
 
 
 def test_states_are_dense():

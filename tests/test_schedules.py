@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastdiff
 from fastdiff.grids import GRIDS, make_grid
 from fastdiff.schedules import EDM, SCHEDULES, VE, RectifiedFlow, SubVP, VariancePreserving, VPDiscrete, VPLinear
 
@@ -152,3 +153,15 @@ def test_bad_grids():
         make_grid("leading", VPLinear(), 5)
     with pytest.raises(ValueError, match="at most the schedule's 1000"):
         make_grid("leading", schedule, 1001)
+
+
+def test_schedules_print_what_they_are():
+    assert repr(VPDiscrete.linear()) == "VPDiscrete(betas=1000 from 0.0001 to 0.02, name='linear')"
+    assert repr(EDM()) == "EDM(sigma_min=0.002, sigma_max=80.0)"
+    assert repr(RectifiedFlow(3.0)) == "RectifiedFlow(shift=3.0, time_scale=1.0, t_min=0.001)"
+    for make in SCHEDULES.values():
+        assert "object at" not in repr(make())
+    table = fastdiff.edm_table.EDMTable("vp", "none")
+    assert repr(table).startswith("EDMTable(noise='vp', scaling='none', sigma_min=")
+    assert repr(fastdiff.prediction.get_prediction("v")) == "Prediction('v')"
+    assert "object at" not in repr(fastdiff.load("emoji-unet-32").info)
