@@ -271,7 +271,7 @@ def test_why_a_run_is_not_captured(monkeypatch):
     assert reason() is None
     assert reason(cond={"a": {"b": 1}}) is None
     assert "noise is given" in reason(draw=lambda n: None)
-    assert "a classifier's gradient is a function" in reason(gradients={"classifier": lambda x, t: x})
+    assert "the gradient 'classifier' is a function" in reason(gradients={"classifier": lambda x, t: x})
     assert "cond['a']['b']" in reason(cond={"a": {"b": [1]}})
     assert recorded.cannot_capture(Inputs(noise), torch.device("cpu")) == "launches: there are no graphs on cpu"
     assert graphs.unseen(net) is None

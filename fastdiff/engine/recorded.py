@@ -55,7 +55,7 @@ def cannot_capture(inputs: Inputs, device: torch.device) -> str | None:
     if (reason := graphs.unavailable(device)) is not None:
         return reason
     for name in inputs.gradients:
-        return f"launches: a {name}'s gradient is a function, and what it refers to may change between two runs"
+        return f"launches: the gradient {name!r} is a function, and what it refers to may change between two runs"
     if inputs.draw is not None:
         return "launches: the noise is given and not computed from seeds"
     for name, conditions in (("cond", inputs.cond), ("uncond", inputs.uncond)):

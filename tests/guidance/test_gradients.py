@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import relative_error
 from gaussian import Gaussian, states
+from small_network import Net
+from tape import both
 
 from fastdiff import CFG, Classifier, Program, run, sample, trace
 from fastdiff.engine.direct import integrate
@@ -12,6 +14,7 @@ from fastdiff.guidance import Gradients
 from fastdiff.guidance.by_network import gradient_of, image_similarity, point_of, style_similarity, text_similarity
 from fastdiff.noise import CounterNoise
 from fastdiff.prediction import PREDICTIONS
+from fastdiff.runtime import graphs
 from fastdiff.schedules import VPDiscrete
 from fastdiff.solvers import get_solver
 
@@ -87,6 +90,29 @@ def test_a_program_calls_them_by_name():
     assert torch.equal(x, sample(model, states(), guidance=both, **common))
     with pytest.raises(ValueError, match="calls 'second', got gradients"):
         run(again, model, states(), **{**given, "gradients": {"first": first}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("solver", ["ddpm", "dpmpp-2m"])
+def test_the_engine_of_a_gpu_calls_them_by_name(on_cuda, solver, dtype):
+    """Its stand-in on the CPU, to the bit. No graph is made, as what a function refers to may change unseen."""
+    net, strength = Net(dtype), {"cosine": 1.0}
+
+    def cosine(x, t):
+        return strength["cosine"] * torch.cos(x)
+
+    guidance = Gradients({"cosine": cosine, "towards": Classifier(second, 2.5)}, cfg=3.0)
+    shifts = dict(cond={"shift": torch.full((2,), 0.3, dtype=dtype)}, uncond={"shift": torch.zeros(2, dtype=dtype)})
+    common = dict(solver=solver, steps=6, seed=3, **shifts, **COMMON)
+    samples = []
+    for strength["cosine"] in (1.0, 1.0, 1.0, -1.0):
+        ours, theirs = both(net, (2, 3, 8, 8), guidance=guidance, **common)
+        assert torch.equal(ours, theirs)
+        samples.append(ours)
+    assert torch.equal(samples[0], samples[2])
+    assert not torch.equal(samples[0], samples[3])
+    assert graphs.explain(net) == []
+    assert not torch.equal(ours, both(net, (2, 3, 8, 8), guidance=Gradients({"towards": second}, 3.0), **common)[0])
 
 
 @pytest.mark.parametrize(
