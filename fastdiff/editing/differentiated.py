@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import arguments
+from fastdiff.editing.stepping import After, Draws, take_steps
 from fastdiff.engine import Inputs
 from fastdiff.engine.adaptive import CheckedModel
 from fastdiff.errors import SamplingError, expect
@@ -23,24 +23,22 @@ from fastdiff.runtime import choice, runs
 from fastdiff.runtime.dispatcher import differentiable
 from fastdiff.solvers import Solver, get_solver
 
-# (model, x at s, state that the solver reached at t, s, t, noise) -> the state at t.
-After = Callable[[Any, Tensor, Point, Point, Callable[[], Tensor]], Tensor]
-
 
 class Differentiated(CheckedModel):
     """A TensorModel that keeps the graph of the first call of every step. kept: (point, x, x again, output) of it."""
 
     kept: tuple[Point, Tensor, Tensor, Tensor] | None = None
+    kept_in = -1  # the step
 
     def _evaluate(self, x: Tensor, s: Point, variance: bool = False) -> tuple[Tensor, Tensor]:
-        if self.kept is not None:
+        if self.kept_in == self.step:
             return super()._evaluate(x, s, variance)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             y, out = super()._evaluate(leaf, s, variance)
         if not out.requires_grad:
             raise SamplingError(f"{self.where(s)}: the model has no gradient with respect to x (torch.no_grad in it?)")
-        self.kept = s, leaf, y, out
+        self.kept, self.kept_in = (s, leaf, y, out), self.step
         if self.prediction.split:
             self._learned = self._learned.detach()
         return x, out.detach()
@@ -122,24 +120,8 @@ def _run(
     x = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
     schedule, prediction = options.pop("schedule"), options.pop("prediction")
     step = kind(f"{name}, {method.name}", model, schedule, prediction, x_init, inputs, **options)
-    history: deque = deque(maxlen=method.history)
-    drawn = 0
-
-    def noise() -> Tensor:
-        nonlocal drawn
-        drawn += 1
-        return inputs.noise(drawn - 1, x.shape, x.dtype, x.device)
-
-    keywords = {"noise": noise} if method.stochastic else {}
-    step.grid, intervals = points, method.intervals(points)
-    step.steps = len(intervals)
-    for step.step, (s, *step.inner, t) in enumerate(intervals):
-        if isinstance(step, Differentiated):
-            step.kept = None
-        x = method.step(step, x, s, t, history, **method.options, **keywords)
-        x = after(step, x, s, t, noise)
-        if callback is not None:
-            callback(step.step, x)
+    step.grid = points
+    x = take_steps(method, step, x, Draws(inputs, x), after, callback)
     if not torch.isfinite(x).all():
         raise SamplingError(f"{name}: the sample holds values that are NaN or infinite; a smaller scale may help")
     return x.to(x_init.dtype)

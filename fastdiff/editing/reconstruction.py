@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import arguments
-from fastdiff.editing.stepping import Conditions
+from fastdiff.editing.stepping import Conditions, Draws, take_steps
 from fastdiff.engine.adaptive import CheckedModel
 from fastdiff.errors import SamplingError, expect
 from fastdiff.guidance import cfg_of, gradients_of, make_guidance
@@ -93,27 +92,14 @@ def reconstruct(
 
 
 def _run(method: Solver, model: _Guided, x: Tensor, known: Tensor | None) -> Tensor:
-    drawn = 0
-
-    def noise() -> Tensor:
-        nonlocal drawn
-        drawn += 1
-        return model.inputs.noise(drawn - 1, x.shape, x.dtype, x.device)
-
-    def replaced(x: Tensor, p: Point) -> Tensor:
+    def replaced(model: _Guided, x: Tensor, s: Point, t: Point, noise: Callable[[], Tensor]) -> Tensor:
         if known is None or model.where_known is None:
             return x
-        return torch.where(model.where_known, p.alpha * known + p.sigma * noise(), x)
+        return torch.where(model.where_known, t.alpha * known + t.sigma * noise(), x)
 
-    keywords = {"noise": noise} if method.stochastic else {}
-    history: deque = deque(maxlen=method.history)
-    intervals = method.intervals(model.grid)
-    model.steps = len(intervals)
+    noise, first = Draws(model.inputs, x), model.grid[0]
     with torch.no_grad():
-        x = replaced(x, intervals[0][0])
-        for model.step, (s, *model.inner, t) in enumerate(intervals):
-            x = replaced(method.step(model, x, s, t, history, **method.options, **keywords), t)
-    return x
+        return take_steps(method, model, replaced(model, x, first, first, noise), noise, replaced)
 
 
 def _entries(mask: Tensor | None, x: Tensor, known: Tensor) -> Tensor | None:

@@ -1,9 +1,10 @@
-"""One step of a solver at a time, for methods that look at the state or change it between two steps."""
+"""Methods that look at the state or change it between two steps: one step at a time, or a whole run on tensors."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,18 +12,21 @@ import numpy as np
 from torch import Tensor
 
 from fastdiff import arguments, engine
+from fastdiff.engine import Inputs
+from fastdiff.engine.adaptive import CheckedModel
 from fastdiff.errors import expect
 from fastdiff.guidance import Guidance, cfg_of, gradients_of, make_guidance, without_functions
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise
 from fastdiff.process.prediction import Prediction
-from fastdiff.process.schedules import Float64Array, Schedule
+from fastdiff.process.schedules import Float64Array, Point, Schedule
 from fastdiff.running import make_inputs
 from fastdiff.sampling import traced
 from fastdiff.solvers import Solver, get_solver
 
 Conditions = Mapping[str, Any] | None
+After = Callable[[Any, Tensor, Point, Point, Callable[[], Tensor]], Tensor]
 Times = str | Grid | Float64Array | Sequence[float] | None
 
 
@@ -103,6 +107,45 @@ def _eps(model: Any, x: Any, s: Any, t: Any, history: Any) -> Any:
 
 
 _EPS = Solver("eps", _eps, 0, 1, 0, "trailing", "Ho et al. 2020, DDPM, Eq. 11", stochastic=False)
+
+
+@dataclass
+class Draws:
+    """The noises of a run on tensors: each call is the next one, like `like`."""
+
+    inputs: Inputs
+    like: Tensor
+    drawn: int = 0
+
+    def __call__(self) -> Tensor:
+        self.drawn += 1
+        return self.inputs.noise(self.drawn - 1, self.like.shape, self.like.dtype, self.like.device)
+
+
+def take_steps(
+    method: Solver,
+    model: CheckedModel,
+    x: Tensor,
+    noise: Draws,
+    after: After,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """The state after all steps of a solver along model.grid, on tensors and without a Program.
+
+    method: any but an adaptive one. The history of a multistep solver has what the network saw in earlier steps. x:
+    (B, ...), float32 or float64. after(model, x, s, t, noise): the state that the next step begins with, of the one
+    that the solver reached. callback(step, state): after that.
+    """
+    keywords = {"noise": noise} if method.stochastic else {}
+    history: deque = deque(maxlen=method.history)
+    intervals = method.intervals(model.grid)
+    model.steps = len(intervals)
+    for model.step, (s, *model.inner, t) in enumerate(intervals):
+        x = method.step(model, x, s, t, history, **method.options, **keywords)
+        x = after(model, x, s, t, noise)
+        if callback is not None:
+            callback(model.step, x)
+    return x
 
 
 def ddim_step(x: Tensor, eps: Tensor, s: Any, t: Any) -> Tensor:

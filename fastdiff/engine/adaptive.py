@@ -102,7 +102,13 @@ class CheckedModel(TensorModel):
         self.solver, self.dtype = solver, x.dtype
         if not torch.isfinite(x).all():
             raise SamplingError("the initial state holds values that are NaN or infinite")
-        self.both = join(inputs.cond, inputs.uncond, len(x)) if self.cfg is not None else {}
+        self.batch = len(x)
+        self.change(inputs)
+
+    def change(self, inputs: Inputs) -> None:
+        """Calls from now on have these conditions."""
+        self.inputs = inputs
+        self.both = join(inputs.cond, inputs.uncond, self.batch) if self.cfg is not None else {}
 
     def where(self, s: Point) -> str:
         """For messages."""

@@ -42,6 +42,8 @@ class TensorModel(StepModel):
         return TRANSFORMS[function](*quantities, **parameters)
 
     def tensor(self, name: str) -> Tensor:
+        if name not in self.inputs.tensors:
+            raise ValueError(f"the solver reads the tensor {name!r}, and this run has {sorted(self.inputs.tensors)}")
         return self.inputs.tensors[name]
 
     def _call(self, x: Tensor, s: Point, guided: bool, variance: bool) -> tuple[Tensor, Tensor]:

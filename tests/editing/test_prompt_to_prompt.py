@@ -5,7 +5,16 @@ import torch
 from conftest import relative_error
 
 import fastdiff
-from fastdiff.editing import LocalBlend, Tokens, cross_attention_control, prompt_edit, prompt_to_prompt, tokens_of
+from fastdiff.editing import (
+    LocalBlend,
+    Tokens,
+    cross_attention_control,
+    prompt_edit,
+    prompt_to_prompt,
+    repaint,
+    replacement,
+    tokens_of,
+)
 from fastdiff.editing.alignment import refine_mapper, replace_mapper
 from fastdiff.models.ldm import LDMConfig, LDMUNet
 from fastdiff.models.text import Tokenizer
@@ -34,27 +43,56 @@ def contexts(*prompts):
     return {"context": torch.stack([table[TOKENIZER.tokens(prompt)] for prompt in prompts])}
 
 
-def edited(model, *prompts, blend=None, guidance=3.0, **options):
+def edited(model, *prompts, blend=None, guidance=3.0, solver="ddim", **options):
     edit = prompt_edit(prompts, steps=STEPS, length=LENGTH, tokenizer=TOKENIZER, **options)
     return prompt_to_prompt(
         model, (1, 4, 8, 8), edit, cond=contexts(*prompts), uncond=contexts(""), guidance=guidance, blend=blend,
-        **COMMON,
+        solver=solver, **COMMON,
     )  # fmt: skip
 
 
-def plainly(model, *prompts):
+def plainly(model, *prompts, solver="ddim"):
     one = fastdiff.noise.CounterNoise.of(0, 1).initial((1, 4, 8, 8), torch.float32)
     times = [1.0, 0.75, 0.5, 0.25, 0.001]
-    cond, uncond = contexts(*prompts), contexts("")
-    x = one.expand(len(prompts), 4, 8, 8).contiguous()
-    return fastdiff.sample(model, x, solver="ddim", grid=times, guidance=3.0, cond=cond, uncond=uncond, **COMMON)
+    given = dict(cond=contexts(*prompts), uncond=contexts(""), guidance=3.0, seed=[0] * len(prompts), **COMMON)
+    return fastdiff.sample(model, one.expand(len(prompts), 4, 8, 8).contiguous(), solver=solver, grid=times, **given)
 
 
-def test_identical_prompts_change_nothing(model):
-    for options in ({"edit": "replace"}, {"edit": "refine"}, {"edit": "reweight", "weights": {"red": 1.0}}):
-        x = edited(model, "red heart", "red heart", cross=1.0, self_attention=1.0, max_self_pixels=64, **options)
-        assert relative_error(x[1], x[0]) < 1e-5
-        assert relative_error(x, plainly(model, "red heart", "red heart")) < 1e-4
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "heun"])
+@pytest.mark.parametrize("edit", ["replace", "refine", "reweight"])
+def test_identical_prompts_change_nothing(model, edit, solver):
+    """To the bit, and the source is as without edits, to the rounding of attention that is not fused."""
+    weights = {"red": 1.0} if edit == "reweight" else None
+    everywhere = dict(cross=1.0, self_attention=1.0, max_self_pixels=64)
+    x = edited(model, "red heart", "red heart", edit=edit, weights=weights, solver=solver, **everywhere)
+    assert torch.equal(x[1], x[0])
+    assert relative_error(x, plainly(model, "red heart", "red heart", solver=solver)) < 1e-4
+
+
+SOLVERS = ["dpmpp-2m", "unipc-3", "heun", "dpmpp-2s", "dpm-solver-2", "ddpm", "dpmpp-2m-sde"]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_any_solver_with_fixed_steps(model, solver):
+    """Without a change of the maps it is the plain run. Steps are counted, not calls."""
+    prompts = ("red heart", "blue heart")
+    plain = plainly(model, *prompts, solver=solver)
+    assert relative_error(edited(model, *prompts, solver=solver, cross=0.0, self_attention=0.0), plain) < 1e-4
+    x = edited(model, *prompts, solver=solver, edit="replace", cross=0.8, self_attention=0.5)
+    assert relative_error(x[0], plain[0]) < 1e-4
+    assert relative_error(x[1], plain[1]) > 1e-3
+    seen = []
+    edit = prompt_edit(prompts, steps=STEPS, length=LENGTH, tokenizer=TOKENIZER, cross=0.5, self_attention=0.5)
+    edit.keep = lambda place: seen.append(edit.step) or False
+    given = dict(cond=contexts(*prompts), uncond=contexts(""), guidance=3.0, **COMMON)
+    prompt_to_prompt(model, (1, 4, 8, 8), edit, solver=solver, **given)
+    starts = sorted(set(seen))
+    assert seen == sorted(seen)
+    if fastdiff.solvers.SOLVERS[solver].spans is None:
+        assert starts == list(range(STEPS))
+    else:
+        assert starts[0] == 0
+        assert starts[-1] < STEPS
 
 
 def test_the_source_is_as_without_edits_and_the_edit_is_not(model):
@@ -74,10 +112,11 @@ def test_weights_change_the_picture_more_the_larger_they_are(model):
     assert changes[0] < changes[1] < changes[2]
 
 
-def test_a_blend_keeps_the_rest_to_the_bit(model):
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "heun"])
+def test_a_blend_keeps_the_rest_to_the_bit(model, solver):
     prompts = [tokens_of(TOKENIZER, p) for p in ("red heart", "blue heart")]
     blend = LocalBlend.of(prompts, ["red", "blue"], LENGTH, (8, 8), threshold=0.9)
-    x = edited(model, "red heart", "blue heart", edit="replace", blend=blend)
+    x = edited(model, "red heart", "blue heart", edit="replace", blend=blend, solver=solver)
     same = (x[0] == x[1]).all(0)
     assert 0 < int(same.sum()) < 64
     with pytest.raises(ValueError, match=r"no cross-attention has maps of \(5, 5\); there are \[\(4, 4\), \(8, 8\)\]"):
@@ -181,7 +220,9 @@ def test_runs_that_do_not_fit(model):
         (dict(x_init_or_shape=(2, 4, 8, 8)), "one noise for all prompts"),
         (dict(cond=contexts("red heart")), "one row for each of 2 prompts"),
         (dict(uncond=[contexts("")]), r"one a step \(4\)"),
-        (dict(solver="dpmpp-2m"), "looks back to earlier steps"),
+        (dict(solver="rk45"), "needs a solver that takes the grid's steps, and 'rk45'"),
+        (dict(solver=repaint()), "needs a solver that takes the grid's steps, and 'repaint, ddpm'"),
+        (dict(solver=replacement()), r"reads the tensor 'known', and this run has \[\]"),
         (dict(grid=[1.0, 0.5]), "the edit is for 4 steps"),
         (dict(uncond={"context": torch.zeros(1, 2, 8)}), "of one length"),
     ):
