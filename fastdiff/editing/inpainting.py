@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdiff import arguments
 from fastdiff.arguments import described
 from fastdiff.editing.imputation import imputation
+from fastdiff.editing.posterior import MCG, mcg
 from fastdiff.editing.repaint import repaint
 from fastdiff.editing.replacement import glide, palette, replacement
 from fastdiff.errors import expect, unknown
@@ -22,12 +23,13 @@ from fastdiff.process.schedules import Float64Array, Schedule
 from fastdiff.sampling import sample
 from fastdiff.solvers import Solver, get_solver
 
-METHODS: dict[str, Callable[..., Solver]] = {
+METHODS: dict[str, Callable[..., Solver | MCG]] = {
     "repaint": repaint,
     "replacement": replacement,
     "palette": palette,
     "glide": glide,
     "imputation": imputation,
+    "mcg": mcg,
 }
 
 
@@ -36,13 +38,14 @@ def inpaint(
     picture: Tensor,
     mask: Tensor,
     *,
-    method: str | Solver = "repaint",
+    method: str | Solver | MCG = "repaint",
     solver: Solver | str | None = None,
     steps: int = 50,
     schedule: Schedule | str | None = None,
     prediction: Prediction | str | None = None,
     grid: str | Grid | Float64Array | None = None,
     seed: Seed = None,
+    x_init: Tensor | None = None,
     limits: tuple[float, float] | None = (-1.0, 1.0),
     **others: Any,
 ) -> Tensor:
@@ -50,19 +53,21 @@ def inpaint(
 
     picture: (B, ...), float32, float64, bfloat16 or float16; what is in the hole has no influence. mask: of its shape,
     or broadcast to it, as (B, 1, H, W); 1 or True where the picture is known and kept, 0 in the hole, and in between a
-    blend. method: "repaint", "replacement", "palette", "glide", "imputation", or what the functions of these names in
-    `fastdiff.editing` return, with options. solver: that the method wraps, its own if None. limits: between which the
-    known part must lie; None for any, as for latents. schedule, prediction, steps, grid, seed and others: as in
-    `fastdiff.sample`.
+    blend. method: "repaint", "replacement", "palette", "glide", "imputation", "mcg", or what the functions of these
+    names in `fastdiff.editing` return, with options. solver: that the method wraps, its own if None. x_init: the noise,
+    like picture, that the run begins with; from the seed if None. limits: between which the known part must lie; None
+    for any, as for latents. schedule, prediction, steps, grid, seed and others: as in `fastdiff.sample`, or, for "mcg",
+    as in `fastdiff.editing.dps`.
 
-    Returns (B, ...), like picture. With "repaint", "replacement", "palette" and "imputation", where mask is 1, the
-    picture's own bits, if the grid ends at the data. Raises TypeError or
+    Returns (B, ...), like picture. With all methods but "glide", where mask is 1, the picture's own bits, if the grid
+    ends at the data. Raises TypeError or
     ValueError before the run for sizes that do not fit, a mask outside [0, 1] or without a hole, and a picture outside
     of the limits; else as `fastdiff.sample`.
     """
     picture = arguments.state("picture", picture)
     known = known_and_mask(picture, mask, limits)
-    if isinstance(method, Solver):
+    chosen: Solver | MCG
+    if isinstance(method, (Solver, MCG)):
         expect(solver is None, f"solver is part of the method, got {method.name!r} and {solver!r}")
         chosen = method
     else:
@@ -70,14 +75,18 @@ def inpaint(
             raise unknown("method", method, METHODS)
         chosen = METHODS[method]() if solver is None else METHODS[method](get_solver(solver))
     schedule, prediction = resolve(model, schedule, prediction)
-    times = make_grid(grid if grid is not None else schedule.grid or chosen.grid, schedule, steps)
+    own = chosen.solver.grid if isinstance(chosen, MCG) else chosen.grid
+    times = make_grid(grid if grid is not None else schedule.grid or own, schedule, steps)
     seed = fixed_seeds(seed, len(picture))
-    counter = CounterNoise.of(seed, len(picture), others.get("first_sample", 0))
-    x = (schedule.prior_std(times[0]) * counter.initial(picture.shape, torch.float32)).to(picture)
-    return sample(
-        model, x, schedule=schedule, prediction=prediction, solver=chosen, steps=steps, grid=times, seed=seed,
-        tensors=known, **others,
-    )  # fmt: skip
+    if x_init is None:
+        counter = CounterNoise.of(seed, len(picture), others.get("first_sample", 0))
+        x_init = (schedule.prior_std(times[0]) * counter.initial(picture.shape, torch.float32)).to(picture)
+    x = arguments.state("x_init", x_init)
+    expect(x.shape == picture.shape, f"x_init must be {tuple(picture.shape)}, like picture, got {tuple(x.shape)}")
+    common = dict(schedule=schedule, prediction=prediction, grid=times, seed=seed, **others)
+    if isinstance(chosen, MCG):
+        return chosen.run(model, x, **known, **common)
+    return sample(model, x, solver=chosen, tensors=known, **common)
 
 
 def known_and_mask(picture: Tensor, mask: Tensor, limits: tuple[float, float] | None) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from fastdiff import arguments
 from fastdiff.editing.blending import blended
 from fastdiff.editing.differentiated import Differentiated, run_differentiated
-from fastdiff.editing.inpainting import known_and_mask
 from fastdiff.errors import expect, unknown
 from fastdiff.process.noise import CounterNoise, Noise, Seed, fixed_seeds, given_noise
 from fastdiff.process.schedules import Point
+from fastdiff.solvers import Solver, get_solver
 
 NOISES = ("gaussian", "squares", "poisson", "poisson-released")
 
@@ -97,37 +98,58 @@ def dps(
     return run_differentiated("dps", model, like, after, seed=seed, **others)
 
 
-def mcg(
-    model: Callable[..., Any],
-    picture: Tensor,
-    mask: Tensor,
-    *,
-    scale: float = 1.0,
-    level: str = "start",
-    norm: str = "sample",
-    limits: tuple[float, float] | None = (-1.0, 1.0),
-    **others: Any,
-) -> Tensor:
-    """Inpainting with manifold constrained gradients: MCG (Chung et al. 2022, Algorithm 1). After each step of the
-    solver, x := (1 - mask) (x - scale d/dx |mask (picture - x0(x))|) + mask (alpha picture + sigma z).
+@dataclass(frozen=True)
+class MCG:
+    """What `mcg` returns."""
 
-    picture, mask, limits: as in `fastdiff.editing.inpaint`. level: of the known part: "start", that of the step's
-    beginning, as in the authors' code, which leaves the noise of the last step on it; "end", that of the state that it
-    is put into, so that a run to the data keeps it. norm: over each "sample" or the whole "batch", as released. others:
-    as in `dps`. Returns (B, ...), like picture. Raises what `inpaint` and `dps` raise.
+    solver: Solver
+    scale: float
+    level: str
+    norm: str
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"mcg, {self.solver.name}"
+
+    def run(self, model: Callable[..., Any], x_init: Tensor, known: Tensor, mask: Tensor, **others: Any) -> Tensor:
+        """The filled picture, (B, ...) like x_init, the noise. known: the picture. mask: 1 where it is known. others:
+        as in `dps`."""
+
+        def after(step: Differentiated, x: Tensor, s: Point, t: Point, noise: Callable[[], Tensor]) -> Tensor:
+            length = lambda x0: torch.linalg.vector_norm(_over(self.norm, mask * (known - x0)), dim=-1)  # noqa: E731
+            gradient, _ = step.gradient(length)
+            return blended(step, x - self.scale * gradient, s if self.level == "start" else t, noise)
+
+        return run_differentiated(
+            "mcg",
+            model,
+            x_init,
+            after,
+            x_init=x_init,
+            solver=self.solver,
+            tensors={"known": known, "mask": mask},
+            **others,
+        )
+
+
+def mcg(solver: Solver | str = "ddpm", *, scale: float = 1.0, level: str = "end", norm: str = "sample") -> MCG:
+    """Manifold constrained gradients, a method of `fastdiff.editing.inpaint`: MCG (Chung et al. 2022, Algorithm 1).
+    After each step of the solver, x := (1 - mask) (x - scale d/dx |mask (picture - x0(x))|)
+    + mask (alpha picture + sigma z).
+
+    solver: any with fixed steps. level: of the known part: "end", that of the state that it is put into, so that a run
+    to the data keeps it to the last bit; "start", that of the step's beginning, as in HJ-harry/MCG_diffusion, which
+    leaves the noise of the last step on it. norm: over each "sample" or the whole "batch", as released. Its steps have
+    gradients through the network and run in PyTorch; `fastdiff.sample` does not take it. Raises TypeError or ValueError
+    for what these are not.
     """
-    picture, scale = arguments.state("picture", picture), arguments.number("scale", scale)
-    tensors = known_and_mask(picture, mask, limits)
-    _check_norm(norm)
     if level not in ("start", "end"):
         raise unknown("level", level, ("start", "end"))
-    known, kept = tensors["known"], tensors["mask"]
-
-    def after(step: Differentiated, x: Tensor, s: Point, t: Point, noise: Callable[[], Tensor]) -> Tensor:
-        gradient, _ = step.gradient(lambda x0: torch.linalg.vector_norm(_over(norm, kept * (known - x0)), dim=-1))
-        return blended(step, x - scale * gradient, s if level == "start" else t, noise)
-
-    return run_differentiated("mcg", model, picture, after, tensors=tensors, **others)
+    _check_norm(norm)
+    method = get_solver(solver)
+    expect(not method.adaptive, f"mcg needs a solver with fixed steps, and {method.name!r} chooses its own")
+    return MCG(method, arguments.number("scale", scale), level, norm)
 
 
 def _over(norm: str, values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import relative_error
+from gaussian import correlated_eps
 from small_network import Net
 
 import fastdiff
@@ -130,19 +131,13 @@ def test_what_is_in_the_hole_has_no_influence():
 
 def test_repaint_finds_the_conditional_law_of_a_gaussian():
     """Two standard normals with correlation 0.8: of the second, given the first. Replacement alone does not find it."""
-    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
-
-    def exact(x, t):
-        p = SCHEDULE.point((float(t[0]) + 1) / 1000)
-        total = p.alpha**2 * covariance + p.sigma**2 * torch.eye(2, dtype=torch.float64)
-        return p.sigma * x @ torch.linalg.inv(total)
-
     picture = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(4000, 2)
     mask = torch.tensor([1, 0])
     errors = {}
     for name, method in (("repaint", editing.repaint(jumps=editing.Jumps(5, 6))), ("replacement", "replacement")):
         x = editing.inpaint(
-            exact, picture, mask, method=method, schedule=SCHEDULE, prediction="eps", steps=200, seed=2
+            correlated_eps(SCHEDULE, 0.8), picture, mask, method=method, schedule=SCHEDULE, prediction="eps", steps=200,
+            seed=2,
         )[:, 1]  # fmt: skip
         errors[name] = abs(float(x.mean()) - 0.8)
         if name == "repaint":

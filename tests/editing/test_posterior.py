@@ -1,4 +1,4 @@
-"""DPS and MCG: a Gaussian's steps by hand, one call of the network each, gradients under every backend, bad input."""
+"""DPS: a Gaussian's steps by hand, one call of the network each, gradients under every backend, bad input."""
 
 import math
 from itertools import pairwise
@@ -10,7 +10,7 @@ from small_network import Net
 
 import fastdiff
 from fastdiff import SamplingError
-from fastdiff.editing import dps, mcg
+from fastdiff.editing import dps
 from fastdiff.editing.operators import (
     AveragePooling,
     Blurring,
@@ -138,18 +138,6 @@ def test_a_sample_does_not_depend_on_its_batch():
         both = dps(gaussian_eps, y, AveragePooling(2), LIKE, scale=0.1, **options, **COMMON)
         second = dps(gaussian_eps, y[1:], AveragePooling(2), LIKE[1:], scale=0.1, first_sample=1, **options, **COMMON)
         assert torch.allclose(both[1:], second, atol=1e-12)
-
-
-def test_mcg_keeps_the_known_part_to_the_last_bit():
-    picture = torch.rand(2, 3, 4, 6) * 2 - 1
-    mask = torch.ones(4, 6)
-    mask[1:3, 2:4] = 0
-    kept = mask.expand(picture.shape) == 1
-    found = mcg(gaussian_eps, picture, mask, level="end", **COMMON)
-    assert torch.equal(found[kept], picture[kept])
-    noisy = mcg(gaussian_eps, picture, mask, **COMMON)
-    level = SCHEDULE.point(0.05).sigma
-    assert 0.5 * level < float((noisy - picture)[kept].std()) < 1.5 * level
 
 
 OPERATORS = {

@@ -2,7 +2,7 @@
 
 from ancestral import Ancestral
 
-from fastdiff.editing import mcg, replacement
+from fastdiff.editing import inpaint, mcg, replacement
 
 
 def run(case):
@@ -12,8 +12,8 @@ def run(case):
     gt, mask = case["gt"], case["mask"]
     if case.sample_method == "vanilla":
         return run.results(run.sample(replacement(run.solver, level="start"), noise, {"known": gt, "mask": mask}))
-    x = mcg(
-        run.model, gt, mask, solver=run.solver, noise=noise, norm="batch", x_init=case["x_init"], limits=None,
-        **run.arguments,
+    x = inpaint(
+        run.model, gt, mask, method=mcg(run.solver, level="start", norm="batch"), noise=noise, x_init=case["x_init"],
+        limits=None, **run.arguments,
     )  # fmt: skip
     return run.results(x)

@@ -55,5 +55,17 @@ class Gaussian:
         return t.alpha * self.mean + self.marginal_std(end) / self.marginal_std(start) * (x - s.alpha * self.mean)
 
 
+def correlated_eps(schedule: Schedule, correlation: float) -> Callable[..., Tensor]:
+    """The exact model of two standard normals, (B, 2), for "eps" on a discrete schedule of 1000 steps."""
+    covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=torch.float64)
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        p = schedule.point((float(t[0]) + 1) / 1000)
+        total = p.alpha**2 * covariance + p.sigma**2 * torch.eye(2, dtype=torch.float64)
+        return p.sigma * x @ torch.linalg.inv(total)
+
+    return model
+
+
 def states(seed: int = 0, batch: int = 16) -> Tensor:
     return torch.randn(batch, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
