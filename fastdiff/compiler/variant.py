@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fastdiff.compiler import substitutes
 from fastdiff.compiler.forgetting import forget
 from fastdiff.runtime.telling import log
 
@@ -56,6 +57,7 @@ class Variant:
         module = self._module()
         assert module is not None  # it is being called
         graphs, original = self.graphs, module._call_impl
+        substitutes.register()
         started = time.perf_counter()
         if not self._called:
             self._called = True

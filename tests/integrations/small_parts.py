@@ -37,3 +37,22 @@ def unet(**options):
 def controlnet():
     torch.manual_seed(1)
     return randomized(diffusers.ControlNetModel(conditioning_embedding_out_channels=(4, 8), **BLOCKS), seed=1)
+
+
+def ip_adapter(unet, seed=0, width=24):
+    """The weights of an IP-Adapter for a U-Net, as its file has them. width: of an image's embedding."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    torch.manual_seed(seed)
+    cross = unet.config.cross_attention_dim
+    adapter, key = {}, 1
+    for name in unet.attn_processors:
+        if name.endswith("attn2.processor"):
+            features = unet.get_submodule(name.rpartition(".")[0]).to_q.out_features
+            state = IPAdapterAttnProcessor2_0(features, cross, num_tokens=(4,)).state_dict()
+            for part in ("k", "v"):
+                adapter[f"{key}.to_{part}_ip.weight"] = state[f"to_{part}_ip.0.weight"]
+            key += 2
+    projection = {"proj.weight": torch.randn(4 * cross, width) / 5, "proj.bias": torch.randn(4 * cross)}
+    projection |= {f"norm.{name}": torch.randn(cross) for name in ("weight", "bias")}
+    return {"image_proj": projection, "ip_adapter": adapter}

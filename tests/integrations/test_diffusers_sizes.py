@@ -14,6 +14,7 @@ from fastdiff.compiler.report import reports_of
 diffusers = pytest.importorskip("diffusers", reason="the networks are diffusers'")
 
 from integrations.networks import NETWORKS, UNET  # noqa: E402
+from integrations.small_parts import ip_adapter  # noqa: E402
 
 IN_PARTS = {"Lumina2": 4}  # the lengths of its texts are read from a mask
 
@@ -76,8 +77,6 @@ def test_skipped_layers_of_sd3():
 
 @torch.no_grad()
 def test_an_ip_adapter_after_the_first_call():
-    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
-
     blocks = dict(
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")
     )
@@ -85,17 +84,7 @@ def test_an_ip_adapter_after_the_first_call():
     fastdiff.optimize(model)
     x, t, text = randn(1, 4, 16, 16), torch.tensor(300), randn(1, 7, 32)
     torch.testing.assert_close(model(x, t, text).sample, model._call_impl(x, t, text).sample, rtol=1e-4, atol=1e-4)
-    adapter, key = {}, 1
-    for name in model.attn_processors:
-        if name.endswith("attn2.processor"):
-            width = model.get_submodule(name.rpartition(".")[0]).to_q.out_features
-            state = IPAdapterAttnProcessor2_0(width, 32, num_tokens=(4,)).state_dict()
-            for part in ("k", "v"):
-                adapter[f"{key}.to_{part}_ip.weight"] = state[f"to_{part}_ip.0.weight"]
-            key += 2
-    projection = {"proj.weight": randn(128, 24) / 5, "proj.bias": randn(128), "norm.weight": randn(32)}
-    projection["norm.bias"] = randn(32)
-    model._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": adapter}])
+    model._load_ip_adapter_weights([ip_adapter(model)])
     for batch, size in ((1, 16), (2, 24), (2, 16)):
         x, text, image = randn(batch, 4, size, size), randn(batch, 7, 32), {"image_embeds": [randn(batch, 1, 24)]}
         found = model(x, t, text, added_cond_kwargs=image).sample
