@@ -73,11 +73,15 @@ class PromptInfo(ModelInfo):
 
         Raises ValueError for unknown words, with the nearest known ones, and for too long a prompt.
         """
-        words = [self.tokenizer.tokens(prompt) for prompt in _one_each("prompts", classes, batch)]
-        tokens = torch.tensor(words, dtype=torch.int64, device=self.text.positions.device)
         with torch.no_grad():
-            context, y = self.text(tokens)
+            context, y = self.text(self.tokens(classes, batch))
         return {"context": context.to(device), "y": y.to(device)}  # None leaves them where they are
+
+    def tokens(self, prompts: str | Sequence[str | None] | None, batch: int) -> Tensor:
+        """(batch, length) int64, where the model is. `context, y = info.text(tokens)` is `condition` with gradients,
+        for training the encoder or its embeddings. Raises as `condition` does."""
+        words = [self.tokenizer.tokens(prompt) for prompt in _one_each("prompts", prompts, batch)]
+        return torch.tensor(words, dtype=torch.int64, device=self.text.positions.device)
 
 
 def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:

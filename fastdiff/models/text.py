@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,13 @@ class Tokenizer:
                 raise unknown("word", word, self.words)
         return [self._token[word] for word in words] + [PADDING] * (self.length - len(words))
 
+    def with_word(self, word: str) -> Tokenizer:
+        """One that knows a further word, as its last token. Raises ValueError if it is known, or not one word in lower
+        case."""
+        expect(words_of(word) == [word], f"word must be one word of a-z, 0-9, # and *, got {word!r}")
+        expect(word not in self._token, f"the word {word!r} is known already")
+        return Tokenizer((*self.words, word), self.length)
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -71,6 +78,14 @@ class TextEncoder(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(config.length, config.width))
         self.blocks = nn.ModuleList(EncoderBlock(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
+
+    def add_token(self, embedding: Tensor) -> None:
+        """A further token, the last one, with this embedding, (width,)."""
+        table = self.tokens.weight
+        with torch.no_grad():
+            rows = torch.cat([table, embedding[None].to(table)])
+        self.tokens = nn.Embedding.from_pretrained(rows, freeze=not table.requires_grad)
+        self.config = replace(self.config, words=self.config.words + 1)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         expect(

@@ -52,6 +52,48 @@ def test_the_engine_and_the_bare_step_functions_agree_on_a_real_network(solver):
     assert (ours - bare).abs().max() <= 1e-6 * bare.square().mean().sqrt()
 
 
+def test_a_prompt_may_have_a_new_word():
+    model = fastdiff.load("emoji-ldm-64")
+    known, words = model.info.condition(["red heart", None], 2), model.info.tokenizer.words
+    token = model.add_word("zork", like="heart")
+    assert model.info.tokenizer.words == (*words, "zork")
+    assert model.info.tokens("zork", 1)[0, 0] == token == len(words) + 1
+    for name, value in model.info.condition(["red heart", None], 2).items():
+        assert torch.equal(value, known[name])
+    assert torch.equal(model.info.condition("red zork", 1)["context"], known["context"][:1])
+    with torch.no_grad():
+        model.text.tokens.weight[token] += 1
+    assert not torch.equal(model.info.condition("red zork", 1)["context"], known["context"][:1])
+    meaningless = model.add_word("zork2")
+    assert torch.allclose(model.text.tokens.weight[meaningless], model.text.tokens.weight[1:meaningless].mean(0))
+
+
+def test_new_words_that_are_refused():
+    model = fastdiff.load("emoji-ldm-64")
+    with pytest.raises(ValueError, match="the word 'heart' is known already"):
+        model.add_word("heart")
+    with pytest.raises(ValueError, match="unknown word 'hart'; did you mean"):
+        model.add_word("zork", like="hart")
+    with pytest.raises(ValueError, match="like must be one word, got 'red heart'"):
+        model.add_word("zork", like="red heart")
+    assert "zork" not in model.info.tokenizer.words
+    del model.info
+    with pytest.raises(ValueError, match="no tokenizer to add a word to"):
+        model.add_word("zork")
+
+
+def test_conditions_of_tokens_have_gradients():
+    model = fastdiff.load("emoji-ldm-64")
+    cond = model.info.condition(["red heart", None], 2)
+    model.text.requires_grad_(True)
+    context, y = model.info.text(model.info.tokens(["red heart", None], 2))
+    assert torch.equal(context.detach(), cond["context"])
+    assert torch.equal(y.detach(), cond["y"])
+    (gradient,) = torch.autograd.grad(context.sum() + y.square().sum(), [model.text.tokens.weight])
+    used = gradient.abs().sum(1).nonzero().flatten().tolist()
+    assert used == sorted({0, *model.info.tokenizer.tokens("red heart")})
+
+
 def test_networks_denoise_better_than_nothing():
     """On noised flags made here, the model's x0 is far closer to the flag than the noisy picture is."""
     model = fastdiff.load("emoji-unet-32")

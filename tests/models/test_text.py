@@ -42,3 +42,30 @@ def test_encoder():
     assert not torch.allclose(pooled[0], pooled[2])  # the order counts
     with pytest.raises(ValueError, match=r"tokens must be \(B, 3\), got \(1, 2\)"):
         encoder(torch.tensor([[1, 2]]))
+
+
+def test_a_tokenizer_with_a_further_word():
+    tokenizer = Tokenizer.of(["red apple", "ghost"])
+    larger = tokenizer.with_word("zork")
+    assert larger.tokens("red zork") == [tokenizer.tokens("red")[0], 4]
+    with pytest.raises(ValueError, match="unknown word 'zork'"):
+        tokenizer.tokens("red zork")
+    with pytest.raises(ValueError, match="the word 'ghost' is known already"):
+        tokenizer.with_word("ghost")
+    for wrong in ("two words", "Zork", "", "<zork>"):
+        with pytest.raises(ValueError, match="word must be one word of a-z, 0-9"):
+            tokenizer.with_word(wrong)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_encoder_with_a_further_token(trained):
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextConfig(words=5, length=3, width=8, heads=2)).double().requires_grad_(trained)
+    known = torch.tensor([[1, 5, 0], [0, 0, 0]])
+    before, _ = encoder(known)
+    encoder.add_token(encoder.tokens.weight[2])
+    assert encoder.config.words == 6
+    assert encoder.tokens.weight.dtype == torch.float64
+    assert encoder.tokens.weight.requires_grad == trained
+    assert torch.equal(encoder(known)[0], before)
+    assert torch.equal(encoder(torch.tensor([[1, 6, 0]]))[0], encoder(torch.tensor([[1, 2, 0]]))[0])

@@ -3,15 +3,17 @@ latents are."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from fastdiff.errors import expect
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from fastdiff.models.dit import DiT, DiTConfig
-from fastdiff.models.info import ModelInfo
+from fastdiff.models.info import ModelInfo, PromptInfo
 from fastdiff.models.ldm import LatentDiffusion, LDMConfig, LDMUNet
-from fastdiff.models.text import TextConfig, TextEncoder
+from fastdiff.models.text import PADDING, TextConfig, TextEncoder, words_of
 
 
 class PromptLatentDiffusion(LatentDiffusion):
@@ -28,6 +30,26 @@ class PromptLatentDiffusion(LatentDiffusion):
     ) -> None:
         super().__init__(LDMUNet(unet), AutoencoderKL(autoencoder), scale_factor)
         self.text = TextEncoder(text)
+
+    def add_word(self, word: str, like: str | None = None) -> int:
+        """Let prompts have a new word, and return its token, whose embedding is `text.tokens.weight[token]`.
+
+        like: a known word whose embedding it starts with (Gal et al. 2022, Textual Inversion, Section 4: "a single-word
+        coarse descriptor"); the mean of all words, which means nothing, if None. Raises ValueError if the word is known
+        or not one word in lower case, or if `like` is not a known word.
+        """
+        info = getattr(self, "info", None)
+        if not isinstance(info, PromptInfo):
+            raise ValueError("this model has no tokenizer to add a word to: add_word is for one from fastdiff.load")
+        tokenizer, table = info.tokenizer.with_word(word), self.text.tokens.weight
+        if like is None:
+            start = table[PADDING + 1 :].mean(0)
+        else:
+            expect(len(words_of(like)) == 1, f"like must be one word, got {like!r}")
+            start = table[info.tokenizer.tokens(like)[0]]
+        self.text.add_token(start)
+        self.info = replace(info, tokenizer=tokenizer)
+        return len(tokenizer.words)
 
 
 class ClassLatentDiffusion(LatentDiffusion):
