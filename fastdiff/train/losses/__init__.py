@@ -11,6 +11,7 @@ from fastdiff.train.losses.distillation import dds_loss, sds_loss
 from fastdiff.train.losses.edm import edm_loss
 from fastdiff.train.losses.flow import curvature_loss, euler_pairs, flow_matching_loss
 from fastdiff.train.losses.guided import guided_loss
+from fastdiff.train.losses.guided_consistency import guided_consistency_loss
 from fastdiff.train.losses.progressive import progressive_loss
 from fastdiff.train.losses.resampling import LossSecondMoments
 from fastdiff.train.losses.scheduled import scheduled_loss
@@ -37,6 +38,7 @@ __all__ = [
     "euler_pairs",
     "flow_matching_loss",
     "generator_loss",
+    "guided_consistency_loss",
     "guided_loss",
     "improved_consistency_loss",
     "inverse_dynamics_loss",
