@@ -14,6 +14,10 @@ class WeightsError(RuntimeError):
     """A weight file is missing, truncated or not the one that was published; the message names the file."""
 
 
+class TrainingError(RuntimeError):
+    """The loss, its gradient or the weights are no longer finite; the message names the step and what is kept."""
+
+
 def expect(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless `condition` holds."""
     if not condition:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import typer
 
-from fastdiff.errors import SamplingError, WeightsError
+from fastdiff.errors import SamplingError, TrainingError, WeightsError
 
 MAY_BE_EMPTY = ("--prompt",)  # an empty prompt is a prompt
+
+_EXPECTED = (ValueError, OSError, ImportError, NotImplementedError, SamplingError, TrainingError, WeightsError)
 
 # click's errors of usage; typer has a click of its own in some versions.
 _USAGE = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
@@ -34,7 +36,7 @@ def one_line(error: Exception) -> str:
         text = f"{error.format_message().rstrip('.')}{_given(error)}; see {command} --help"  # type: ignore[attr-defined]
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    elif isinstance(error, (ValueError, OSError, ImportError, NotImplementedError, SamplingError, WeightsError)):
+    elif isinstance(error, _EXPECTED):
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error}{_place(error)} (FASTDIFF_DEBUG=1 shows where)"

@@ -1,20 +1,16 @@
 """Training a network: reproducible from a seed, interruptible at any moment, resumed where it stopped.
 
-All randomness of step k is drawn from a generator seeded with (seed, k), so a run that was stopped and resumed goes
-through the same numbers as one that was not.
+All randomness of batch k is drawn from generators seeded with (seed, k), so a run that was stopped and resumed goes
+through the same numbers as one that was not, and so do processes that share the batches of a step.
 """
 
 from __future__ import annotations
 
 import csv
-import errno
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,23 +18,28 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastdiff.errors import WeightsError, expect
+from fastdiff.errors import TrainingError, expect
 from fastdiff.files import locked, replacing
+from fastdiff.train import checkpoint
 from fastdiff.train.objective import Objective
+from fastdiff.train.seeds import derived
+from fastdiff.train.stopping import interrupts_wait
+from fastdiff.train.workers import Workers, joined
 
 LOG_FIELDS = ("step", "loss", "validation_loss", "seconds")
-CHECKPOINT_EVERY = 100
-VALIDATE_EVERY = 500
-
+_STATE = ("recipe", "data", "model", "ema", "optimizer", "step", "seconds", "losses", "log")
 
 AnyObjective = TypeVar("AnyObjective", bound=Objective)
 
 
 class Training(Generic[AnyObjective]):
-    """The state of one run: network, its exponential moving average, optimiser and log, kept in `folder`.
+    """The state of one run: network, its exponential moving averages, optimiser and log, kept in `folder`.
 
-    checkpoint.pt holds the state, log.csv a row every `VALIDATE_EVERY` steps. Raises ValueError if the checkpoint in
-    the folder belongs to another recipe or other data, WeightsError if it is damaged.
+    ema: the average of `recipe.ema_decay`, whose `module` is the result. averages: all of them, by their decay. step:
+    how many were done; saved: how many of them checkpoint.pt holds.
+    losses: of each step. log: rows of LOG_FIELDS, one every `recipe.validate_every` steps. checkpoint.pt holds the
+    state, log.csv the log. Raises ValueError if the checkpoint in the folder belongs to another recipe or other data,
+    WeightsError if it is damaged.
     """
 
     def __init__(self, objective: AnyObjective, folder: Path) -> None:
@@ -46,65 +47,70 @@ class Training(Generic[AnyObjective]):
         self.folder = folder
         self.checkpoint_path, self.log_path = folder / "checkpoint.pt", folder / "log.csv"
         recipe = self.recipe
-        torch.manual_seed(recipe.seed)
-        self.model = objective.make_network().to(device=self.device, memory_format=objective.memory_format)  # type: ignore[call-overload]
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay))
+        with self._own_randomness():
+            torch.manual_seed(recipe.seed)
+            network = objective.make_network()
+        self.model = network.to(device=self.device, memory_format=objective.memory_format)  # type: ignore[call-overload]
+        self.averages = {
+            decay: AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)).eval() for decay in recipe.decays
+        }
+        self.ema = self.averages[recipe.ema_decay]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        expect(bool(trained), "the network has no parameter that requires a gradient")
         self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=recipe.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=recipe.weight_decay,
-            fused=True,
+            trained, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
         )
-        self.step, self.seconds = 0, 0.0
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
+        self.step, self.saved, self.seconds = 0, 0, 0.0
         self.losses: list[float] = []
         self.log: list[tuple] = []
-        if self.checkpoint_path.exists():
-            self._restore()
+        self._known: tuple[int, ...] | None = None  # of checkpoint.pt as it was last read or written
+        self._restore()
 
-    def run(self, *, on_step: Callable[[Training, float], None], on_validation: Callable[[Training], None]) -> None:
-        """Train to the recipe's last step. On Ctrl-C the step in hand is finished and the state saved before
-        KeyboardInterrupt is raised; on a second Ctrl-C at once, the last checkpoint stands.
+    def run(
+        self,
+        *,
+        on_step: Callable[[Training, float], None] | None = None,
+        on_validation: Callable[[Training], None] | None = None,
+    ) -> None:
+        """Train to the recipe's last step. On Ctrl-C or SIGTERM the step in hand is finished and the state saved before
+        KeyboardInterrupt is raised; on a second one at once, the last checkpoint stands.
 
-        on_step(training, loss) follows every step, on_validation(training) every `VALIDATE_EVERY`-th and the last.
-        Raises ValueError if another process trains in the folder.
+        on_step(training, loss) follows every step, on_validation(training) every `recipe.validate_every`-th and the
+        last; both in the first process only. Under torchrun the processes share the batches of each step.
+
+        Raises ValueError if another process trains in the folder, and TrainingError, which names the step, if the loss,
+        its gradient or the weights are no longer finite: the last checkpoint stands then.
         """
-        started = time.monotonic() - self.seconds
-        with locked(self.folder), _interrupts_wait() as interrupted:
-            while self.step < self.recipe.steps:
-                loss = self._train_step()
-                self.losses.append(loss)
-                self.step += 1
-                self.seconds = time.monotonic() - started
-                on_step(self, loss)
-                done = self.step == self.recipe.steps
-                if self.step % VALIDATE_EVERY == 0 or done:
-                    self._append_log()
-                    on_validation(self)
-                stop = interrupted()
-                if self.step % CHECKPOINT_EVERY == 0 or done or stop:
-                    self.save()
-                if stop:
-                    raise KeyboardInterrupt
+        with joined(self.device, self.recipe) as workers:
+            alone = locked(self.folder) if workers.first else nullcontext()
+            with alone, interrupts_wait() as interrupted, self._own_randomness():
+                self._restore()  # another process may have gone on with the run before the folder was locked
+                steps = workers.total([self.step])[0]
+                expect(steps == workers.count * self.step, f"the processes see different runs in {self.folder}")
+                self._run(workers, interrupted, on_step, on_validation)
+                workers.total([0])  # the files are there when any process goes on
 
     def save(self) -> None:
-        """Write checkpoint.pt and log.csv, each whole or not at all."""
+        """Write checkpoint.pt and log.csv, each whole or not at all. Raises TrainingError, and writes nothing, if a
+        weight is not finite."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise self._failure("a weight is not finite", self.step)
         state = {
-            "recipe": asdict(self.recipe),
+            "recipe": checkpoint.settings(self.objective),
             "data": self.objective.fingerprint,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
+            "more_emas": [self.averages[decay].state_dict() for decay in self.recipe.more_ema_decays],
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
             "losses": self.losses,
             "log": self.log,
         }
-        with replacing(self.checkpoint_path) as path:
-            try:
-                torch.save(state, path)
-            except RuntimeError as error:  # what torch makes of a full disk
-                raise OSError(errno.ENOSPC, str(error)) from error
+        checkpoint.write(self.checkpoint_path, state)
+        self.saved, self._known = self.step, self._stamp()
         with replacing(self.log_path) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(LOG_FIELDS)
@@ -116,84 +122,114 @@ class Training(Generic[AnyObjective]):
         with torch.inference_mode():
             return float(self.objective.validation_loss(self.ema.module, generator))
 
-    def _restore(self) -> None:
-        state = self._read()
-        for what, found, wanted in (
-            ("recipe", _without_steps(state["recipe"]), _without_steps(asdict(self.recipe))),
-            ("data", state["data"], self.objective.fingerprint),
-        ):
-            expect(
-                found == wanted,
-                f"{self.checkpoint_path} was made with another {what}; give an empty folder, or {found!r}",
-            )
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.losses, self.log = state["losses"], state["log"]
-
-    def _read(self) -> dict[str, Any]:
-        """What `save` wrote. Raises WeightsError that names the file if it is something else, or only a part."""
-        path = self.checkpoint_path
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # damaged bytes make torch.load raise nearly anything
-            raise WeightsError(
-                f"{path} is damaged or no checkpoint ({type(error).__name__}); remove it to begin again"
-            ) from error
-        missing = {"recipe", "data", "model", "ema", "optimizer", "step", "seconds", "losses", "log"}
-        missing -= state.keys() if isinstance(state, dict) else set()
-        if missing:
-            raise WeightsError(f"{path} is no checkpoint of a run: it lacks {', '.join(sorted(missing))}")
-        return state
-
-    def _train_step(self) -> float:
-        generator = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        with self.objective.while_training():
-            loss = self.objective.loss(self.model, generator)
-            loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update_parameters(self.model)
-        return float(loss.detach())
-
-    def _learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to zero at the last step."""
+    def learning_rate(self) -> float:
+        """Of the next step: linear warm-up, then a cosine to zero at the last step."""
         recipe = self.recipe
         progress = (self.step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-        return recipe.learning_rate * min(
-            (self.step + 1) / recipe.warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, progress)))
+        rising = (self.step + 1) / max(1, recipe.warmup)
+        return recipe.learning_rate * min(rising, 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))))
+
+    def _run(
+        self,
+        workers: Workers,
+        interrupted: Callable[[], bool],
+        on_step: Callable[[Training, float], None] | None,
+        on_validation: Callable[[Training], None] | None,
+    ) -> None:
+        started = time.monotonic() - self.seconds
+        recipe, step = self.recipe, workers.step(self.objective, self.model)
+        while self.step < recipe.steps:
+            loss = self.take_step(workers, step)
+            self.seconds = time.monotonic() - started
+            if on_step is not None and workers.first:
+                on_step(self, loss)
+            done = self.step == recipe.steps
+            if (self.step % recipe.validate_every == 0 or done) and workers.first:
+                self._append_log()
+                if on_validation is not None:
+                    on_validation(self)
+            stop = workers.total([interrupted()])[0] > 0
+            if (self.step % recipe.checkpoint_every == 0 or done or stop) and workers.first:
+                self.save()
+            if stop:
+                raise KeyboardInterrupt
+
+    def take_step(self, workers: Workers, step: nn.Module) -> float:
+        """One step, and its loss. step: `workers.step` of objective and model. Nothing is logged or saved; raises
+        TrainingError, and changes no weight, if loss or gradient are not finite."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        own, total = workers.share(recipe), 0.0
+        for part in own:
+            number = self.step * recipe.accumulate + part
+            generator = torch.Generator().manual_seed(derived(recipe.seed, number))
+            torch.manual_seed(derived(recipe.seed, number))
+            self.objective.prepare(number)
+            with workers.alone(step) if part != own[-1] else nullcontext(), self.objective.while_training():
+                loss = step(generator) / len(own)
+                self.scaler.scale(loss).backward()
+            total += float(loss.detach())
+        (total,) = workers.total([total / workers.count])
+        self._expect_finite("the loss", total)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        if not self.scaler.is_enabled():  # which skips such a step and scales less
+            self._expect_finite("the norm of the gradient", float(norm))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        for average in self.averages.values():
+            average.update_parameters(self.model)
+        self.losses.append(total)
+        self.step += 1
+        return total
+
+    def _expect_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise self._failure(f"{what} is {value}", self.step + 1)
+
+    def _failure(self, what: str, step: int) -> TrainingError:
+        kept = f"{self.checkpoint_path} holds step {self.saved:,}" if self.saved else "nothing was saved before"
+        return TrainingError(
+            f"{what} at step {step:,} of {self.recipe.name}; {kept}. A lower learning_rate or clip_norm, or the "
+            "precision float32, may help, in an empty folder"
         )
 
+    def _own_randomness(self) -> Any:
+        """Inside the block torch's generators may be seeded: they are as before afterwards."""
+        devices: Iterable[Any] = [self.device] if self.device.type == "cuda" else []
+        return torch.random.fork_rng(devices)
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What changes when checkpoint.pt is written, or None without one."""
+        if not self.checkpoint_path.exists():
+            return None
+        found = self.checkpoint_path.stat()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _restore(self) -> None:
+        """Go on with checkpoint.pt, if it is not the one that is known."""
+        stamp = self._stamp()
+        if stamp in (None, self._known):
+            return
+        state = checkpoint.read(self.checkpoint_path, _STATE, self.device)
+        checkpoint.expect_same(self.checkpoint_path, state, self.objective)
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:  # of several lines
+            raise ValueError(f"{self.checkpoint_path} holds the weights of another network: {error}") from error
+        self.ema.load_state_dict(state["ema"])
+        for decay, average in zip(self.recipe.more_ema_decays, state.get("more_emas", ())):
+            self.averages[decay].load_state_dict(average)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = self.saved = state["step"]
+        self.seconds = state["seconds"]
+        self.losses, self.log = state["losses"], state["log"]
+        self._known = stamp
+
     def _append_log(self) -> None:
-        recent = self.losses[-VALIDATE_EVERY:]
+        recent = self.losses[-self.recipe.validate_every :]
         self.log.append((self.step, sum(recent) / len(recent), self.validation_loss(), self.seconds))
-
-
-@contextmanager
-def _interrupts_wait() -> Iterator[Callable[[], bool]]:
-    """Inside the block the first Ctrl-C only sets what the yielded function returns; the second one raises."""
-    asked = False
-
-    def on_interrupt(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _without_steps(recipe: dict) -> dict:
-    """A run may be resumed with more or fewer steps; the rest must be the same."""
-    return {key: value for key, value in recipe.items() if key != "steps"}

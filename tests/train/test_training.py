@@ -202,7 +202,7 @@ def test_export_loads_again(tmp_path, data):
 
 
 def test_bad_precision(tmp_path, data):
-    with pytest.raises(ValueError, match="precision must be"):
+    with pytest.raises(ValueError, match="unknown precision"):
         PixelDiffusion(replace(RECIPE, precision="float8"), data)
 
 

@@ -20,7 +20,7 @@ class EmojiObjective(Objective):
     """A recipe on the emoji.
 
     images, validation_images: (N, 3, size, size) uint8, without and with the held-out emoji. weights: (N,) how often
-    each of `images` is drawn. validated_on: of what the validation loss is.
+    each of `images` is drawn.
     """
 
     recipe: EmojiRun
@@ -38,10 +38,6 @@ class EmojiObjective(Objective):
     @abstractmethod
     def pictures(self, network: nn.Module) -> tuple[Tensor, int]:
         """What shows how far the network is: pictures (N, 3, H, W) in [-1, 1], and how many are in a row."""
-
-    def remarks(self, network: nn.Module) -> str:
-        """What else is worth reporting of the averaged network beside its loss."""
-        return ""
 
     @contextmanager
     def while_training(self) -> Iterator[None]:
