@@ -44,7 +44,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _is_of(error: OSError, temporary: Path | None, path: Path) -> bool:
-    """Whether an error is of writing: it names no file, or one of these, and not one that the block reads."""
+    """Whether an error is of writing: it names no file, or one of these, and not one that the block reads or writes."""
+    if isinstance(error.__cause__, OSError):  # of a block within this one, which has said it
+        return False
     return error.filename is None or str(error.filename) in (str(temporary), str(path)) or temporary is None
 
 
