@@ -8,15 +8,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fastdiff.cli import bench, failures
+from fastdiff.cli import bench, failures, options
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(bench.app, name="bench")
-MOST = 1_000_000  # pictures
 _debug: list[bool] = []  # not empty after --debug
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for a program to read.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="Type of the network: float32, bfloat16 or float16.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -28,7 +24,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def every_command(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
@@ -55,9 +51,9 @@ def demo(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Seed of the pictures, the same on all paths.", min=0, max=2**64 - 1)] = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    json: Json = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
 ) -> None:
     """Sample the same pictures with plain PyTorch and with fastdiff; show what the solver and the kernels give."""
     from fastdiff.cli import demo as command
@@ -67,38 +63,27 @@ def demo(
 
 @app.command()
 def sample(
-    model: Annotated[
-        str, typer.Option(help="A bundled model, a diffusers folder, module:function or file.py:function.")
-    ] = "emoji-unet-32",
-    class_: Annotated[str | None, typer.Option("--class", help="A class of the model, or `none`.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Words of emoji names, for a model that takes prompts.")] = None,
+    model: options.Model = "emoji-unet-32",
+    class_: options.Class = None,
+    prompt: options.Prompt = None,
     prompts: Annotated[str | None, typer.Option(help="A file of prompts, or of classes, one a line.")] = None,
     image: Annotated[str | None, typer.Option(help="A picture to start from in place of noise.")] = None,
-    strength: Annotated[
-        float | None, typer.Option(help="How much noise --image gets: 1 is noise alone; 0.6 if not given.")
-    ] = None,
+    strength: options.Strength = None,
     count: Annotated[
         int | None,
-        typer.Option(
-            help="How many pictures, of each line of --prompts; 16 if not given, or 1 a line.", min=1, max=MOST
-        ),
+        typer.Option(help="How many, of each line of --prompts; 16 if not given, 1 a line.", min=1, max=options.MOST),
     ] = None,
-    solver: Annotated[str, typer.Option(help="A solver, e.g. dpmpp-2m, ddim, heun, ddpm.")] = "dpmpp-2m",
-    steps: Annotated[int, typer.Option(help="Solver steps.", min=1, max=10_000)] = 15,
-    grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own grid if not given.")] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Scale of classifier-free guidance; 1 is none. 2, or the model's own, if not given."),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Picture k of a seed is the same whatever --count is.", min=0, max=2**64 - 1)
-    ] = 0,
-    batch: Annotated[int, typer.Option(help="Pictures sampled at once.", min=1, max=MOST)] = 32,
+    solver: options.Solver = "dpmpp-2m",
+    steps: options.Steps = 15,
+    grid: options.Grid = None,
+    guidance: options.Guidance = None,
+    seed: options.Seed = 0,
+    batch: options.Batch = 32,
     out: Annotated[str, typer.Option(help="The PNG file to write.")] = "grid.png",
-    zoom: Annotated[int, typer.Option(help="Size of a pixel in the file.", min=1, max=100)] = 4,
-    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1; cpu if not given.")] = None,
-    dtype: Dtype = "float32",
-    json: Json = False,
+    zoom: options.Zoom = 4,
+    device: options.OwnDevice = None,
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
 ) -> None:
     """Sample pictures from a model into one PNG file."""
     from fastdiff.cli import sample as command
@@ -158,7 +143,7 @@ def profile(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep in --out, which needs no other option.")
     ] = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Which solver, how many steps: measure speed against quality for a model, and write a report.
 
@@ -177,7 +162,7 @@ def profile(
 
 
 @app.command()
-def info(json: Json = False) -> None:
+def info(json: options.Json = False) -> None:
     """Versions, processor, instruction set, threads, and which kernels are in use or why not."""
     from fastdiff.cli import info as command
 
@@ -187,7 +172,7 @@ def info(json: Json = False) -> None:
 @app.command()
 def solvers(
     name: Annotated[str | None, typer.Argument(help="One solver, with its options and what they do.")] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Every solver: order, model calls a step, whether it draws noise, source; or one of them in full."""
     from fastdiff.cli import solvers as command
@@ -202,7 +187,7 @@ def kernels(
     everything: Annotated[bool, typer.Option("--all", help="Masks, few keys, other sizes and types as well.")] = False,
     out: Annotated[str | None, typer.Option(help="A file for the results as JSON.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.", min=0, max=1_024)] = 0,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Compile the Triton kernels for GPUs that need not be there: registers, stack, shared memory, bytes moved.
 
@@ -218,9 +203,9 @@ def verify(
     model: Annotated[str, typer.Argument(help="A bundled model.")] = "emoji-unet-32",
     batch: Annotated[int, typer.Option(help="How many samples.", min=1, max=4_096)] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the input.", min=0, max=2**63 - 1)] = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    json: Json = False,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    json: options.Json = False,
 ) -> None:
     """Compare a model through fastdiff.optimize with itself: its output and every node; exit status 1 if it differs."""
     from fastdiff.cli import verify as command

@@ -62,6 +62,8 @@ def load_folder(
     if config.out_channels == 2 * config.in_channels:
         prediction += "+variance"
     vae = getattr(pipeline, "vae", None)
+    if vae is not None:
+        vae.eval().requires_grad_(False)
     return Subject(
         name=folder.name,
         model=_Output(network),
@@ -70,6 +72,7 @@ def load_folder(
         prediction=prediction,
         conditions=_conditions(pipeline, kind, prompts),
         decode=None if vae is None else _decoder(vae),
+        encode=None if vae is None else _encoder(vae),
         guidance=1.0 if getattr(pipeline, "tokenizer", None) is None else 7.5,
         code="from fastdiff.profiling import get_subject; "
         f"subject = get_subject({str(folder.resolve())!r}{device_argument(device)})",
@@ -95,6 +98,13 @@ def _decoder(vae: Any) -> Callable[[Tensor], Tensor]:
         return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
 
     return decode
+
+
+def _encoder(vae: Any) -> Callable[[Tensor], Tensor]:
+    def encode(pictures: Tensor) -> Tensor:
+        return vae.encode(pictures).latent_dist.mode() * vae.config.scaling_factor
+
+    return encode
 
 
 def _conditions(pipeline: Any, kind: str, prompts: tuple[str, ...]) -> Any:

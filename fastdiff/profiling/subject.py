@@ -25,10 +25,10 @@ class Subject:
 
     model(x, t, **cond). shape: of one sample, (C, H, W). schedule, prediction: as for `fastdiff.sample`. conditions:
     (first, count) -> (cond, uncond) for samples first to first + count - 1, always the same for one sample; None for an
-    unconditional model. decode: from samples to pictures (B, 3 or 1, H, W) in [-1, 1], for latent models. guidance: the
-    scale that is profiled if none is named; 1 is none. code: a line of Python that makes `subject`, for the line that
-    uses a setting; without one that line expects the name `subject`. bundled: whether `fastdiff.load(name)` gives the
-    model, with `model.info.condition`.
+    unconditional model. decode: from samples to pictures (B, 3 or 1, H, W) in [-1, 1], for latent models; encode: from
+    pictures to samples, for commands that start from one. guidance: the scale that is profiled if none is named; 1 is
+    none. code: a line of Python that makes `subject`, for the line that uses a setting; without one that line expects
+    the name `subject`. bundled: whether `fastdiff.load(name)` gives the model, with `model.info.condition`.
 
     `decode` gets samples where the model is; what it decodes with must be there too. An entry point that makes the
     model elsewhere than on the CPU has an argument `device`, a torch.device, which it is called with.
@@ -41,6 +41,7 @@ class Subject:
     prediction: Prediction | str | None = None
     conditions: Conditions | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
     guidance: float = 1.0
     features: str | None = None
     code: str = ""

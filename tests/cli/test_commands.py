@@ -216,9 +216,19 @@ def test_sample_from_a_diffusers_folder(tmp_path):
     result = fastdiff_command("sample", "--model", "pipe", "--count", 2, "--steps", 3, "--zoom", 1)
     assert result.returncode == 0, result.stderr
     assert pixels("grid.png").shape == (12, 22, 3)
-    refused = fastdiff_command("sample", "--model", "pipe", "--guidance", 3)
-    assert refused.returncode == 2
-    assert "--guidance 3 needs a model with a condition to leave out" in refused.stderr
+    for option, message in (
+        (["--guidance", 3], "--guidance 3 needs a model with a condition to leave out"),
+        (["--prompt", "a photo"], "pipe takes no prompts"),
+    ):
+        refused = fastdiff_command("sample", "--model", "pipe", *option)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+    # from a picture: with hardly any noise it stays
+    Image.new("RGB", (8, 8), (200, 100, 0)).save("plain.png")
+    result = fastdiff_command("sample", "--model", "pipe", "--image", "plain.png", "--strength", 0.01, "--steps", 200,
+                              "--solver", "ddim", "--count", 1, "--zoom", 1)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert np.abs(pixels("grid.png")[2:10, 2:10].astype(int) - (200, 100, 0)).max() < 30
 
 
 def needs(*names):
