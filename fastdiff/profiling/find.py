@@ -1,4 +1,4 @@
-"""From what a user names to the `Subject`: a bundled model, a folder in diffusers' layout, an entry point."""
+"""From what a user names to the `Subject`: a bundled model, a folder of a model, an entry point."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 
 from fastdiff import arguments
 from fastdiff.errors import expect, unknown
-from fastdiff.models import bundled
+from fastdiff.models import bundled, load
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
-from fastdiff.models.info import PromptInfo
+from fastdiff.models.checkpoints import own
+from fastdiff.models.info import ModelInfo, PromptInfo
 from fastdiff.process.prediction import get_prediction
 from fastdiff.profiling.diffusers_folder import load_folder
 from fastdiff.profiling.features import emoji_extractor, entry_point
@@ -26,7 +27,8 @@ GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, however many th
 
 
 def get_subject(name: str | Subject | Callable[..., Any], *, device: torch.device | str | None = None) -> Subject:
-    """A bundled model, a folder in diffusers' layout, or an entry point `module:function` (or `file.py:function`).
+    """A bundled model, a folder that `fastdiff.train` wrote or in diffusers' layout, or an entry point
+    `module:function` (or `file.py:function`).
 
     device: where the model is to be, cpu, cuda or cuda:N; if None, where it is made, which is the CPU for all but entry
     points and Subjects. An entry point with an argument `device` is called with it.
@@ -45,6 +47,8 @@ def _subject(name: str | Subject | Callable[..., Any], device: torch.device | No
         return _called(name, getattr(name, "__name__", "model"), _imported(name, device), device)
     if name in bundled.names():
         return _bundled(name, device)
+    if own.written_here(Path(name)):
+        return _trained(Path(name), device)
     if (Path(name) / "model_index.json").is_file() or (Path(name) / "config.json").is_file():
         return load_folder(Path(name), device=device)
     if ":" in name:
@@ -118,6 +122,29 @@ def _bundled(name: str, device: torch.device | None) -> Subject:
             "data": info.card.get("data"),
         },
         bundled=True,
+    )
+
+
+def _trained(folder: Path, device: torch.device | None) -> Subject:
+    """A model that `fastdiff.train` wrote; samples have its classes in turn."""
+    model: Any = load(folder, device=device or "cpu")
+    info: ModelInfo | None = getattr(model, "info", None)
+    expect(info is not None, f"{folder} does not say on which schedule its model was trained; give an entry point")
+    assert info is not None
+
+    def conditions(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        chosen = [info.classes[i % len(info.classes)] for i in range(first, first + count)]
+        return info.condition(chosen, count), info.condition(None, count)
+
+    return Subject(
+        name=folder.name,
+        model=model,
+        shape=info.shape,
+        conditions=conditions if info.classes else None,
+        guidance=2.0 if info.classes else 1.0,
+        code="from fastdiff.profiling import get_subject; "
+        f"subject = get_subject({str(folder.resolve())!r}{device_argument(device)})",
+        about={"parameters": sum(p.numel() for p in model.parameters()), "classes": list(info.classes)},
     )
 
 

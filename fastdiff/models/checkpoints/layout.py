@@ -110,6 +110,9 @@ class Layout(ABC):
     def original(self, name: str, config: Mapping[str, Any]) -> str | Derived:
         """Where the tensor `name` of our model's state dict comes from: a key of the checkpoint's, or derived."""
 
+    def inform(self, model: nn.Module, checkpoint: Checkpoint) -> None:  # noqa: B027
+        """Give a loaded model what its config says beside its shape, such as the schedule that it was trained on."""
+
     def unused(self, key: str, config: Mapping[str, Any]) -> bool:
         """Whether nothing is computed with this tensor of the checkpoint (a buffer that training needs, say)."""
         return False

@@ -68,6 +68,7 @@ def load(
     model.load_state_dict(tensors, assign=True)
     unset = [name for name, value in (*model.named_parameters(), *model.named_buffers()) if value.is_meta]
     assert not unset, f"layout {chosen.name} leaves {unset} without values"
+    chosen.inform(model, checkpoint)
     return model.eval().requires_grad_(False)
 
 
