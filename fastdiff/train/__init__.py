@@ -1,1 +1,1 @@
-"""Training: the loop, the losses, and the bundled models (emoji)."""
+"""Training: the loop, the losses, your own networks and data (`fit`), and the bundled models (emoji)."""

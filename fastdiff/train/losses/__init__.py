@@ -4,6 +4,10 @@ network: called as `network(x, t, **cond)`. process: a `fastdiff.train.process.P
 the network's device. generator: all randomness of the loss, on the CPU; what is drawn may be given instead.
 """
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from fastdiff.train.losses.consistency import consistency_loss, improved_consistency_loss
 from fastdiff.train.losses.covariance import covariance_loss
 from fastdiff.train.losses.denoising import denoising_loss
@@ -23,7 +27,17 @@ from fastdiff.train.losses.truncated import discriminator_loss, generator_loss, 
 from fastdiff.train.losses.variational import variational_loss
 from fastdiff.train.losses.vlb import bits_per_dim, ddpm_loss
 
+# Those that take a Process, by name; of one network, which is trained alone.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "denoising": denoising_loss,
+    "ddpm": ddpm_loss,
+    "edm": edm_loss,
+    "covariance": covariance_loss,
+    "sliced": sliced_loss,
+}
+
 __all__ = [
+    "LOSSES",
     "LossSecondMoments",
     "bits_per_dim",
     "consistency_loss",
