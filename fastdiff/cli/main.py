@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fastdiff.cli import bench, failures, options
+from fastdiff.cli import bench, failures, options, train_options
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(bench.app, name="bench")
@@ -213,36 +213,7 @@ def verify(
     command.run(model, batch, seed, json, device, dtype)
 
 
-@app.command()
-def train(
-    recipe: Annotated[str, typer.Argument(help="What to train, e.g. emoji-unet-32.")],
-    out: Annotated[
-        str | None, typer.Option(help="Folder of the run; runs/RECIPE if not given. A run there goes on.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps, without the autoencoder's; the recipe's if not given.", min=1)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed; the recipe's if not given.", min=0, max=2**31 - 1)] = None,
-    font: Annotated[str | None, typer.Option(help="Path of NotoColorEmoji.ttf, if it is not in a usual place.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    export: Annotated[
-        bool, typer.Option("--export", help="Write weights, card and pictures of the last checkpoint; no training.")
-    ] = False,
-) -> None:
-    """Train a bundled model; Ctrl-C keeps the state, and the same command goes on with it.
-
-    Needs the extra `train`, the font Noto Color Emoji
-    (apt install fonts-noto-color-emoji), and hours: on two cores the bundled
-    weights took 2.1 (emoji-unet-32), 3.7 (emoji-ldm-64) and 3.9
-    (emoji-dit-64).
-
-    A model on latents takes its autoencoder from the folder
-    emoji-autoencoder-64 beside --out. If it is not there or not finished, it
-    is trained first.
-    """
-    from fastdiff.cli import train as command
-
-    command.run(recipe, out, steps, seed, font, device, export)
+app.command()(train_options.train)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
