@@ -5,6 +5,7 @@ import torch
 from conftest import relative_error
 from gaussian import Gaussian
 
+import fastdiff
 from fastdiff.schedules import VPDiscrete, VPLinear
 from fastdiff.train.losses import guided_consistency_loss
 from fastdiff.train.losses.guided_consistency import guided_consistency_terms, pseudo_huber
@@ -46,22 +47,44 @@ def exact_step(schedule, levels):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("prediction", ["v", "eps"])
-def test_the_exact_solution_has_no_loss(name, prediction):
+@pytest.mark.parametrize("ahead", [1, 3, 8])
+def test_the_exact_solution_has_no_loss(name, prediction, ahead):
     schedule = SCHEDULES[name]
     data, process = Gaussian(schedule), Process.of(schedule, prediction)
     student = by_rows(schedule, prediction, lambda row, t: data.exact(row, t, 0.0))
     teacher = by_rows(schedule, prediction, exact_step(schedule, 8))
     index = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0])
     found = guided_consistency_terms(
-        student, process, X, torch.Generator().manual_seed(1), teacher=teacher, levels=8, index=index
+        student, process, X, torch.Generator().manual_seed(1), teacher=teacher, levels=8, ahead=ahead, index=index
     )
     assert relative_error(found.found, found.target) < 1e-8
     assert float(found.loss.max()) < 1e-8
     wrong = guided_consistency_loss(
-        teacher, process, X, torch.Generator().manual_seed(1), teacher=teacher, levels=8, index=index
+        teacher, process, X, torch.Generator().manual_seed(1), teacher=teacher, levels=8, ahead=ahead, index=index
     )
     assert float(wrong[1:7].min()) > 1e-3  # a denoiser is no consistency model
     assert float(wrong[0]) < 1e-8  # but for the step to the data, which is the teacher's alone
+
+
+def test_all_the_way_is_the_teachers_sample_and_asks_no_target():
+    schedule = SCHEDULES["cosine"]
+    data, process = Gaussian(schedule), Process.of(schedule, "v")
+    shift = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    network = data.network("v", lambda n: (n + 1) / 1000)
+
+    def teacher(x, t, shift):
+        rows = [network(row[None], time[None]) + move for row, time, move in zip(x, t, shift)]
+        return torch.cat(rows)
+
+    found = guided_consistency_terms(
+        teacher, process, X, torch.Generator().manual_seed(1), teacher=teacher, levels=4, ahead=4,
+        index=torch.full((8,), 3), target=lambda *_: pytest.fail("was asked"), shift=shift,
+    )  # fmt: skip
+    sample = fastdiff.sample(
+        teacher, found.z, schedule=schedule, prediction="v", solver="ddim", steps=4, cond={"shift": shift}
+    )
+    assert relative_error(found.target, sample) < 1e-10
+    assert torch.equal(found.target, found.z_next)
 
 
 def test_the_error_of_ddim_falls_with_the_levels():
@@ -121,5 +144,7 @@ def test_a_guided_teacher_extrapolates_in_one_call():
 
 
 def test_levels_are_needed():
+    with pytest.raises(ValueError, match="ahead must be at least 1, got 0"):
+        guided_consistency_loss(None, Process.of("cosine", "v"), X, torch.Generator(), teacher=None, levels=4, ahead=0)
     with pytest.raises(ValueError, match="levels must be at least 1, got 0"):
         guided_consistency_loss(None, Process.of("cosine", "v"), X, torch.Generator(), teacher=None, levels=0)
