@@ -9,15 +9,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.errors import expect
-from fastdiff.models.adm import embed_times
-from fastdiff.models.ldm import LDMConfig, LDMUNet
+from fastdiff.models.ldm import LDMConfig, LDMEmbeddings, LDMUNet
 from fastdiff.models.parts.attention import Context
 from fastdiff.models.parts.backbone import Backbone, HalfBackbone
-from fastdiff.models.parts.blocks import conv_nd, mlp, zero_init
+from fastdiff.models.parts.blocks import conv_nd, zero_init
 from fastdiff.models.parts.control import Control, guess_scales, summed
 
 HINT_CHANNELS = (16, 32, 96, 256)
@@ -86,17 +84,19 @@ class ControlBackbone(HalfBackbone):
 @dataclasses.dataclass(frozen=True)
 class ControlNetConfig(LDMConfig):
     """The arguments of cldm's `ControlNet`: those of the U-Net that it controls, and hint_channels. out_channels and
-    what belongs to the way up, to classes and to codes changes nothing here."""
+    what belongs to the way up and to codes changes nothing here. cldm's has no classes and always these hint_widths,
+    see `HintEncoder`."""
 
     hint_channels: int = 3
+    hint_widths: tuple[int, ...] = HINT_CHANNELS
 
 
-class ControlNet(ControlBackbone):
-    """`net(x, t, context, hint=picture)` -> Control, for the U-Net of Stable Diffusion 1 and 2 (an `LDMUNet`).
+class ControlNet(LDMEmbeddings, ControlBackbone):
+    """`net(x, t, context, y, hint=picture)` -> Control, for the U-Net of Stable Diffusion 1 and 2 (an `LDMUNet`).
 
-    x: (B, in_channels, H, W), as the U-Net's. t: (B,) training times. context: (B, S, context_dim). hint: (B,
-    hint_channels, 8 H, 8 W), in the range that it was trained with ([0, 1] for the published ones). Raises ValueError
-    where these do not fit.
+    x: (B, in_channels, H, W), as the U-Net's. t: (B,) training times. context: (B, S, context_dim). y: as the U-Net's,
+    for a config with num_classes. hint: (B, hint_channels, 8 H, 8 W), or smaller by the hint_widths, in the range that
+    it was trained with ([0, 1] for the published ones). Raises ValueError where these do not fit.
     """
 
     def __init__(self, config: ControlNetConfig) -> None:
@@ -104,31 +104,29 @@ class ControlNet(ControlBackbone):
         del parts["up"]
         super().__init__(
             hint_channels=config.hint_channels,
+            hint_widths=config.hint_widths,
             in_channels=config.in_channels,
             stem_channels=config.model_channels,
             **parts,
         )
-        self.config = config
-        self.time_embedding = mlp(config.model_channels, 4 * config.model_channels)
+        self.add_embeddings(config)
 
     @classmethod
-    def copy_of(cls, unet: LDMUNet, *, hint_channels: int = 3) -> ControlNet:
+    def copy_of(
+        cls, unet: LDMUNet, *, hint_channels: int = 3, hint_widths: Sequence[int] = HINT_CHANNELS
+    ) -> ControlNet:
         """A network to train: the U-Net's way down with its weights, which adds nothing yet."""
         given = {field.name: getattr(unet.config, field.name) for field in dataclasses.fields(LDMConfig)}
-        net = cls(ControlNetConfig(**{**given, "num_classes": None}, hint_channels=hint_channels))
+        net = cls(ControlNetConfig(**given, hint_channels=hint_channels, hint_widths=tuple(hint_widths)))
         own = net.state_dict().keys()
         net.load_state_dict({name: v for name, v in unet.state_dict().items() if name in own}, strict=False)
         some = next(unet.parameters())
         return net.to(some.device, some.dtype)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, *, hint: Tensor) -> Control:
-        width = self.config.context_channels
-        expect(
-            context is None or (context.ndim == 3 and context.shape[::2] == (len(x), width)),
-            f"context must be ({len(x)}, S, {width}), got {None if context is None else tuple(context.shape)}",
-        )
-        embedding = self.time_embedding(embed_times(x, t, self.config.model_channels))
-        return self.run(x, F.silu(embedding), context, hint)
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None, *, hint: Tensor
+    ) -> Control:
+        return self.run(x, self.embed(x, t, context, y), context, hint)
 
 
 class ControlledUNet(nn.Module):

@@ -100,23 +100,13 @@ def transformer_norm(channels: int) -> GroupNorm:
     return GroupNorm(32, channels, eps=1e-6)
 
 
-class LDMUNet(Backbone):
-    """Noise-prediction network on latents: `model(x, t, context, y)` -> (B, out_channels, H, W).
+class LDMEmbeddings(nn.Module):
+    """What the blocks of a U-Net of these, and of a ControlNet's half of one, are given beside the features."""
 
-    x: (B, in_channels, H, W). t: (B,) training times, fractional ones included. context: (B, S, context_dim), of the
-    text say; without it the transformers attend to the pixels. y: for a model with num_classes, (B,) int64 classes, (B,
-    adm_in_channels) if "sequential", (B, 1) if "continuous", (B,) if "timestep". Raises ValueError where these do not
-    fit.
-    """
+    config: LDMConfig
 
-    def __init__(self, config: LDMConfig) -> None:
-        super().__init__(
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            stem_channels=config.model_channels,
-            norm=group_norm32,
-            **config.parts(),
-        )
+    def add_embeddings(self, config: LDMConfig) -> None:
+        """Make the layers. Raises ValueError for "sequential" classes without adm_in_channels."""
         self.config = config
         width, embedding = config.model_channels, 4 * config.model_channels
         self.time_embedding = mlp(width, embedding)
@@ -131,14 +121,10 @@ class LDMUNet(Backbone):
             if config.adm_in_channels is None:
                 raise ValueError("num_classes 'sequential' needs adm_in_channels")
             self.class_embedding = mlp(config.adm_in_channels, embedding)
-        self.norm_codes = self.conv_codes = None
-        if config.n_embed is not None:
-            self.norm_codes = group_norm32(width)
-            self.conv_codes = conv_nd(config.dims, width, config.n_embed, 1)
 
-    def forward(
-        self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None, **options: Any
-    ) -> Tensor:
+    def embed(self, x: Tensor, t: Tensor, context: Tensor | None, y: Tensor | None) -> Tensor:
+        """(B, 4 model_channels), the embedding after the activation. Arguments: the call's. Raises ValueError where
+        they do not fit."""
         config = self.config
         expect(
             context is None or (context.ndim == 3 and context.shape[::2] == (len(x), config.context_channels)),
@@ -156,7 +142,36 @@ class LDMUNet(Backbone):
             embedding = embedding + self.class_embedding(y if isinstance(config.num_classes, int) else y.to(x.dtype))
         else:
             expect(y is None, "y was given, but the model has no classes")
-        embedding = F.silu(embedding)
+        return F.silu(embedding)
+
+
+class LDMUNet(LDMEmbeddings, Backbone):
+    """Noise-prediction network on latents: `model(x, t, context, y)` -> (B, out_channels, H, W).
+
+    x: (B, in_channels, H, W). t: (B,) training times, fractional ones included. context: (B, S, context_dim), of the
+    text say; without it the transformers attend to the pixels. y: for a model with num_classes, (B,) int64 classes, (B,
+    adm_in_channels) if "sequential", (B, 1) if "continuous", (B,) if "timestep". Raises ValueError where these do not
+    fit.
+    """
+
+    def __init__(self, config: LDMConfig) -> None:
+        super().__init__(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            stem_channels=config.model_channels,
+            norm=group_norm32,
+            **config.parts(),
+        )
+        self.add_embeddings(config)
+        self.norm_codes = self.conv_codes = None
+        if config.n_embed is not None:
+            self.norm_codes = group_norm32(config.model_channels)
+            self.conv_codes = conv_nd(config.dims, config.model_channels, config.n_embed, 1)
+
+    def forward(
+        self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        embedding = self.embed(x, t, context, y)
         if self.norm_codes is None or self.conv_codes is None:
             return self.run(x, embedding, context, **options)
         h = self.features(x, embedding, context, **options)

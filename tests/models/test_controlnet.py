@@ -121,6 +121,23 @@ def test_a_copy_adds_nothing_and_learns():
 
 
 @torch.no_grad()
+def test_a_copy_of_a_u_net_with_a_vector_takes_it_too():
+    """And pictures that are fewer times larger than the latents, with fewer widths."""
+    unet, call = make("sdxl")
+    net = ControlNet.copy_of(unet, hint_widths=(8, 16))
+    assert torch.equal(net.class_embedding[2].weight, unet.class_embedding[2].weight)
+    hint = torch.rand(3, 3, 32, 32)
+    assert torch.equal(ControlledUNet(unet, {"edges": net})(**call, edges=hint), unet(**call))
+    torch.nn.init.normal_(net.zero_middle.weight)
+    other = {**call, "y": call["y"] + 1}
+    assert relative_error(net(**other, hint=hint).middle, net(**call, hint=hint).middle) > 1e-3
+    with pytest.raises(ValueError, match=r"y must have one row a sample \(3\), got None"):
+        net(**{**call, "y": None}, hint=hint)
+    with pytest.raises(ValueError, match=r"hint must be \(3, 3, 32, 32\), 2 times x's size, got \(3, 3, 128, 128\)"):
+        net(**call, hint=torch.rand(3, 3, 128, 128))
+
+
+@torch.no_grad()
 def test_a_hint_may_be_left_out_and_the_middle_alone_be_controlled():
     model, call = make("controlled")
     names = ("edges", "depth")

@@ -14,7 +14,7 @@ from fastdiff.models.checkpoints.openai_unet import fields_of, infer_unet, origi
 from fastdiff.models.controlnet import ControlNet, ControlNetConfig
 
 # Arguments of the U-Net that cldm's ControlNet does not have.
-_ABSENT = ("out_channels", "num_classes", "adm_in_channels", "disable_middle_transformer",
+_ABSENT = ("out_channels", "num_classes", "adm_in_channels", "disable_middle_transformer", "hint_widths",
            "spatial_transformer_attn_type")  # fmt: skip
 # Ours to theirs.
 _OWN = (
