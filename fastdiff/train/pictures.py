@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.errors import expect
-from fastdiff.pictures import load_pixels
+from fastdiff.pictures import load_square, to_uint8
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NAMED = 5  # unreadable files in a message
@@ -72,6 +72,6 @@ class Pictures(Sequence):
 def _read(path: Path, size: int) -> np.ndarray | str:
     """The pixels, or why there are none."""
     try:
-        return load_pixels(path, size)
+        return to_uint8(load_square(path, size)[None])[0]
     except (ValueError, OSError) as error:
         return str(error)
