@@ -67,8 +67,9 @@ def train(
     """Train a bundled model, or a network on your own pictures; Ctrl-C keeps the state, and the same command goes on
     with it.
 
-    `fastdiff train folder --images DIR` trains on your pictures; `fastdiff sample --model OUT` then samples. Under
-    torchrun several processes train one network.
+    `fastdiff train folder --images DIR` trains on your pictures, and
+    `fastdiff sample --model OUT` samples from what came out.
+    Under torchrun several processes train one network.
 
     A bundled model needs the extra `train`, the font Noto Color Emoji
     (apt install fonts-noto-color-emoji), and hours: on two cores the bundled
