@@ -26,7 +26,7 @@ from fastdiff.guidance import (
     without_cfg,
     without_functions,
 )
-from fastdiff.models.info import resolve
+from fastdiff.models.info import resolve, sampling_of
 from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise, Noise, Seed
 from fastdiff.process.prediction import Prediction
@@ -37,7 +37,7 @@ from fastdiff.running import expect_tensors, make_inputs, run_program, shown, wa
 from fastdiff.runtime.offloading import computes
 from fastdiff.solvers import Solver, get_solver
 
-_STEPS = 20
+_SOLVER, _STEPS = "dpmpp-2m", 20
 Scales = float | Sequence[float] | NDArray[Any] | Tensor
 
 
@@ -47,8 +47,8 @@ def sample(
     *,
     schedule: Schedule | str | None = None,
     prediction: Prediction | str | None = None,
-    solver: Solver | Program | str = "dpmpp-2m",
-    steps: int = _STEPS,
+    solver: Solver | Program | str | None = None,
+    steps: int | None = None,
     grid: str | Grid | Float64Array | None = None,
     guidance: Guidance | Scales | None = None,
     threshold: Threshold | float | None = None,
@@ -73,11 +73,12 @@ def sample(
     prediction: what the model's output means: a name in fastdiff.prediction.PREDICTIONS.
     solver: a name in fastdiff.solvers.SOLVERS, or get_solver(name, **options), or a Program (see fastdiff.trace), which
         has the grid, the prediction, the guidance and the threshold in it: none of them may be given then, and the
-        schedule is needed for a shape alone. steps: >= 1; the number of intervals
-        of the grid, not of model calls (a step of "heun" calls the model twice). Adaptive solvers ("rk45",
-        "dpm-solver-23", ...) take the two ends of the grid alone.
+        schedule is needed for a shape alone. If None, that of a distilled model (model.info.sampling), else "dpmpp-2m".
+        steps: >= 1; the number of intervals of the grid, not of model calls (a step of "heun" calls the model twice);
+        if None, those of a distilled model with its own solver, else 20. Adaptive solvers ("rk45", "dpm-solver-23",
+        ...) take the two ends of the grid alone.
     grid: a name in fastdiff.grids.GRIDS, a function (schedule, steps) -> times, or the decreasing times themselves;
-        the schedule's or the solver's own if None.
+        if None, that of a distilled model with its own solver, else the schedule's or the solver's own.
     guidance: CFG(scale), or the scale, or one scale a sample, of classifier-free guidance, which needs uncond; or a
         Classifier, or fastdiff.guidance.Gradients: any number of gradients, with or without CFG.
     threshold: Threshold(limit, percentile), or the limit, that keeps x0 in range.
@@ -105,7 +106,12 @@ def sample(
         inputs = make_inputs(x, counter, noise, cond, uncond, tensors=tensors)
         return run_program(solver, model, x, inputs, uncond is not None, callback, progress)
     schedule, prediction = resolve(model, schedule, prediction)
-    method, guidance, threshold = get_solver(solver), make_guidance(guidance), make_threshold(threshold)
+    own = sampling_of(model)
+    method = get_solver(solver if solver is not None else own.solver if own else _SOLVER)
+    if own and own.solver == method.name:
+        steps, grid = own.steps if steps is None else steps, own.grid if grid is None else grid
+    steps = _STEPS if steps is None else steps
+    guidance, threshold = make_guidance(guidance), make_threshold(threshold)
     cfg = cfg_of(guidance)
     expect(cfg is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
     arguments.callback(callback)
@@ -175,14 +181,12 @@ def _initial(
     return (prior_std() * counter.initial(shape, torch.float32)).to(device, dtype), counter
 
 
-def _expect_alone(program: Program, steps: int, others: Mapping[str, Any]) -> None:
+def _expect_alone(program: Program, steps: int | None, others: Mapping[str, Any]) -> None:
     """Raise ValueError where something is given that is in the Program already."""
     for name, value in others.items():
         expect(value is None, f"{name} is part of a Program, and cannot be given beside one; trace another one")
     number = 1 + max((call.step for call in program.calls), default=-1)
-    expect(
-        steps in (_STEPS, number), f"the Program has {number} steps, and steps={steps!r} was given; trace another one"
-    )
+    expect(steps in (None, number), f"the Program has {number} steps, and steps={steps!r} was given; trace another one")
 
 
 def _prior_std(program: Program, model: Callable[..., Any], schedule: Schedule | str | None) -> float:

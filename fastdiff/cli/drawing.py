@@ -13,9 +13,9 @@ from fastdiff.cli.console import progress
 from fastdiff.cli.picture_model import PictureModel
 from fastdiff.errors import expect
 from fastdiff.process.grids import make_grid
-from fastdiff.solvers import Solver
+from fastdiff.solvers import Solver, get_solver
 
-STRENGTH = 0.6
+SOLVER, STEPS, STRENGTH = "dpmpp-2m", 15, 0.6
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class Run:
         """The grid's. Raises ValueError for one that cannot be made."""
         grid = self.grid or self.model.schedule.grid or self.solver.grid
         return make_grid(grid, self.model.schedule, self.steps).tolist()
+
+
+def run_of(model: PictureModel, solver: str | None, steps: int | None, grid: str | None, seed: int) -> Run:
+    """What is None is the model's own, as of `fastdiff.sample`."""
+    own = model.sampling
+    chosen = get_solver(solver or (SOLVER if own is None else own.solver))
+    if own is not None and chosen.name == own.solver:
+        steps, grid = steps or own.steps, grid or own.grid
+    return Run(model, chosen, steps or STEPS, grid, seed)
 
 
 def strength_of(given: float | None, image: str | None) -> float:

@@ -20,8 +20,8 @@ Prompt = Annotated[str | None, typer.Option(help="Words of emoji names, for a mo
 Strength = Annotated[
     float | None, typer.Option(help="How much noise --image gets: 1 is noise alone; 0.6 if not given.")
 ]
-Solver = Annotated[str, typer.Option(help="A solver, e.g. dpmpp-2m, ddim, heun, ddpm.")]
-Steps = Annotated[int, typer.Option(help="Solver steps.", min=1, max=10_000)]
+Solver = Annotated[str | None, typer.Option(help="E.g. ddim, heun; dpmpp-2m or the model's own if not given.")]
+Steps = Annotated[int | None, typer.Option(help="15, or the model's own, if not given.", min=1, max=10_000)]
 Grid = Annotated[str | None, typer.Option(help="Where the steps are; the solver's own grid if not given.")]
 Guidance = Annotated[
     float | None,

@@ -14,7 +14,7 @@ from fastdiff.errors import expect
 from fastdiff.guidance import CFG
 from fastdiff.models import bundled
 from fastdiff.models.bundled import BundledModel
-from fastdiff.models.info import ModelInfo, PromptInfo
+from fastdiff.models.info import ModelInfo, PromptInfo, Sampling
 from fastdiff.models.unet import UNet
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Schedule
@@ -31,7 +31,7 @@ class PictureModel:
 
     shape: of one sample, (C, H, W). conditions: (first, count) -> (cond, uncond) of these samples. scale: of the
     guidance; guided: whether there is one. decode: from samples to pictures (B, 3, H, W), with gradients. encode: back;
-    None for a model that cannot. latent: whether samples are something else than pictures.
+    None for a model that cannot. latent: whether samples are something else than pictures. sampling: of a distilled model.
     """
 
     name: str
@@ -47,6 +47,7 @@ class PictureModel:
     decode: Callable[[Tensor], Tensor]
     encode: Callable[[Tensor], Tensor] | None
     latent: bool
+    sampling: Sampling | None = None
 
     def given(self, first: int, count: int) -> dict[str, Any]:
         """Arguments of `fastdiff.sample` and of `fastdiff.editing` for samples first to first + count - 1."""
@@ -95,9 +96,10 @@ def of_bundled(model: BundledModel, names: Sequence[str | None], guidance: float
     unknown names, and a guidance without anything to guide to."""
     info = model.info
     cond = info.condition(names, len(names))
-    scale = CFG(GUIDANCE if guidance is None else guidance).single
-    guided = any(name is not None for name in names)
-    if not guided and guidance not in (None, 1):
+    own = info.sampling  # then the teacher's guidance is in the model
+    scale = CFG((GUIDANCE if own is None else 1.0) if guidance is None else guidance).single
+    named = any(name is not None for name in names)
+    if not named and guidance not in (None, 1):
         raise ValueError(f"--guidance {guidance:g} needs a condition to guide to: --class or --prompt")
     weight = next(model.parameters())
     decode, encode = _pixels_and_back(model)
@@ -106,8 +108,9 @@ def of_bundled(model: BundledModel, names: Sequence[str | None], guidance: float
         return {key: value[first : first + count] for key, value in cond.items()}, info.condition(None, count)
 
     return PictureModel(
-        info.name, model, info.shape, info.schedule, info.prediction, conditions, scale, guided, weight.device,
-        weight.dtype, decode, encode, latent=not isinstance(model, UNet),
+        info.name, model, info.shape, info.schedule, info.prediction, conditions, scale,
+        named and (own is None or scale != 1), weight.device, weight.dtype, decode, encode,
+        latent=not isinstance(model, UNet), sampling=own,
     )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ def run(
     class_name: str | None,
     prompt: str | None,
     count: int | None,
-    solver_name: str,
-    steps: int,
+    solver_name: str | None,
+    steps: int | None,
     grid: str | None,
     guidance: float | None,
     seed: int,
@@ -41,8 +41,9 @@ def run(
     path = Path(out)
     expect(path.suffix.lower() == ".png", f"--out must end in .png, got {out!r}")
     expect(not path.is_dir(), f"--out names a folder, expected a file: {out!r}")
-    solver = get_solver(solver_name)
-    fastdiff.CFG(1.0 if guidance is None else guidance)  # refuses what is not finite before a model is loaded
+    # Refuse what is wrong before a model is loaded.
+    get_solver(solver_name or drawing.SOLVER)
+    fastdiff.CFG(1.0 if guidance is None else guidance)
     strength = drawing.strength_of(strength, image)
     facts: dict[str, object] = {}
     if picture_model.is_subject(model_name):
@@ -65,7 +66,7 @@ def run(
         prompted = isinstance(loaded.info, PromptInfo)
         facts |= {"class": None if prompted else name, "prompt": name if prompted else None}
         facts |= {} if prompts is None else {"prompts": list(dict.fromkeys(names))}
-    planned = drawing.Run(model, solver, steps, grid, seed)
+    planned = drawing.run_of(model, solver_name, steps, grid, seed)
     picture = None if image is None else pictures.middle(pictures.load_pixels(image), *model.size())[None]
     writable_folder(path.parent)
 
@@ -86,8 +87,8 @@ def run(
                 **facts,
                 **({} if image is None else {"image": image, "strength": strength}),
                 "count": total,
-                "solver": solver.name,
-                "steps": steps,
+                "solver": planned.solver.name,
+                "steps": planned.steps,
                 "guidance": model.scale,
                 "seed": seed,
                 "device": str(model.device),

@@ -17,12 +17,29 @@ from fastdiff.process.schedules import Schedule, get_schedule
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a distilled model is sampled if nothing else is asked for.
+
+    solver, grid: names. steps: their number; other_steps: further ones that the model was made for. teacher: the
+    bundled model that it was distilled from; guidance: the scale that was distilled with it, so that none is needed.
+    """
+
+    solver: str
+    grid: str
+    steps: int
+    other_steps: tuple[int, ...]
+    teacher: str
+    guidance: float
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What sampling needs to know of a trained model; `model.info` of what `load` returns.
 
     shape: of one sample, (C, H, W): pixels in [-1, 1], or the latents that `model.decode` makes pictures of. classes:
     names in the order of their numbers, empty for a model without. card: how it was trained and what came out, as in
     the model card. layer: a part of the model that has weights, by which conditions follow the model to another device.
+    sampling: of a distilled model, None of one that is sampled as others are.
     """
 
     name: str
@@ -32,6 +49,7 @@ class ModelInfo:
     classes: tuple[str, ...]
     card: Mapping[str, Any]
     layer: nn.Module | None = field(default=None, kw_only=True, compare=False, repr=False)
+    sampling: Sampling | None = field(default=None, kw_only=True)
 
     def condition(
         self, classes: str | Sequence[str | None] | None, batch: int, *, device: torch.device | str | None = None
@@ -110,3 +128,8 @@ def resolve(
         prediction = getattr(info, "prediction", None)
         expect(prediction is not None, "prediction must be given: this model does not say what it predicts")
     return schedule, get_prediction(prediction)  # type: ignore[arg-type]
+
+
+def sampling_of(model: Callable[..., Any]) -> Sampling | None:
+    """How a distilled model says that it is sampled; None of others."""
+    return getattr(getattr(model, "info", None), "sampling", None)

@@ -65,7 +65,8 @@ def profile(
     model: a bundled model's name, a folder in diffusers' layout, an entry point `module:function` or
     `file.py:function`, a function that returns a `Subject`, or a `Subject`. None to resume the sweep of a name.
     solvers, steps, guidance, ..., caches: the values to combine, see `fastdiff.profiling.settings.Setting`. If None,
-    guidance is the model's own and the others are those of `fastdiff.profiling.settings.Axes`. samples: of every
+    guidance is the model's own, solvers, steps and grids are those of a distilled model, and the others are those of
+    `fastdiff.profiling.settings.Axes`. samples: of every
     setting (rounded up to whole rounds); if None, as many as fit into `minutes`, and at least 12: `plan.advice` says
     what to leave out if those take longer. reference_steps: of the converged trajectory, a multiple of 4; 200 if None.
     seed: 0 if None. features: what distributions are compared on, see `get_extractor`; data: a folder of pictures, or
@@ -107,7 +108,8 @@ def profile(
     expect(target_rmse is None or target_rmse > 0, f"target_rmse must be positive, got {target_rmse!r}")
     subject = get_subject(model, device=chosen.get("device"))
     named = {field.name for field in fields(Axes)}
-    axes = Axes(**{"guidance": [subject.guidance], **{name: value for name, value in chosen.items() if name in named}})
+    given_axes = {name: value for name, value in chosen.items() if name in named}
+    axes = Axes(**{"guidance": [subject.guidance], **subject.axes, **given_axes})
     settings = axes.combinations()
     subject.require_pictures()
     extractor = _extractor(subject, chosen.get("features"), chosen.get("data"))

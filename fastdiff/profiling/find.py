@@ -95,8 +95,12 @@ def takes_device(function: Callable[..., Any]) -> bool:
 
 
 def _bundled(name: str, device: torch.device | None) -> Subject:
-    model = bundled.load(name, device=device or "cpu")
-    info = model.info
+    return subject_of(bundled.load(name, device=device or "cpu"))
+
+
+def subject_of(model: bundled.BundledModel) -> Subject:
+    """A bundled model that is loaded, its samples' classes in the shares of the data."""
+    info, own = model.info, model.info.sampling
     prompts = EMOJI_PROMPTS if isinstance(info, PromptInfo) else ()
     shares = class_shares(len(info.classes)) if info.classes else []
 
@@ -106,14 +110,14 @@ def _bundled(name: str, device: torch.device | None) -> Subject:
         return info.condition(chosen, count), info.condition(None, count)
 
     return Subject(
-        name=name,
+        name=info.name,
         model=model,
         shape=info.shape,
         schedule=info.schedule,
         prediction=get_prediction(info.prediction),
         conditions=conditions if info.classes or prompts else None,
         decode=getattr(model, "decode", None),
-        guidance=_GUIDANCE.get(name, 1.0),
+        guidance=_GUIDANCE.get(info.name, 1.0),
         features="emoji",
         about={
             "parameters": info.card.get("parameters"),
@@ -122,7 +126,13 @@ def _bundled(name: str, device: torch.device | None) -> Subject:
             "data": info.card.get("data"),
         },
         bundled=True,
-    )
+        teacher=None
+        if own is None
+        else replace(_bundled(own.teacher, next(model.parameters()).device), guidance=own.guidance),
+        axes={} if own is None else {
+            "solvers": [own.solver], "steps": sorted([own.steps, *own.other_steps]), "grids": [own.grid]
+        },
+    )  # fmt: skip
 
 
 def _trained(folder: Path, device: torch.device | None) -> Subject:

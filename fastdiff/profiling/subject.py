@@ -28,7 +28,9 @@ class Subject:
     unconditional model. decode: from samples to pictures (B, 3 or 1, H, W) in [-1, 1], for latent models; encode: from
     pictures to samples, for commands that start from one. guidance: the scale that is profiled if none is named; 1 is
     none. code: a line of Python that makes `subject`, for the line that uses a setting; without one that line expects
-    the name `subject`. bundled: whether `fastdiff.load(name)` gives the model, with `model.info.condition`.
+    the name `subject`. bundled: whether `fastdiff.load(name)` gives the model, with `model.info.condition`. teacher: of
+    a distilled model, with the guidance that is distilled; samples are compared with its converged trajectory. axes:
+    values that are profiled if none are named, by the names of `fastdiff.profiling.settings.Axes`.
 
     `decode` gets samples where the model is; what it decodes with must be there too. An entry point that makes the
     model elsewhere than on the CPU has an argument `device`, a torch.device, which it is called with.
@@ -47,6 +49,8 @@ class Subject:
     code: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
     bundled: bool = False
+    teacher: Subject | None = None
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         schedule, prediction = resolve(self.model, self.schedule, self.prediction)
@@ -82,6 +86,8 @@ class Subject:
         if not isinstance(self.model, nn.Module):
             raise ValueError(f"model {self.name!r} is a {type(self.model).__name__}, which cannot be moved to {device}")
         self.model.to(device)
+        if self.teacher is not None:
+            self.teacher.to(device)
         return self
 
     def require_pictures(self) -> None:

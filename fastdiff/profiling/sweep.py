@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -82,11 +82,12 @@ class Sweep:
             self._tell(f"converged trajectory, {self.reference_steps} steps")
 
         self._tell(f"converged trajectory, {self.reference_steps} steps")
+        teacher, drawer, asked = self.drawer.subject.teacher, self.drawer, target
+        if teacher is not None:
+            drawer, asked = Drawer(teacher, drawer.seed), replace(target, guidance=teacher.guidance)
         try:
             size = self.plan.round_size
-            self.references[target] = converge(
-                self.drawer, self.store, target, size, self.reference_steps, size, on_step
-            )
+            self.references[target] = converge(drawer, self.store, asked, size, self.reference_steps, size, on_step)
         except OSError:
             raise  # of the folder
         except Exception as error:  # the model's: without a reference the rest can still be measured

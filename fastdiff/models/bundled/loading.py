@@ -18,7 +18,7 @@ from fastdiff.files import replacing
 from fastdiff.models.autoencoder import AutoencoderConfig
 from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
 from fastdiff.models.dit import DiTConfig
-from fastdiff.models.info import ModelInfo, PromptInfo
+from fastdiff.models.info import ModelInfo, PromptInfo, Sampling
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.models.parts.unfilled import unfilled
 from fastdiff.models.text import TextConfig, Tokenizer
@@ -131,6 +131,7 @@ def _info(about: Mapping[str, Any], model: BundledModel) -> ModelInfo:
         "prediction": about["prediction"],
         "classes": tuple(about["classes"]),
         "card": about["training"],
+        "sampling": _config(Sampling, about["sampling"]) if "sampling" in about else None,
         "layer": next(each for each in model.modules() if any(True for _ in each.parameters(recurse=False))),
     }
     if isinstance(model, PromptLatentDiffusion):
