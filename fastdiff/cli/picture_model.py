@@ -31,7 +31,8 @@ class PictureModel:
 
     shape: of one sample, (C, H, W). conditions: (first, count) -> (cond, uncond) of these samples. scale: of the
     guidance; guided: whether there is one. decode: from samples to pictures (B, 3, H, W), with gradients. encode: back;
-    None for a model that cannot. latent: whether samples are something else than pictures. sampling: of a distilled model.
+    None for a model that cannot. latent: whether samples are something else than pictures. sampling: of a
+    distilled model.
     """
 
     name: str

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+import fastdiff
 from fastdiff import pictures
 from fastdiff.cli.console import console, progress
 from fastdiff.errors import expect, unknown
@@ -20,7 +22,7 @@ from fastdiff.train.emoji.data import EmojiData, load_emoji
 from fastdiff.train.emoji.export import EmojiTraining, describe, export
 from fastdiff.train.emoji.objective import EmojiObjective
 from fastdiff.train.emoji.objectives import make_objective
-from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, LatentRecipe
+from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, LatentRecipe, Student
 from fastdiff.train.loop import Training
 
 SAMPLE_EVERY = 2_000
@@ -55,17 +57,26 @@ def run(
 def _run(recipe: Any, folder: Path, font: str | None, device: str, only_export: bool) -> None:
     with console.status("drawing the emoji"):
         data = load_emoji(recipe.size, font=font)
-    autoencoder, facts = None, None
-    if isinstance(recipe, LatentRecipe):
-        beside = folder.parent / recipe.autoencoder.name
-        autoencoder, facts = trained_autoencoder(recipe.autoencoder, data, beside, device)
-    objective = make_objective(recipe, data, autoencoder, device=device)
+    objective, facts = _objective(recipe, data, folder, device)
     if only_export:
         training = Training(objective, folder)
         expect(bool(training.log), f"there is nothing to export in {folder}: the run there has no log yet")
         write_results(training, facts)
     else:
         train(objective, folder, facts)
+
+
+def _objective(recipe: Any, data: EmojiData, folder: Path, device: str) -> tuple[EmojiObjective, dict[str, Any] | None]:
+    """The objective, and how the run of its autoencoder went; what it needs of other runs is beside `folder`."""
+    autoencoder, facts, teacher = None, None, None
+    if isinstance(recipe, Student):
+        facts = fastdiff.load(recipe.original).info.card.get("autoencoder")
+        if isinstance(recipe.teacher, Student):
+            teacher = trained_teacher(recipe.teacher, data, folder.parent / recipe.teacher.name, device)
+    elif isinstance(recipe, LatentRecipe):
+        beside = folder.parent / recipe.autoencoder.name
+        autoencoder, facts = trained_autoencoder(recipe.autoencoder, data, beside, device)
+    return make_objective(recipe, data, autoencoder, teacher=teacher, device=device), facts
 
 
 def _usable(device: str) -> None:
@@ -91,6 +102,17 @@ def trained_autoencoder(
     network = training.ema.module
     assert isinstance(network, AutoencoderKL)
     return network, {**describe(training), "psnr": objective.psnr(network)}
+
+
+def trained_teacher(recipe: Student, data: EmojiData, folder: Path, device: str) -> nn.Module:
+    """The averaged network of the run in `folder`, which is begun or finished first if need be."""
+    objective, facts = _objective(recipe, data, folder, device)
+    training: EmojiTraining = Training(objective, writable_folder(folder))
+    if training.step < recipe.steps:
+        training = train(objective, folder, facts)
+    else:
+        console.print(f"teacher of [bold]{folder}[/bold], {recipe.student_steps} steps")
+    return training.ema.module
 
 
 def train(objective: EmojiObjective, folder: Path, autoencoder: Mapping[str, Any] | None = None) -> EmojiTraining:
@@ -138,7 +160,8 @@ def write_results(training: EmojiTraining, autoencoder: Mapping[str, Any] | None
     path = training.folder / training.recipe.name
     plot_losses(training, path.with_name(f"{path.name}-loss.png"))
     save_pictures(training, path.with_suffix(".png"))
-    export(training, path, autoencoder=autoencoder)
+    comparison = training.objective.comparison(training.ema.module)
+    export(training, path, autoencoder=autoencoder, comparison=comparison)
     console.print(f"written: [bold]{path}[/bold] .safetensors, .json, .md, and pictures")
 
 

@@ -74,9 +74,9 @@ def train(
     A bundled model needs the extra `train`, the font Noto Color Emoji
     (apt install fonts-noto-color-emoji), and hours: on two cores the bundled
     weights took 2.1 (emoji-unet-32), 3.7 (emoji-ldm-64) and 3.9
-    (emoji-dit-64). A model on latents takes its autoencoder from the folder
-    emoji-autoencoder-64 beside --out. If it is not there or not finished, it
-    is trained first.
+    (emoji-dit-64). What a recipe learns from is trained first, in a folder
+    beside --out, if it is not there or not finished: the autoencoder of a
+    model on latents, the teacher of a student.
     """
     own = {
         "images": images, "model": model, "loss": loss, "schedule": schedule, "prediction": prediction,

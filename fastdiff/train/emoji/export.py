@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,15 @@ from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.train.emoji.data import HELD_OUT_EVERY
 from fastdiff.train.emoji.latents import PromptObjective
 from fastdiff.train.emoji.objective import EmojiObjective
-from fastdiff.train.emoji.recipes import AutoencoderRecipe, ClassRecipe, Diffusion, LatentRecipe, PromptRecipe, Recipe
+from fastdiff.train.emoji.recipes import (
+    AutoencoderRecipe,
+    ClassRecipe,
+    Diffusion,
+    LatentRecipe,
+    PromptRecipe,
+    Recipe,
+    Student,
+)
 from fastdiff.train.loop import Training
 
 EmojiTraining = Training[EmojiObjective]
@@ -44,8 +52,11 @@ def describe(training: EmojiTraining) -> dict[str, Any]:
     }
 
 
-def about(training: EmojiTraining, autoencoder: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The description of a diffusion model. autoencoder: how the run of its autoencoder went, for one on latents."""
+def about(
+    training: EmojiTraining, autoencoder: Mapping[str, Any] | None = None, comparison: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The description of a diffusion model. autoencoder: how the run of its autoencoder went, for one on latents.
+    comparison: of a student with its teacher, see `EmojiObjective.comparison`."""
     recipe, objective = training.recipe, training.objective
     assert isinstance(recipe, Diffusion)
     description: dict[str, Any] = {
@@ -55,6 +66,10 @@ def about(training: EmojiTraining, autoencoder: Mapping[str, Any] | None = None)
         "classes": [] if isinstance(recipe, PromptRecipe) else list(objective.data.classes),
         "training": {**describe(training), **({"autoencoder": dict(autoencoder)} if autoencoder else {})},
     }
+    if isinstance(recipe, Student):
+        description["sampling"] = asdict(recipe.sampling)
+        description["training"]["comparison"] = list(comparison)
+        description["training"]["recipe"] |= {"teacher": recipe.original, "stages": recipe.stages}
     if isinstance(recipe, LatentRecipe):
         model: Any = training.ema.module
         description |= {"shape": list(recipe.latent_shape), "kind": "dit" if isinstance(recipe, ClassRecipe) else "ldm"}
@@ -71,14 +86,20 @@ def about(training: EmojiTraining, autoencoder: Mapping[str, Any] | None = None)
     return description
 
 
-def export(training: EmojiTraining, path: Path, *, autoencoder: Mapping[str, Any] | None = None) -> None:
+def export(
+    training: EmojiTraining,
+    path: Path,
+    *,
+    autoencoder: Mapping[str, Any] | None = None,
+    comparison: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Write path.safetensors, path.json and the model card path.md from the averaged network.
 
     An autoencoder's run has none of these: it ships inside the models on its latents, whose `autoencoder` it describes.
     """
     if isinstance(training.recipe, AutoencoderRecipe):
         return
-    description = about(training, autoencoder)
+    description = about(training, autoencoder, comparison)
     save_files(path, description, training.ema.module.state_dict())
     with replacing(path.with_suffix(".md")) as temporary:
         temporary.write_text(model_card(description), encoding="utf-8")
@@ -91,6 +112,11 @@ def model_card(about: Mapping[str, Any]) -> str:
     loader = jinja2.FileSystemLoader(str(resources.files("fastdiff.train.emoji")))
     environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     facts: dict[str, Any] = {"about": about, "training": about["training"], "held_out_every": HELD_OUT_EVERY}
+    if "sampling" in about:
+        sampling = about["sampling"]
+        facts["shown_steps"] = sorted([sampling["steps"], *sampling["other_steps"]], reverse=True)
+        facts["interval"] = _interval
+        return environment.get_template("card_student.md.j2").render(facts)
     if "kind" in about:
         unet = about["network"]["unet"]
         facts["prompts"] = EMOJI_PROMPTS
@@ -100,3 +126,8 @@ def model_card(about: Mapping[str, Any]) -> str:
     facts["resolutions"] = resolutions
     facts["attention"] = [resolutions[level] for level in about["network"]["attention_levels"]]
     return environment.get_template("card.md.j2").render(facts)
+
+
+def _interval(estimate: Mapping[str, float], digits: int) -> str:
+    value, low, high = (f"{estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

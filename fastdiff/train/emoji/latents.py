@@ -23,15 +23,22 @@ from fastdiff.train.losses import denoising_loss
 
 
 class LatentObjective(EmojiObjective):
-    """Means of the posteriors, scaled to unit variance, computed once.
+    """Means of the posteriors, computed once.
 
-    autoencoder: rounded to float16, as it ships; all models on it get the same latents.
+    autoencoder: rounded to float16, as it ships; all models on it get the same latents. scale_factor: of the latents;
+    what gives them unit variance if None.
     """
 
     recipe: LatentRecipe
 
     def __init__(
-        self, recipe: LatentRecipe, data: EmojiData, autoencoder: AutoencoderKL, *, device: torch.device | str = "cpu"
+        self,
+        recipe: LatentRecipe,
+        data: EmojiData,
+        autoencoder: AutoencoderKL,
+        *,
+        scale_factor: float | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(recipe, data, device=device)
         self.autoencoder = autoencoder.half().float().eval().requires_grad_(False)
@@ -40,7 +47,7 @@ class LatentObjective(EmojiObjective):
         with torch.inference_mode():
             parts = [self.autoencoder.encode(self.pixels(part)).mean for part in images.split(64)]
         latents = torch.cat(parts).contiguous()
-        self.scale_factor = float(1 / latents.std())
+        self.scale_factor = float(1 / latents.std()) if scale_factor is None else scale_factor
         self.latents = latents.mul(self.scale_factor).clone()
         digest = hashlib.sha256(self.fingerprint.encode())
         for tensor in self.autoencoder.state_dict().values():
@@ -134,9 +141,15 @@ class ClassObjective(LatentObjective):
     recipe: ClassRecipe
 
     def __init__(
-        self, recipe: ClassRecipe, data: EmojiData, autoencoder: AutoencoderKL, *, device: torch.device | str = "cpu"
+        self,
+        recipe: ClassRecipe,
+        data: EmojiData,
+        autoencoder: AutoencoderKL,
+        *,
+        scale_factor: float | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(recipe, data, autoencoder, device=device)
+        super().__init__(recipe, data, autoencoder, scale_factor=scale_factor, device=device)
         labels = torch.from_numpy(data.labels)
         self.train_latents, self.train_labels = self.latents[~self.held_out], labels[~self.held_out]
         self.validation_latents, self.validation_labels = self.latents[self.held_out], labels[self.held_out]

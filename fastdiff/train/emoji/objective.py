@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,10 @@ class EmojiObjective(Objective):
     @abstractmethod
     def pictures(self, network: nn.Module) -> tuple[Tensor, int]:
         """What shows how far the network is: pictures (N, 3, H, W) in [-1, 1], and how many are in a row."""
+
+    def comparison(self, network: nn.Module) -> list[dict[str, Any]]:
+        """Of a student: it and its teacher in numbers, a row for each way to sample; nothing of others."""
+        return []
 
     @contextmanager
     def while_training(self) -> Iterator[None]:

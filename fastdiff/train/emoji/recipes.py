@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastdiff.models.autoencoder import AutoencoderConfig
 from fastdiff.models.dit import DiTConfig
+from fastdiff.models.info import Sampling
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.models.unet import UNetConfig
 from fastdiff.train.process import Process
@@ -90,6 +91,58 @@ class ClassRecipe(LatentRecipe):
     network: DiTConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class Student(Diffusion):
+    """A network that needs fewer steps than its teacher, of the same form.
+
+    teacher: a bundled model, with the guidance that is distilled with it, or the recipe of a student that has the
+    guidance in it. student_steps: of DDIM, half as many as the teacher takes; of a consistency model, the most steps.
+    """
+
+    teacher: str | Student
+    guidance: float
+    student_steps: int
+
+    @property
+    def original(self) -> str:
+        """The bundled model at the beginning."""
+        return self.teacher if isinstance(self.teacher, str) else self.teacher.original
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """(steps of the student, steps of its training) of the students before and of this one."""
+        before = [] if isinstance(self.teacher, str) else self.teacher.stages
+        return [*before, (self.student_steps, self.steps)]
+
+    @property
+    def sampling(self) -> Sampling:
+        """What the student is made for."""
+        steps = self.student_steps
+        return Sampling("ddim", "trailing", steps, (2 * steps,), self.original, self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveRecipe(Student, Recipe):
+    """A U-Net on pixels, in half as many DDIM steps as its teacher."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyRecipe(Student, Recipe):
+    """A consistency model on pixels of a teacher in few steps. levels: of the distillation, as many as the teacher's
+    steps, see `fastdiff.train.losses.guided_consistency_loss`."""
+
+    levels: int
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling("consistency", "trailing", 2, (1,), self.original, self.guidance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentProgressiveRecipe(Student, ClassRecipe):
+    """A transformer on latents, in half as many DDIM steps as its teacher. The autoencoder is the bundled model's."""
+
+
 AUTOENCODER = AutoencoderRecipe(
     name="emoji-autoencoder-64",
     network=AutoencoderConfig(
@@ -103,19 +156,45 @@ AUTOENCODER = AutoencoderRecipe(
     warmup=100,
 )  # fmt: skip
 
+UNET = UNetConfig(
+    channels=(64, 96, 144), blocks=1, attention_levels=(2,), head_channels=48, num_classes=9, positions=32
+)
+DIT = DiTConfig(input_size=16, hidden_size=192, depth=6, num_heads=6, num_classes=9, learn_sigma=False)
+
+
+UNET_EIGHT = ProgressiveRecipe(
+    name="emoji-unet-32-progressive-8",
+    network=UNET,
+    teacher="emoji-unet-32",
+    guidance=2.0,
+    student_steps=8,
+    size=32,
+    steps=200,
+    batch=16,
+    learning_rate=2e-4,
+    warmup=50,
+    ema_decay=0.99,
+)
+UNET_FOUR = replace(UNET_EIGHT, name="emoji-unet-32-progressive-4", teacher=UNET_EIGHT, student_steps=4)
+DIT_EIGHT = LatentProgressiveRecipe(
+    name="emoji-dit-64-progressive-8",
+    autoencoder=AUTOENCODER,
+    network=DIT,
+    teacher="emoji-dit-64",
+    guidance=3.0,
+    student_steps=8,
+    size=64,
+    steps=500,
+    batch=32,
+    learning_rate=2e-4,
+    warmup=100,
+    ema_decay=0.995,
+)
+
 RECIPES: dict[str, EmojiRun] = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
-            name="emoji-unet-32",
-            network=UNetConfig(
-                channels=(64, 96, 144), blocks=1, attention_levels=(2,), head_channels=48, num_classes=9, positions=32
-            ),
-            size=32,
-            steps=12_000,
-            batch=32,
-            learning_rate=6e-4,
-        ),
+        Recipe(name="emoji-unet-32", network=UNET, size=32, steps=12_000, batch=32, learning_rate=6e-4),
         AUTOENCODER,
         PromptRecipe(
             name="emoji-ldm-64",
@@ -143,11 +222,29 @@ RECIPES: dict[str, EmojiRun] = {
         ClassRecipe(
             name="emoji-dit-64",
             autoencoder=AUTOENCODER,
-            network=DiTConfig(input_size=16, hidden_size=192, depth=6, num_heads=6, num_classes=9, learn_sigma=False),
+            network=DIT,
             size=64,
             steps=16_000,
             batch=32,
             learning_rate=6e-4,
         ),
+        UNET_EIGHT,
+        UNET_FOUR,
+        ConsistencyRecipe(
+            name="emoji-unet-32-consistency",
+            network=UNET,
+            teacher=UNET_FOUR,
+            guidance=2.0,
+            student_steps=2,
+            levels=4,
+            size=32,
+            steps=6_000,
+            batch=16,
+            learning_rate=3e-4,
+            warmup=50,
+            ema_decay=0.998,
+        ),
+        DIT_EIGHT,
+        replace(DIT_EIGHT, name="emoji-dit-64-progressive", teacher=DIT_EIGHT, student_steps=4, steps=300),
     )
 }
