@@ -71,6 +71,26 @@ def load_square(path: str | Path, size: int) -> Tensor:
     return middle(load_pixels(path), size, size)
 
 
+def load_lines(path: str | Path, size: int) -> Tensor:
+    """(1, size, size), 1 where a picture of white lines on black is brighter than the middle grey, and 0 elsewhere.
+
+    Raises ValueError that names the file if it is no picture, of another size (thin lines would not survive), or mostly
+    white; OSError if it cannot be read.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(load_pixels(path)).convert("L")
+    expect(
+        image.size == (size, size), f"{path} has {image.width}x{image.height} pixels, expected lines on {size}x{size}"
+    )
+    lines = torch.from_numpy(np.array(image))[None] > 127
+    expect(
+        2 * int(lines.sum()) <= lines.numel(),
+        f"{path} is mostly white, expected white lines on black, as fastdiff.models.edges.canny makes them",
+    )
+    return lines.float()
+
+
 def load_pixels(path: str | Path) -> NDArray[np.uint8]:
     """(H, W, 3) uint8: a picture in any format of Pillow's, upright as its EXIF data say, on white where it is
     transparent.

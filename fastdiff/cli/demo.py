@@ -18,6 +18,7 @@ from fastdiff import arguments, pictures
 from fastdiff.bench.timing import timed
 from fastdiff.cli.console import console, print_json, progress
 from fastdiff.cli.info import collect
+from fastdiff.errors import expect
 from fastdiff.files import replacing, writable_folder
 from fastdiff.models.bundled import BundledModel, to_pictures
 from fastdiff.process.noise import CounterNoise
@@ -59,6 +60,7 @@ class Demo:
         self.model: BundledModel = fastdiff.load(name, device=device, dtype=dtype)
         self.fast: Any = fastdiff.optimize(fastdiff.load(name, device=device, dtype=dtype))
         info = self.model.info
+        expect(info.image is None or not info.image.needed, f"{name} needs a picture ({info.image}): try `sample`")
         self.seed, self.guidance = seed, fastdiff.CFG(guidance)
         self.classes: list[str | None] = [*info.classes] or [None]
         self.labels = [name for name in self.classes for _ in range(per_class)]

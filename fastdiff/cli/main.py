@@ -67,7 +67,7 @@ def sample(
     class_: options.Class = None,
     prompt: options.Prompt = None,
     prompts: Annotated[str | None, typer.Option(help="A file of prompts, or of classes, one a line.")] = None,
-    image: Annotated[str | None, typer.Option(help="A picture to start from in place of noise.")] = None,
+    image: Annotated[str | None, typer.Option(help="A picture to start from, or a condition of the model.")] = None,
     strength: options.Strength = None,
     count: Annotated[
         int | None,

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdiff import pictures
 from fastdiff.errors import expect
 from fastdiff.guidance import CFG
 from fastdiff.models import bundled
 from fastdiff.models.bundled import BundledModel
+from fastdiff.models.bundled.upsampler import Upsampler
 from fastdiff.models.info import ModelInfo, PromptInfo, Sampling
 from fastdiff.models.unet import UNet
 from fastdiff.process.prediction import Prediction
@@ -92,31 +94,35 @@ def is_subject(name: str) -> bool:
     return found
 
 
-def of_bundled(model: BundledModel, names: Sequence[str | None], guidance: float | None) -> PictureModel:
-    """names: the class or prompt of each sample, None for none. guidance: None for the default. Raises ValueError for
-    unknown names, and a guidance without anything to guide to."""
-    info = model.info
-    cond = info.condition(names, len(names))
+def of_bundled(
+    model: BundledModel, names: Sequence[str | None], guidance: float | None, image: Tensor | None = None
+) -> PictureModel:
+    """names: the class or prompt of each sample, None for none. guidance: None for the default. image: as of
+    `ModelInfo.condition`. Raises ValueError for unknown names, and a guidance without anything to guide to."""
+    info, weight = model.info, next(model.parameters())
+    image = None if image is None else image.to(weight)
+    cond = info.condition(names, len(names), image=image)
     own = info.sampling  # then the teacher's guidance is in the model
     scale = CFG((GUIDANCE if own is None else 1.0) if guidance is None else guidance).single
     named = any(name is not None for name in names)
     if not named and guidance not in (None, 1):
         raise ValueError(f"--guidance {guidance:g} needs a condition to guide to: --class or --prompt")
-    weight = next(model.parameters())
     decode, encode = _pixels_and_back(model)
 
     def conditions(first: int, count: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        return {key: value[first : first + count] for key, value in cond.items()}, info.condition(None, count)
+        return {key: value[first : first + count] for key, value in cond.items()}, info.condition(
+            None, count, image=image
+        )
 
     return PictureModel(
         info.name, model, info.shape, info.schedule, info.prediction, conditions, scale,
         named and (own is None or scale != 1), weight.device, weight.dtype, decode, encode,
-        latent=not isinstance(model, UNet), sampling=own,
+        latent=not isinstance(model, (UNet, Upsampler)), sampling=own,
     )  # fmt: skip
 
 
 def _pixels_and_back(model: BundledModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    if isinstance(model, UNet):
+    if isinstance(model, (UNet, Upsampler)):
         return lambda x: x.clamp(-1, 1), lambda x: x
     latent, weight = model, next(model.parameters())
     return lambda z: latent.decode(z.to(weight)), lambda x: latent.encode(x.to(weight))
@@ -157,5 +163,21 @@ def condition_of(info: ModelInfo, class_name: str | None, prompt: str | None) ->
     if isinstance(info, PromptInfo):
         expect(class_name in (None, "none"), f"{info.name} has no classes, give --prompt in place of --class")
         return prompt
+    if not info.classes:
+        for option, value in (("--class", class_name), ("--prompt", prompt)):
+            expect(value in (None, "none"), f"{option}: {info.name} takes neither classes nor prompts")
+        return None
     expect(prompt is None, f"{info.name} takes no prompts, give --class: {', '.join(info.classes)}")
     return None if class_name == "none" else class_name
+
+
+def image_of(info: ModelInfo, path: str | None) -> Tensor | None:
+    """(C, H, W): the picture that a model is conditioned on; None for one that need not have it. Raises ValueError where
+    it must, and for a picture that does not fit."""
+    taken = info.image
+    assert taken is not None
+    channels, size = taken.shape[0], taken.shape[-1]
+    if path is None:
+        expect(not taken.needed, f"{info.name} needs --image: {taken.what}, {size}x{size} pixels")
+        return None
+    return pictures.load_lines(path, size) if channels == 1 else pictures.load_square(path, size)

@@ -44,7 +44,7 @@ def run(
     # Refuse what is wrong before a model is loaded.
     get_solver(solver_name or drawing.SOLVER)
     fastdiff.CFG(1.0 if guidance is None else guidance)
-    strength = drawing.strength_of(strength, image)
+    started, share = image, drawing.strength_of(strength, image)
     facts: dict[str, object] = {}
     if picture_model.is_subject(model_name):
         given = {"--class": class_name, "--prompts": prompts}
@@ -61,18 +61,22 @@ def run(
         lines = [name] if prompts is None else _lines(prompts, loaded.info)
         each = count or (16 if prompts is None else 1)
         names = [name for name in lines for _ in range(each)]
-        model = picture_model.of_bundled(loaded, names, guidance)
+        condition = None
+        if loaded.info.image is not None:
+            expect(strength is None, f"--strength: {model_name} does not start from --image, it is conditioned on it")
+            started, condition = None, picture_model.image_of(loaded.info, image)
+        model = picture_model.of_bundled(loaded, names, guidance, condition)
         total, columns = len(names), each if prompts and each > 1 else None
         prompted = isinstance(loaded.info, PromptInfo)
         facts |= {"class": None if prompted else name, "prompt": name if prompted else None}
         facts |= {} if prompts is None else {"prompts": list(dict.fromkeys(names))}
     planned = drawing.run_of(model, solver_name, steps, grid, seed)
-    picture = None if image is None else pictures.middle(pictures.load_pixels(image), *model.size())[None]
+    picture = None if started is None else pictures.middle(pictures.load_pixels(started), *model.size())[None]
     writable_folder(path.parent)
 
     finished: list[torch.Tensor] = []
     try:
-        elapsed = drawing.draw(planned, total, batch, finished, picture=picture, strength=strength)
+        elapsed = drawing.draw(planned, total, batch, finished, picture=picture, strength=share)
     finally:
         if finished:
             samples = torch.cat([model.pictures(part) for part in finished])
@@ -85,7 +89,8 @@ def run(
                 "file": str(path),
                 "model": model_name,
                 **facts,
-                **({} if image is None else {"image": image, "strength": strength}),
+                **({} if image is None else {"image": image}),
+                **({} if started is None else {"strength": share}),
                 "count": total,
                 "solver": planned.solver.name,
                 "steps": planned.steps,

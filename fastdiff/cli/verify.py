@@ -19,7 +19,10 @@ def run(model: str, batch: int, seed: int, as_json: bool, device: str = "cpu", d
     numbers = torch.Generator("cpu").manual_seed(seed)  # the same input on every device
     x = torch.randn(batch, *loaded.info.shape, generator=numbers, device="cpu").to(where, kind)
     t = torch.linspace(0, 999, batch, device=where)
-    found = fastdiff.verify(loaded, fastdiff.optimize(loaded), ((x, t), loaded.info.condition(None, batch)))
+    image = loaded.info.image
+    given = None if image is None else torch.rand(image.shape, generator=numbers, device="cpu").to(where, kind)
+    cond = loaded.info.condition(None, batch, image=given)
+    found = fastdiff.verify(loaded, fastdiff.optimize(loaded), ((x, t), cond))
     if as_json:
         print_json({"model": model, "device": str(where), "dtype": dtype,
                     "same": found.ok, "unproven": found.unproven, "nodes": found.nodes,

@@ -33,6 +33,36 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class ImageCondition:
+    """The picture that a model is conditioned on.
+
+    argument: of the model's call. what: it shows, in words. shape: (C, H, W). low: the value of its darkest; the
+    brightest is 1. needed: whether the model does nothing without.
+    """
+
+    argument: str
+    what: str
+    shape: tuple[int, ...]
+    low: float
+    needed: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.shape} in [{self.low:g}, 1]"
+
+    def of(self, image: Tensor, batch: int, device: torch.device) -> dict[str, Tensor]:
+        """The image (C, H, W), or (1, C, H, W), or one a sample, as what the model is given. Raises TypeError for what
+        is no tensor, ValueError for another shape."""
+        if not isinstance(image, Tensor):
+            raise TypeError(f"image must be a tensor, {self}, got {described(image)}")
+        rows = image[None] if image.ndim == len(self.shape) else image
+        expect(
+            rows.shape[1:] == self.shape and len(rows) in (1, batch),
+            f"image must be {self}, one or one a sample ({batch}), got {tuple(image.shape)}",
+        )
+        return {self.argument: rows.to(device).expand(batch, *self.shape)}
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What sampling needs to know of a trained model; `model.info` of what `load` returns.
 
@@ -40,6 +70,7 @@ class ModelInfo:
     names in the order of their numbers, empty for a model without. card: how it was trained and what came out, as in
     the model card. layer: a part of the model that has weights, by which conditions follow the model to another device.
     sampling: of a distilled model, None of one that is sampled as others are.
+    image: the picture that the model is conditioned on, None for a model without. sha256: of the file of its weights.
     """
 
     name: str
@@ -50,17 +81,36 @@ class ModelInfo:
     card: Mapping[str, Any]
     layer: nn.Module | None = field(default=None, kw_only=True, compare=False, repr=False)
     sampling: Sampling | None = field(default=None, kw_only=True)
+    image: ImageCondition | None = field(default=None, kw_only=True)
+    sha256: str = field(default="", kw_only=True)
 
     def condition(
-        self, classes: str | Sequence[str | None] | None, batch: int, *, device: torch.device | str | None = None
+        self,
+        classes: str | Sequence[str | None] | None,
+        batch: int,
+        *,
+        image: Tensor | None = None,
+        device: torch.device | str | None = None,
     ) -> dict[str, Tensor]:
         """The `cond` of `fastdiff.sample` for a class, for one class a sample, or (None) for no class: {"y": (batch,)}
-        int64. device: of the tensors; where the model is if None.
+        int64, which a model without classes does not have. image: what `self.image` describes, one for all samples or
+        (batch, C, H, W). device: of the tensors; where the model is if None.
 
-        Raises ValueError that lists the near names.
+        Raises ValueError that lists the near names, and for an image that is missing, not taken or of another shape.
         """
         numbers = [self._number(name) for name in _one_each("classes", classes, batch)]
-        return {"y": torch.tensor(numbers, dtype=torch.int64, device=self._place if device is None else device)}
+        place = self._place if device is None else torch.device(device)
+        y = {"y": torch.tensor(numbers, dtype=torch.int64, device=place)} if self.classes else {}
+        return {**y, **self._given(image, batch, place)}
+
+    def _given(self, image: Tensor | None, batch: int, place: torch.device) -> dict[str, Tensor]:
+        """What the model gets of the image."""
+        if image is None:
+            expect(self.image is None or not self.image.needed, f"{self.name} needs an image: {self.image}")
+            return {}
+        if self.image is None:
+            raise ValueError(f"image was given, but {self.name} is not conditioned on pictures")
+        return self.image.of(image, batch, place)
 
     @property
     def _place(self) -> torch.device:
@@ -83,17 +133,24 @@ class PromptInfo(ModelInfo):
     text: TextEncoder
 
     def condition(
-        self, classes: str | Sequence[str | None] | None, batch: int, *, device: torch.device | str | None = None
+        self,
+        classes: str | Sequence[str | None] | None,
+        batch: int,
+        *,
+        image: Tensor | None = None,
+        device: torch.device | str | None = None,
     ) -> dict[str, Tensor]:
         """The `cond` of `fastdiff.sample` for a prompt, for one prompt a sample, or (None) for no prompt: {"context":
-        (batch, length, width), "y": (batch, width)}, in the dtype of the model's encoder, which makes them. device: of
-        the tensors; where the model is if None.
+        (batch, length, width), "y": (batch, width)}, in the dtype of the model's encoder, which makes them. image,
+        device: as of `ModelInfo.condition`.
 
-        Raises ValueError for unknown words, with the nearest known ones, and for too long a prompt.
+        Raises ValueError for unknown words, with the nearest known ones, for too long a prompt, and as `ModelInfo` for
+        the image.
         """
         with torch.no_grad():
             context, y = self.text(self.tokens(classes, batch))
-        return {"context": context.to(device), "y": y.to(device)}  # None leaves them where they are
+        place = context.device if device is None else torch.device(device)
+        return {"context": context.to(place), "y": y.to(place), **self._given(image, batch, place)}
 
     def tokens(self, prompts: str | Sequence[str | None] | None, batch: int) -> Tensor:
         """(batch, length) int64, where the model is. `context, y = info.text(tokens)` is `condition` with gradients,

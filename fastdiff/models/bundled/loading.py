@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdiff import arguments
 from fastdiff.errors import WeightsError, unknown
 from fastdiff.files import replacing
 from fastdiff.models.autoencoder import AutoencoderConfig
 from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
+from fastdiff.models.bundled.controlled import EdgeLatentDiffusion
+from fastdiff.models.bundled.upsampler import Upsampler, UpsamplerConfig
+from fastdiff.models.controlnet import ControlNet, ControlNetConfig
 from fastdiff.models.dit import DiTConfig
-from fastdiff.models.info import ModelInfo, PromptInfo, Sampling
+from fastdiff.models.info import ImageCondition, ModelInfo, PromptInfo, Sampling
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.models.parts.unfilled import unfilled
 from fastdiff.models.text import TextConfig, Tokenizer
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.process.schedules import SCHEDULES
 
-BundledModel: TypeAlias = UNet | PromptLatentDiffusion | ClassLatentDiffusion
+BundledModel: TypeAlias = UNet | Upsampler | PromptLatentDiffusion | ClassLatentDiffusion | EdgeLatentDiffusion
 
 
 _T = TypeVar("_T")
@@ -45,7 +48,8 @@ def names() -> list[str]:
 def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> BundledModel:
     """A bundled model, in eval mode; `model.info` tells its schedule, prediction, shape and classes.
 
-    A model on latents has `decode(z)` -> pictures in [-1, 1] and `encode(x)`.
+    A model on latents has `decode(z)` -> pictures in [-1, 1] and `encode(x)`. One that is conditioned on pictures says
+    of what kind in `model.info.image`.
 
     name: e.g. "emoji-unet-32". device, dtype: of the weights. Raises ValueError that lists the near names, and
     WeightsError that names the file if it is missing, truncated, or not the one that was published.
@@ -62,7 +66,7 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
 
 def to_pictures(model: BundledModel, samples: Tensor) -> Tensor:
     """Samples of a bundled model as pictures (B, 3, H, W) in [-1, 1]: decoded, if they are latents."""
-    if isinstance(model, UNet):
+    if isinstance(model, (UNet, Upsampler)):
         return samples.clamp(-1, 1)
     with torch.no_grad():
         return model.decode(samples)
@@ -89,26 +93,49 @@ def load_files(
             f"{weights} is not the file that was published: {len(content)} bytes with SHA-256 {digest}, expected "
             f"{about['sha256']}; it was truncated or changed, install the package again"
         )
+    base = _base(about, description.parent) if "base" in about else None
     with unfilled():
-        model = _build(about)
+        model = _build(about, base)
     state = load_safetensors(content)
     # weights published with attention's linear maps as 1 x 1 convolutions
     state = {
         key: value.squeeze((2, 3)) if key.endswith(_LINEAR) and value.ndim == 4 else value
         for key, value in state.items()
     }
-    model.load_state_dict(state, assign=True)
+    own(model).load_state_dict(state, assign=True)
     model.info = _info(about, model)
     model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
 
 
-def _build(about: Mapping[str, Any]) -> BundledModel:
-    """The network of a description, without its weights."""
+def own(model: nn.Module) -> nn.Module:
+    """The part of a bundled model whose weights are in its file: all but the base of one that adds to another."""
+    return model.net if isinstance(model, EdgeLatentDiffusion) else model
+
+
+def _base(about: Mapping[str, Any], beside: Path) -> BundledModel:
+    """The model that a description says it adds to: from its folder, or of the package. Raises WeightsError unless it
+    has the weights with which the addition was trained."""
+    name, digest = about["base"]["name"], about["base"]["sha256"]
+    path = next((at / f"{name}.json" for at in (beside, folder()) if (at / f"{name}.json").is_file()), None)
+    if path is None:
+        raise WeightsError(f"{about['name']} adds to {name}, which is not in {beside} nor in the package")
+    found = _read_description(path)["sha256"]
+    if found != digest:
+        raise WeightsError(f"{about['name']} adds to {name} with SHA-256 {digest}, {path} describes {found}")
+    return load_files(path)
+
+
+def _build(about: Mapping[str, Any], base: BundledModel | None) -> BundledModel:
+    """The network of a description, without its weights, beside its base, which has them."""
     network = about["network"]
     kind = about.get("kind", "unet")
     if kind == "unet":
         return UNet(_config(UNetConfig, network))
+    if kind == "upsampler":
+        return Upsampler(_config(UpsamplerConfig, network))
+    if kind == "control" and isinstance(base, PromptLatentDiffusion):
+        return EdgeLatentDiffusion(base, ControlNet(_config(ControlNetConfig, network)))
     autoencoder, scale_factor = _config(AutoencoderConfig, network["autoencoder"]), network["scale_factor"]
     if kind == "dit":
         return ClassLatentDiffusion(_config(DiTConfig, network["unet"]), autoencoder, scale_factor)
@@ -132,11 +159,17 @@ def _info(about: Mapping[str, Any], model: BundledModel) -> ModelInfo:
         "classes": tuple(about["classes"]),
         "card": about["training"],
         "sampling": _config(Sampling, about["sampling"]) if "sampling" in about else None,
+        "sha256": about["sha256"],
         "layer": next(each for each in model.modules() if any(True for _ in each.parameters(recurse=False))),
+        "image": ImageCondition(**{**image, "shape": tuple(image["shape"])}) if (image := about.get("image")) else None,
     }
     if isinstance(model, PromptLatentDiffusion):
         tokenizer = Tokenizer(about["words"].split(" "), model.text.config.length)
         return PromptInfo(**facts, tokenizer=tokenizer, text=model.text)
+    if isinstance(model, EdgeLatentDiffusion):
+        known = model.base.info
+        assert isinstance(known, PromptInfo)
+        return PromptInfo(**facts, tokenizer=known.tokenizer, text=model.text)
     return ModelInfo(**facts)
 
 
