@@ -172,8 +172,8 @@ def condition_of(info: ModelInfo, class_name: str | None, prompt: str | None) ->
 
 
 def image_of(info: ModelInfo, path: str | None) -> Tensor | None:
-    """(C, H, W): the picture that a model is conditioned on; None for one that need not have it. Raises ValueError where
-    it must, and for a picture that does not fit."""
+    """(C, H, W): the picture that a model is conditioned on; None for one that need not have it. Raises ValueError
+    where it must, and for a picture that does not fit."""
     taken = info.image
     assert taken is not None
     channels, size = taken.shape[0], taken.shape[-1]

@@ -17,12 +17,13 @@ from fastdiff.cli.console import console, progress
 from fastdiff.errors import expect, unknown
 from fastdiff.files import locked, replacing, working_folder, writable_folder
 from fastdiff.models.autoencoder import AutoencoderKL
+from fastdiff.models.bundled.conditioned import PromptLatentDiffusion
 from fastdiff.train.emoji.autoencoding import Autoencoding
 from fastdiff.train.emoji.data import EmojiData, load_emoji
 from fastdiff.train.emoji.export import EmojiTraining, describe, export
 from fastdiff.train.emoji.objective import EmojiObjective
 from fastdiff.train.emoji.objectives import make_objective
-from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, LatentRecipe, Student
+from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, ControlRecipe, LatentRecipe, Student
 from fastdiff.train.loop import Training
 
 SAMPLE_EVERY = 2_000
@@ -76,7 +77,9 @@ def _objective(recipe: Any, data: EmojiData, folder: Path, device: str) -> tuple
     elif isinstance(recipe, LatentRecipe):
         beside = folder.parent / recipe.autoencoder.name
         autoencoder, facts = trained_autoencoder(recipe.autoencoder, data, beside, device)
-    return make_objective(recipe, data, autoencoder, teacher=teacher, device=device), facts
+    base = fastdiff.load(recipe.base) if isinstance(recipe, ControlRecipe) else None
+    assert base is None or isinstance(base, PromptLatentDiffusion)
+    return make_objective(recipe, data, autoencoder, base=base, teacher=teacher, device=device), facts
 
 
 def _usable(device: str) -> None:
@@ -168,7 +171,8 @@ def write_results(training: EmojiTraining, autoencoder: Mapping[str, Any] | None
 def save_pictures(training: EmojiTraining, path: Path) -> None:
     """What the averaged network makes."""
     samples, columns = training.objective.pictures(training.ema.module)
-    pictures.save_png(path, pictures.grid(samples, columns), zoom=3 if samples.shape[-1] < 64 else 2)
+    size = samples.shape[-1]
+    pictures.save_png(path, pictures.grid(samples, columns), zoom=3 if size < 64 else 2 if size < 128 else 1)
 
 
 def plot_losses(training: EmojiTraining, path: Path) -> None:

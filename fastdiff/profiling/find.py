@@ -103,8 +103,8 @@ def subject_of(model: bundled.BundledModel) -> Subject:
     info, own = model.info, model.info.sampling
     expect(
         info.image is None,
-        f"{name} is conditioned on a picture ({info.image}), which a profile does not have: give module:function or "
-        "file.py:function that returns a Subject with its conditions",
+        f"{info.name} is conditioned on a picture ({info.image}), which a profile does not have: give "
+        "module:function or file.py:function that returns a Subject with its conditions",
     )
     prompts = EMOJI_PROMPTS if isinstance(info, PromptInfo) else ()
     shares = class_shares(len(info.classes)) if info.classes else []

@@ -2,65 +2,31 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
+from small_training import AUTOENCODER, CLASSES, PROMPTS, fresh_autoencoder, run, squares, stopped_and_resumed
 
 import fastdiff
 from fastdiff.cli import train as command
 from fastdiff.models import bundled
-from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
-from fastdiff.models.dit import DiTConfig
-from fastdiff.models.ldm import LDMConfig
 from fastdiff.train.emoji.autoencoding import Autoencoding
-from fastdiff.train.emoji.data import EmojiData, find_font, load_emoji
+from fastdiff.train.emoji.data import find_font, load_emoji
 from fastdiff.train.emoji.export import describe, export
 from fastdiff.train.emoji.latents import without
 from fastdiff.train.emoji.objectives import make_objective
-from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, ClassRecipe, PromptRecipe
+from fastdiff.train.emoji.recipes import RECIPES
 from fastdiff.train.loop import Training
-
-COMMON = dict(size=16, steps=4, batch=4, warmup=2, ema_decay=0.5)
-AUTOENCODER = AutoencoderRecipe(
-    name="tiny-autoencoder", max_shift=2, learning_rate=3e-3, **COMMON,
-    network=AutoencoderConfig(ch=8, out_ch=3, in_channels=3, z_channels=4, num_res_blocks=1, resolution=16,
-                              ch_mult=(1,), norm_groups=4, mid_attention=False, patch=4),
-)  # fmt: skip
-PROMPTS = PromptRecipe(
-    name="tiny-ldm", autoencoder=AUTOENCODER, text_width=32, **COMMON,
-    network=LDMConfig(in_channels=4, model_channels=32, out_channels=4, num_res_blocks=1, attention_resolutions=(2,),
-                      channel_mult=(1, 2), num_head_channels=32, num_classes="sequential", adm_in_channels=32,
-                      use_spatial_transformer=True, context_dim=32),
-)  # fmt: skip
-CLASSES = ClassRecipe(
-    name="tiny-dit", autoencoder=AUTOENCODER, **COMMON,
-    network=DiTConfig(input_size=4, hidden_size=16, depth=2, num_heads=2, num_classes=2, learn_sigma=False),
-)  # fmt: skip
 
 
 @pytest.fixture
 def data():
-    rng = np.random.default_rng(0)
-    labels = np.arange(20) % 2
-    images = (labels[:, None, None, None] * 200 + rng.integers(0, 50, (20, 3, 16, 16))).astype(np.uint8)
-    names = tuple(f"{('dark', 'light')[label]} square {number}" for number, label in enumerate(labels))
-    return EmojiData(images, labels, np.ones(20), np.arange(20) % 5 == 4, tuple("x" * 20), ("dark", "light"), names)
+    return squares()
 
 
 @pytest.fixture
 def autoencoder():
-    torch.manual_seed(0)
-    return AutoencoderKL(AUTOENCODER.network)
-
-
-def run(objective, folder, steps=None):
-    folder.mkdir(exist_ok=True)
-    if steps is not None:
-        objective.recipe = replace(objective.recipe, steps=steps)
-    training = Training(objective, folder)
-    training.run(on_step=lambda *_: None, on_validation=lambda _: None)
-    return training
+    return fresh_autoencoder()
 
 
 @pytest.mark.parametrize("recipe", [AUTOENCODER, PROMPTS, CLASSES], ids=lambda recipe: recipe.name)
@@ -68,14 +34,7 @@ def test_a_resumed_run_is_the_same_and_trains_every_parameter(tmp_path, data, au
     objective = make_objective(recipe, data, autoencoder)
     fresh = {name: p.clone() for name, p in Training(objective, tmp_path).model.named_parameters()}
     whole = run(objective, tmp_path / "whole", 4)
-    # The learning rate depends on the number of steps, so the first part is a run of four that stops after two.
-    part = Training(objective, tmp_path / "part")
-    part.folder.mkdir()
-    for _ in range(2):
-        part.losses.append(part._train_step())
-        part.step += 1
-    part.save()
-    resumed = run(objective, tmp_path / "part")
+    resumed = stopped_and_resumed(objective, tmp_path / "part")
     assert resumed.losses == whole.losses
     for (name, a), b in zip(whole.ema.module.named_parameters(), resumed.ema.module.parameters()):
         assert torch.equal(a, b)

@@ -14,6 +14,7 @@ from fastdiff.cli.main import main
 from fastdiff.errors import WeightsError
 from fastdiff.files import locked
 from fastdiff.models import bundled
+from fastdiff.models.bundled.controlled import EdgeLatentDiffusion
 from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.train.emoji import data as emoji_data
@@ -209,8 +210,12 @@ def test_bad_precision(tmp_path, data):
 def test_the_bundled_models_are_what_their_recipes_make():
     for name in bundled.names():
         model, recipe = bundled.load(name), RECIPES[name]
-        config = model.unet.config if isinstance(model, LatentDiffusion) else model.config
-        assert config == recipe.network
+        if isinstance(model, EdgeLatentDiffusion):
+            assert model.base.info.name == recipe.base
+            assert model.net.config.hint_widths == recipe.hint_widths
+        else:
+            config = model.unet.config if isinstance(model, LatentDiffusion) else model.config
+            assert config == recipe.network
         assert (model.info.prediction, model.info.schedule.name) == (recipe.prediction, recipe.schedule)
         if isinstance(model, LatentDiffusion):
             assert model.autoencoder.config == recipe.autoencoder.network

@@ -12,20 +12,16 @@ from typing import Any
 import torch
 
 from fastdiff.files import replacing
-from fastdiff.models.bundled import save_files
+from fastdiff.models.bundled import own, save_files
+from fastdiff.models.bundled.controlled import HINT, EdgeLatentDiffusion
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
+from fastdiff.models.info import ImageCondition
+from fastdiff.train.emoji.controlling import EdgeControl
 from fastdiff.train.emoji.data import HELD_OUT_EVERY
 from fastdiff.train.emoji.latents import PromptObjective
 from fastdiff.train.emoji.objective import EmojiObjective
-from fastdiff.train.emoji.recipes import (
-    AutoencoderRecipe,
-    ClassRecipe,
-    Diffusion,
-    LatentRecipe,
-    PromptRecipe,
-    Recipe,
-    Student,
-)
+from fastdiff.train.emoji.recipes import AutoencoderRecipe, ClassRecipe, Diffusion, LatentRecipe, Recipe, Student
+from fastdiff.train.emoji.upsampling import Upsampling
 from fastdiff.train.loop import Training
 
 EmojiTraining = Training[EmojiObjective]
@@ -63,27 +59,62 @@ def about(
         "name": recipe.name,
         "schedule": recipe.schedule,
         "prediction": recipe.prediction,
-        "classes": [] if isinstance(recipe, PromptRecipe) else list(objective.data.classes),
+        "classes": list(objective.data.classes) if isinstance(recipe, (Recipe, ClassRecipe)) else [],
         "training": {**describe(training), **({"autoencoder": dict(autoencoder)} if autoencoder else {})},
     }
     if isinstance(recipe, Student):
         description["sampling"] = asdict(recipe.sampling)
         description["training"]["comparison"] = list(comparison)
         description["training"]["recipe"] |= {"teacher": recipe.original, "stages": recipe.stages}
-    if isinstance(recipe, LatentRecipe):
-        model: Any = training.ema.module
+    network: Any = training.ema.module
+    if isinstance(objective, Upsampling):
+        description |= _upsampler(objective)
+        ours, bicubic = objective.psnr(network)
+        description["training"] |= {"psnr": ours, "psnr_bicubic": bicubic}
+    elif isinstance(objective, EdgeControl):
+        description |= _control(objective, network)
+        description["training"] |= {
+            "own_parameters": sum(p.numel() for p in network.net.parameters()),
+            "agreement": objective.agreement(network),
+            "agreement_without": objective.agreement(network, controlled=False),
+        }
+    elif isinstance(recipe, LatentRecipe):
         description |= {"shape": list(recipe.latent_shape), "kind": "dit" if isinstance(recipe, ClassRecipe) else "ldm"}
-        parts: dict[str, Any] = {"autoencoder": recipe.autoencoder.network, "unet": model.unet.config}
+        parts: dict[str, Any] = {"autoencoder": recipe.autoencoder.network, "unet": network.unet.config}
         if isinstance(objective, PromptObjective):
-            parts["text"] = model.text.config
+            parts["text"] = network.text.config
             description["words"] = " ".join(objective.tokenizer.words)
-        network = {name: asdict(config) for name, config in parts.items()}  # type: ignore[call-overload]
-        description["network"] = {**network, "scale_factor": model.scale_factor}
+        configs = {name: asdict(config) for name, config in parts.items()}
+        description["network"] = {**configs, "scale_factor": network.scale_factor}
     else:
         assert isinstance(recipe, Recipe)
         description["shape"] = [recipe.network.image_channels, recipe.size, recipe.size]
         description["network"] = asdict(recipe.network)
     return description
+
+
+def _upsampler(objective: Upsampling) -> dict[str, Any]:
+    """What only an upsampler's description has."""
+    recipe, config = objective.recipe, objective.recipe.network
+    small = (config.image_channels, recipe.small_size, recipe.small_size)
+    return {
+        "kind": "upsampler",
+        "shape": [config.image_channels, recipe.size, recipe.size],
+        "image": asdict(ImageCondition("image", "the small picture", small, low=-1, needed=True)),
+        "network": asdict(config),
+    }
+
+
+def _control(objective: EdgeControl, network: EdgeLatentDiffusion) -> dict[str, Any]:
+    """What only a ControlNet's description has."""
+    shape = (1, objective.recipe.size, objective.recipe.size)
+    return {
+        "kind": "control",
+        "shape": list(objective.latents.shape[2:]),
+        "base": {"name": objective.recipe.base, "sha256": objective.base.info.sha256},
+        "image": asdict(ImageCondition(HINT, "edges, 1 on an edge", shape, low=0, needed=False)),
+        "network": asdict(network.net.config),
+    }
 
 
 def export(
@@ -100,7 +131,7 @@ def export(
     if isinstance(training.recipe, AutoencoderRecipe):
         return
     description = about(training, autoencoder, comparison)
-    save_files(path, description, training.ema.module.state_dict())
+    save_files(path, description, own(training.ema.module).state_dict())
     with replacing(path.with_suffix(".md")) as temporary:
         temporary.write_text(model_card(description), encoding="utf-8")
 
@@ -117,7 +148,10 @@ def model_card(about: Mapping[str, Any]) -> str:
         facts["shown_steps"] = sorted([sampling["steps"], *sampling["other_steps"]], reverse=True)
         facts["interval"] = _interval
         return environment.get_template("card_student.md.j2").render(facts)
-    if "kind" in about:
+    kind = about.get("kind", "unet")
+    if kind in ("upsampler", "control"):
+        return environment.get_template(f"card_{kind}.md.j2").render(facts)
+    if kind != "unet":
         unet = about["network"]["unet"]
         facts["prompts"] = EMOJI_PROMPTS
         facts["channels"] = [unet["model_channels"] * mult for mult in unet.get("channel_mult", ())]  # a DiT has none

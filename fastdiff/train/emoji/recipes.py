@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
+from fastdiff.errors import expect
 from fastdiff.models.autoencoder import AutoencoderConfig
+from fastdiff.models.bundled.upsampler import UpsamplerConfig
 from fastdiff.models.dit import DiTConfig
 from fastdiff.models.info import Sampling
 from fastdiff.models.ldm import LDMConfig
@@ -143,6 +146,43 @@ class LatentProgressiveRecipe(Student, ClassRecipe):
     """A transformer on latents, in half as many DDIM steps as its teacher. The autoencoder is the bundled model's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerRecipe(Diffusion):
+    """An upsampler from size / factor to size pixels. crop: pixels a side of the parts that it is trained on. augment:
+    the latest time of the noise in the small pictures.
+
+    Raises ValueError for a crop that does not fit the network or the pictures, and for a time out of [0, 1].
+    """
+
+    network: UpsamplerConfig
+    crop: int
+    augment: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config = self.network
+        multiple = math.lcm(config.factor, config.patch * 2 ** (len(config.channels) - 1))
+        expect(
+            0 < self.crop <= self.size and self.crop % multiple == self.size % multiple == 0,
+            f"crop and size must be divisible by {multiple}, crop at most size, got {self.crop} and {self.size}",
+        )
+        expect(0 <= self.augment <= 1, f"augment must be a time in [0, 1], got {self.augment!r}")
+
+    @property
+    def small_size(self) -> int:
+        """Pixels a side of the small pictures."""
+        return self.size // self.network.factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRecipe(Diffusion):
+    """A ControlNet for edges. base: the bundled model that it controls, whose schedule and prediction it has.
+    hint_widths: see `HintEncoder`."""
+
+    base: str
+    hint_widths: tuple[int, ...]
+
+
 AUTOENCODER = AutoencoderRecipe(
     name="emoji-autoencoder-64",
     network=AutoencoderConfig(
@@ -246,5 +286,25 @@ RECIPES: dict[str, EmojiRun] = {
         ),
         DIT_EIGHT,
         replace(DIT_EIGHT, name="emoji-dit-64-progressive", teacher=DIT_EIGHT, student_steps=4, steps=300),
+        UpsamplerRecipe(
+            name="emoji-sr-128",
+            network=UpsamplerConfig(channels=(48, 96, 128), blocks=1),
+            size=128,
+            crop=64,
+            augment=0.4,
+            steps=8_000,
+            batch=16,
+            learning_rate=6e-4,
+        ),
+        ControlRecipe(
+            name="emoji-control-edges",
+            base="emoji-ldm-64",
+            hint_widths=(16, 32, 64),
+            size=64,
+            steps=5_000,
+            batch=16,
+            learning_rate=5e-4,
+            class_dropout=0.3,
+        ),
     )
 }
