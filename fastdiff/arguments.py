@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,6 +53,31 @@ def whole(name: str, value: Any, least: int) -> int:
     if isinstance(found, (bool, np.bool_)) or not isinstance(found, Integral) or int(found) < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {described(value, typed=False)}")
     return int(found)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, of NumPy too. Raises TypeError for anything else."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {described(value)}")
+    return bool(value)
+
+
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """A list of names. Raises TypeError for anything else, one name without its list among it."""
+    listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Tensor))
+    found = tuple(value) if listed else ()
+    if not listed or not all(isinstance(each, str) for each in found):
+        raise TypeError(f"{name} must be a list of names, got {described(value)}")
+    return found
+
+
+def interval(name: str, value: Any) -> tuple[float, float]:
+    """Two numbers, the first below the second. Raises TypeError or ValueError for anything else."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be two numbers, (low, high), got {described(value)}")
+    low, high = (number(f"{name}[{k}]", each) for k, each in enumerate(value))
+    expect(low < high, f"{name} must be increasing, got {described(value, typed=False)}")
+    return low, high
 
 
 def state(name: str, x: Any) -> Tensor:

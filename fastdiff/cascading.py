@@ -75,6 +75,8 @@ class Stage:
             "truncated: the noise is that of the stage before, so that augment_schedule and enlarge_first have no use",
         )
         self.model, self.shape, self.options = model, arguments.shape(shape), options
+        if takes is not None and not isinstance(takes, str):
+            raise TypeError(f"takes must be the name of an argument of the model, got {arguments.described(takes)}")
         self.takes, self.enlarge, self.enlarge_first = takes, enlarge, enlarge_first
         self.augment = None if augment is None else arguments.number("augment", augment)
         self.augment_schedule = None if augment_schedule is None else get_schedule(augment_schedule)

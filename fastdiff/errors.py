@@ -35,4 +35,18 @@ def unknown(kind: str, name: object, known: Iterable[str], listed: str = "") -> 
     known_names = (
         f"known: {', '.join(names)}" if len(names) <= 20 else f"there are {len(names)}{f', {listed}' if listed else ''}"
     )
-    return ValueError(f"unknown {kind} {name!r}; {hint}{known_names}")
+    return ValueError(f"unknown {kind} {_short(name)}; {hint}{known_names}")
+
+
+def one_of(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise TypeError for what is no name, and `unknown` for a name that is not among the known ones."""
+    if not isinstance(name, str):
+        raise TypeError(f"{kind} must be a name, got {_short(name)} ({type(name).__name__})")
+    if name not in known:
+        raise unknown(kind, name, known)
+
+
+def _short(value: object) -> str:
+    """As Python writes it, in one line and cut."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:80] + "..."

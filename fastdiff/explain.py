@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastdiff.arguments import described
 from fastdiff.bench import cases
 from fastdiff.compiler.explain import explain as explain_model
 from fastdiff.compiler.explain import is_fast, write_html
@@ -65,6 +66,8 @@ def explain(
     pipeline of diffusers, the same of each network and scheduler; raises TypeError if there are `inputs`, which are
     those of one network, and for what is neither.
     """
+    if inputs is not None and not isinstance(inputs, (tuple, list)):
+        raise TypeError(f"inputs must be a tuple of the model's arguments, got {described(inputs)}")
     if is_pipeline(model):
         if inputs is not None:
             raise TypeError("explain() takes inputs for one network, as in explain(pipe.unet, inputs), not a pipeline")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fastdiff import arguments
 from fastdiff.compiler.optimize import optimize_module, refresh_module, restore_module
 from fastdiff.runtime import environment
 from fastdiff.runtime.telling import show
@@ -31,9 +32,9 @@ def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = (), 
     Raises TypeError for anything else, ValueError for the name of a pass that does not exist, and for an environment
     variable of fastdiff that holds what it may not.
     """
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress must be True or False, got {progress!r}")
-    if progress:
+    arguments.flag("verify", verify)
+    disable = arguments.names("disable", disable)
+    if arguments.flag("progress", progress):
         show()
     environment.check()
     if is_pipeline(module):

@@ -73,6 +73,8 @@ def make_inputs(
     uncond = arguments.conditions("uncond", uncond, len(x))
     arguments.same_device("cond", cond, x.device)
     arguments.same_device("uncond", uncond, x.device)
+    if gradients is not None and not (isinstance(gradients, Mapping) and all(map(callable, gradients.values()))):
+        raise TypeError(f"gradients must hold functions (x, t) by their names, got {described(gradients)}")
     draw = given_noise(noise, x.shape, torch.promote_types(x.dtype, torch.float32), x.device)
     return engine.Inputs(
         counter,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fastdiff import arguments
-from fastdiff.arguments import described
+from fastdiff.arguments import described, interval
 from fastdiff.editing.imputation import imputation
 from fastdiff.editing.posterior import MCG, mcg
 from fastdiff.editing.repaint import repaint
 from fastdiff.editing.replacement import glide, palette, replacement
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of
 from fastdiff.models.info import resolve
 from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise, Seed, fixed_seeds
@@ -71,8 +71,7 @@ def inpaint(
         expect(solver is None, f"solver is part of the method, got {method.name!r} and {solver!r}")
         chosen = method
     else:
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
+        one_of("method", method, METHODS)
         chosen = METHODS[method]() if solver is None else METHODS[method](get_solver(solver))
     schedule, prediction = resolve(model, schedule, prediction)
     own = chosen.solver.grid if isinstance(chosen, MCG) else chosen.grid
@@ -103,7 +102,7 @@ def known_and_mask(picture: Tensor, mask: Tensor, limits: tuple[float, float] | 
     known = torch.where(mask > 0, picture, torch.zeros((), dtype=picture.dtype, device=picture.device))
     expect(bool(torch.isfinite(known).all()), "picture holds values that are NaN or infinite where it is known")
     if limits is not None:
-        low, high = limits
+        low, high = interval("limits", limits)
         least, most = known.min().item(), known.max().item()
         where = f"picture must lie in [{low:g}, {high:g}] where it is known"
         expect(low <= least and most <= high, f"{where}, got {least:g} to {most:g}; limits=None takes any")

@@ -57,6 +57,7 @@ def encode(
     method = get_solver(solver)
     times = make_grid(grid if grid is not None else schedule.grid or method.grid, schedule, steps)
     to = times[0] if to is None else arguments.number("to", to)
+    expect(0 < to <= schedule.t_max, f"to must lie in (0, {schedule.t_max:g}], got {to:g}")
     times = times[(times > 0) & (times <= to)][::-1]
     expect(len(times) >= 2, f"encoding needs two times of the grid between the data and {to!r}, got {times.tolist()}")
     noisy = method.stochastic and method.options.get("eta") != 0

@@ -12,7 +12,7 @@ from fastdiff.editing.blending import wrapped
 from fastdiff.editing.differentiated import run_differentiated
 from fastdiff.editing.total_variation import Linear, TotalVariationADMM
 from fastdiff.engine.adaptive import CheckedModel
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of
 from fastdiff.process.schedules import Point
 from fastdiff.solvers import Solver, get_solver
 from fastdiff.solvers.score_sde import corrected, predicted, predictor_corrector, transition
@@ -64,8 +64,7 @@ def mbir(
     are used here, from their second iteration on. Returns (Z, C, H, W), like `like`. Raises TypeError or ValueError
     before the run for what does not fit, an adjoint that is none among it.
     """
-    if tv_axes not in AXES:
-        raise unknown("tv_axes", tv_axes, AXES)
+    one_of("tv_axes", tv_axes, AXES)
     inner = get_solver(solver or get_solver("predictor-corrector", corrector="langevin"))
     expect(inner.step is predictor_corrector, f"mbir needs a predictor-corrector sampler, not {inner.name!r}")
     problem = TotalVariationADMM(

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdiff import arguments
 from fastdiff.editing.blending import blended
 from fastdiff.editing.differentiated import Differentiated, run_differentiated
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of, unknown
 from fastdiff.process.noise import CounterNoise, Noise, Seed, fixed_seeds, given_noise
 from fastdiff.process.schedules import Point
 from fastdiff.solvers import Solver, get_solver
@@ -57,14 +57,15 @@ def dps(
     """
     like, scale = arguments.state("like", like), scale if callable(scale) else arguments.number("scale", scale)
     y = arguments.state("y", y)
-    if measurement not in NOISES:
-        raise unknown("measurement", measurement, NOISES)
+    one_of("measurement", measurement, NOISES)
     _check_norm(norm)
     perturbations = arguments.whole("perturbations", perturbations, 0)
     dtype = torch.promote_types(like.dtype, torch.float32)
     y = y.to(dtype)
     expect(bool(torch.isfinite(y).all()), "y holds values that are NaN or infinite")
     expect(measurement != "poisson" or bool((y > 0).all()), "y must be positive for Poisson noise")
+    if not callable(operator):
+        raise TypeError(f"operator must be a function of pictures, got {arguments.described(operator)}")
     expect(not project or hasattr(operator, "lift"), f"project needs an operator with a lift, got {operator!r}")
     with torch.no_grad():
         seen = operator(torch.zeros(like.shape, dtype=dtype, device=like.device))

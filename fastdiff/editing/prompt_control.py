@@ -28,7 +28,7 @@ from fastdiff.editing.alignment import (
     tokens_of,
     word_steps,
 )
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of
 from fastdiff.models.parts.attention import Controller, Place
 
 EDITS = ("replace", "refine", "reweight")
@@ -143,8 +143,7 @@ def prompt_edit(
     """
     expect(len(prompts) >= 2, f"prompts must be a source and edits of it, got {len(prompts)}")
     steps, length = arguments.whole("steps", steps, 1), arguments.whole("length", length, 1)
-    if edit not in EDITS:
-        raise unknown("edit", edit, EDITS)
+    one_of("edit", edit, EDITS)
     source, *targets = (p if isinstance(p, Tokens) else tokens_of(tokenizer, p) for p in prompts)
     own = torch.zeros(len(targets), length, dtype=torch.float64, device="cpu")
     if edit == "replace":

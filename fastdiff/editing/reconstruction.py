@@ -66,6 +66,9 @@ def reconstruct(
     method, guidance = get_solver(solver), make_guidance(guidance)
     expect(not method.adaptive, f"solver {method.name!r} chooses its own steps; take one like 'ddpm' or 'ddim'")
     expect((mask is None) != (operator is None), "either mask or operator must be given")
+    replace = arguments.flag("replace", replace)
+    if operator is not None and not callable(operator):
+        raise TypeError(f"operator must be a function of pictures, got {arguments.described(operator)}")
     expect(not replace or mask is not None, "replace needs a mask, of the entries that are known")
     expect(cfg_of(guidance) is None or uncond is not None, "guidance needs uncond")
     weight = arguments.number("weight", weight)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastdiff.editing.blending import blended, inner_step, wrapped
-from fastdiff.errors import unknown
+from fastdiff.errors import one_of
 from fastdiff.solvers import Solver, get_solver
 
 LEVELS = ("end", "start", "clean")
@@ -34,8 +34,7 @@ def replacement(solver: Solver | str = "ddpm", *, level: str = "end") -> Solver:
     keeps the noise of the last step; "clean", none: Palette (Saharia et al. 2022, as
     Janspiry/Palette-Image-to-Image-Diffusion-Models has it).
     """
-    if level not in LEVELS:
-        raise unknown("level", level, LEVELS)
+    one_of("level", level, LEVELS)
     inner = get_solver(solver)
     return wrapped(inner, _Replacing(inner, level), "palette" if level == "clean" else "replacement")
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastdiff.errors import expect, unknown
+from fastdiff.arguments import described
+from fastdiff.errors import expect, one_of
 from fastdiff.runtime import eager, runs
 
 KINDS = ("deep", "blocks")
@@ -36,8 +37,7 @@ class Caching:
     depth: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown("caching", self.kind, KINDS)
+        one_of("caching", self.kind, KINDS)
         expect((self.every is None) != (self.threshold is None), "caching takes either every or a threshold")
         expect(self.every is None or self.every >= 2, f"every must be a whole number >= 2, got {self.every!r}")
         expect(self.threshold is None or self.threshold > 0, f"threshold must be positive, got {self.threshold!r}")
@@ -136,6 +136,8 @@ class Cached(nn.Module):
     def __init__(self, model: nn.Module, caching: Caching | str) -> None:
         super().__init__()
         self.model = model
+        if not isinstance(caching, (str, Caching)):
+            raise TypeError(f'caching must be a Caching, or like "deep:3" or "blocks:t=0.1", got {described(caching)}')
         self.cache = Cache(Caching.parse(caching) if isinstance(caching, str) else caching)
         _check(model, self.cache.rule)
         self.info = getattr(model, "info", None)

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastdiff.arguments import described
-from fastdiff.errors import unknown
+import numpy as np
+
+from fastdiff.arguments import described, flag
+from fastdiff.errors import expect, unknown
 from fastdiff.guidance import Guidance, Threshold, make_guidance, make_threshold
 from fastdiff.process.prediction import Prediction, get_prediction
 from fastdiff.process.schedules import Float64Array, Point, Schedule, get_schedule
@@ -146,6 +148,8 @@ def trace(
     """
     solver, schedule, prediction = get_solver(solver), get_schedule(schedule), get_prediction(prediction)
     guidance, threshold = make_guidance(guidance), make_threshold(threshold)
+    keep_states = flag("keep_states", keep_states)
+    times = _vector(times)
     model = _Tracer(schedule, prediction, guidance, threshold)
     noise = {"noise": model.noise} if solver.stochastic else {}
     history: deque = deque(maxlen=solver.history)
@@ -171,6 +175,16 @@ def trace(
             raise ValueError(f"solver {solver.name!r}{options} cannot step {step}") from error
         states.append(next(iter(x.terms)))
     return _lower(solver.name, model, states, keep_states)
+
+
+def _vector(times: Sequence[float] | Float64Array) -> Float64Array:
+    """The times as an array. Raises TypeError or ValueError for what is no row of them."""
+    try:
+        found = np.asarray(times, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"times must be a row of schedule times, got {described(times)}") from None
+    expect(found.ndim == 1 and found.size >= 2, f"times must be two times or more, got shape {found.shape}")
+    return found
 
 
 _IN_A_BUFFER = ("initial", "variance", "tensor")  # without a combine that computes them

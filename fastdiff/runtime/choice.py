@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from fastdiff.errors import unknown
+from fastdiff.errors import one_of, unknown
 from fastdiff.runtime import environment
 from fastdiff.runtime import triton as triton_kernels
 
@@ -35,8 +35,7 @@ def use(backend: str) -> Iterator[None]:
     "auto" it goes to the reference. So do, with "triton", operators that have no Triton kernel. Raises ValueError for
     other names, NotImplementedError for "triton" where no Triton kernel can run.
     """
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
+    one_of("backend", backend, BACKENDS)
     if backend == "triton" and (reason := triton_kernels.unavailable()):
         raise NotImplementedError(f"the triton backend was asked for, but {reason}")
     global _chosen  # noqa: PLW0603

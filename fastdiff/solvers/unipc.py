@@ -6,7 +6,7 @@ from math import expm1, factorial
 
 import numpy as np
 
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of
 from fastdiff.solvers.exponential import exponential_step, first_order
 from fastdiff.solvers.phi import phi
 from fastdiff.solvers.registry import solver
@@ -26,10 +26,8 @@ def unipc(model, x, s, t, history, *, variant="bh2", space="x0", lower_order_fin
     other rows of the matrix and is of first order. space: the prediction that is integrated, "x0" or "eps".
     lower_order_final: the orders of the last steps before the data are 2 and 1. A step to the data is of first order.
     """
-    if variant not in VARIANTS:
-        raise unknown("variant", variant, VARIANTS)
-    if space not in SPACES:
-        raise unknown("space", space, SPACES)
+    one_of("variant", variant, VARIANTS)
+    one_of("space", space, SPACES)
     expect(isinstance(lower_order_final, bool), f"lower_order_final must be True or False, got {lower_order_final!r}")
     if s.alpha == 0:
         return first_order(model, x, s, t)

@@ -128,7 +128,7 @@ def classifier_loss(
 ) -> Tensor:
     """Cross-entropy of a network that says which level was added to x0, of each sample, (B,). network: x -> (B,
     levels). label: (B,), noise: drawn unless given."""
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     if label is None:
         label = torch.randint(len(levels), (len(batch),), generator=generator)
     logits = full(network(batch + rows(levels[label.cpu()], batch) * z, **cond))

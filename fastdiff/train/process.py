@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fastdiff.arguments import described
 from fastdiff.errors import expect, unknown
 from fastdiff.process.prediction import Prediction, get_prediction
 from fastdiff.process.schedules import EDM, SCHEDULES, Point, Schedule, VPDiscrete
@@ -24,6 +25,11 @@ class Process:
 
     schedule: Schedule
     prediction: Prediction
+
+    def __post_init__(self) -> None:
+        for name, kind in (("schedule", Schedule), ("prediction", Prediction)):
+            if not isinstance(given := getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {described(given)}; Process.of takes names")
 
     def expect_uniform(self) -> None:
         """Raises ValueError for EDM's schedule, whose times are not uniform."""
@@ -63,7 +69,10 @@ class Process:
 
     def at(self, times: ArrayLike | Tensor) -> list[Point]:
         """The points of given times of the schedule, (B,); of EDM's, whose times are noise levels, any level."""
-        t = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        try:
+            t = np.atleast_1d(np.asarray(times, dtype=np.float64))
+        except (TypeError, ValueError):
+            raise TypeError(f"times must be numbers, one a sample, got {described(times)}") from None
         if isinstance(self.schedule, EDM):
             expect(bool((t > 0).all()), f"noise levels must be positive, got {t.tolist()}")
             return [Point(s, 1.0, s, -log(s)) for s in t.tolist()]
@@ -83,5 +92,6 @@ class Process:
 
 def _combined(x0: Tensor, eps: Tensor, coefficients: list[tuple[float, float]]) -> Tensor:
     """a x0 + b eps, (a, b) for each sample."""
+    expect(len(coefficients) == len(x0), f"times must be one a sample ({len(x0)}), got {len(coefficients)}")
     a, b = torch.tensor(coefficients, dtype=torch.float64).to(x0).view(len(x0), 2, *[1] * (x0.ndim - 1)).unbind(1)
     return a * x0 + b * eps

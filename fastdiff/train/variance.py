@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of, unknown
 from fastdiff.process.schedules import Float64Array, Schedule, VPDiscrete
 from fastdiff.train.losses.vlb import discretized_log_likelihood, gaussian_kl
 from fastdiff.train.terms import Network, full, mean_d, normal, sum_d
@@ -109,8 +109,7 @@ def reverse_step(
     [0, 1]. average: the covariance over all axes. eps_square: (N + 1,), measured, instead of eps' own square for
     "eps". Raises ValueError for other names.
     """
-    if output not in OUTPUTS:
-        raise unknown("output", output, OUTPUTS)
+    one_of("output", output, OUTPUTS)
     if sampler not in ("ddpm", "ddim"):
         raise unknown("sampler", sampler, ("ddpm", "ddim"))
     if variance not in ("optimal", "small", "big"):

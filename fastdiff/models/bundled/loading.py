@@ -54,8 +54,10 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
     name: e.g. "emoji-unet-32". device, dtype: of the weights. Raises ValueError that lists the near names, and
     WeightsError that names the file if it is missing, truncated, or not the one that was published.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a bundled model, got {arguments.described(name)}")
     if name not in names():
-        if not isinstance(name, str) or "/" in name or "\\" in name or Path(name).exists():
+        if "/" in name or "\\" in name or Path(name).exists():
             raise ValueError(
                 f"{name!r} is not the name of a bundled model, which are {', '.join(names())}; "
                 "fastdiff.models.load reads a checkpoint or a folder"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.arguments import described
-from fastdiff.errors import WeightsError, expect, unknown
+from fastdiff.errors import WeightsError, expect, one_of, unknown
 from fastdiff.models.checkpoints.layout import LAYOUTS, REQUIRED, Checkpoint, Derived, Layout, MissingKey
 from fastdiff.models.checkpoints.reading import read
 from fastdiff.models.parts.unfilled import unfilled
@@ -48,8 +48,12 @@ def load(
     if part == "text":
         return _text(source, layout, config, device, dtype)
     names = {known.name for known in LAYOUTS}
-    if layout is not None and layout not in names:
-        raise unknown("layout", layout, names)
+    if layout is not None:
+        one_of("layout", layout, names)
+    if config is not None and not isinstance(config, Mapping):
+        raise TypeError(f"config must hold arguments by their names, got {described(config)}")
+    if part is not None and not isinstance(part, str):
+        raise TypeError(f"part must be a name, got {described(part)}")
     whole = read(source, part)
     given = {**whole.config, **(config or {})}
     chosen, checkpoint = _choose(replace(whole, config=given), layout, part)

@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastdiff.arguments import described, number
 from fastdiff.errors import expect
 
 Float64Array = NDArray[np.float64]
@@ -29,6 +30,13 @@ class Point:
     alpha: float
     sigma: float
     lam: float
+
+
+def inner_time(t_min: float) -> float:
+    """The check of a schedule's t_min."""
+    t_min = number("t_min", t_min)
+    expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
+    return t_min
 
 
 class Schedule(ABC):
@@ -112,7 +120,7 @@ class Schedule(ABC):
         """The points of a vector of times. Raises ValueError unless all lie in [0, t_max]."""
         t = np.asarray(times, dtype=np.float64)
         outside = t[~((t >= 0) & (t <= self.t_max * (1 + 1e-12)))]
-        expect(outside.size == 0, f"t must lie in [0, {self.t_max:g}], got {outside.tolist()}")
+        expect(outside.size == 0, f"t must lie in [0, {self.t_max:g}], got {described(outside.tolist(), typed=False)}")
         return [Point(*p) for p in zip(*(a.tolist() for a in (t, self.alpha(t), self.sigma(t), self.lam(t))))]
 
 

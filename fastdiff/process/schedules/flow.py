@@ -7,8 +7,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastdiff.arguments import number
 from fastdiff.errors import expect
-from fastdiff.process.schedules.base import Float64Array, Schedule
+from fastdiff.process.schedules.base import Float64Array, Schedule, inner_time
 
 
 class RectifiedFlow(Schedule):
@@ -23,8 +24,8 @@ class RectifiedFlow(Schedule):
     grid = "shifted"
 
     def __init__(self, shift: float = 1.0, *, time_scale: float = 1.0, t_min: float = 1e-3) -> None:
-        expect(0 < shift < math.inf, f"shift must be positive and finite, got {shift!r}")
-        expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
+        shift, time_scale, t_min = number("shift", shift), number("time_scale", time_scale), inner_time(t_min)
+        expect(shift > 0, f"shift must be positive and finite, got {shift!r}")
         self.shift, self.time_scale = shift, time_scale
         self.t_min, self.t_max = t_min, 1.0
 

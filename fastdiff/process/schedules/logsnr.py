@@ -7,8 +7,9 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastdiff.arguments import number
 from fastdiff.errors import expect
-from fastdiff.process.schedules.base import Float64Array
+from fastdiff.process.schedules.base import Float64Array, inner_time
 from fastdiff.process.schedules.vp import VariancePreserving
 
 
@@ -22,12 +23,12 @@ class CosineLogSNR(VariancePreserving):
     name = "cosine-logsnr"
 
     def __init__(self, logsnr_min: float = -20.0, logsnr_max: float = 20.0, *, t_min: float = 1e-3) -> None:
+        logsnr_min, logsnr_max = number("logsnr_min", logsnr_min), number("logsnr_max", logsnr_max)
         expect(logsnr_min < logsnr_max, f"logsnr_min must be below logsnr_max, got {logsnr_min!r}, {logsnr_max!r}")
-        expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
         self.logsnr_min, self.logsnr_max = logsnr_min, logsnr_max
         self._b = math.atan(math.exp(-0.5 * logsnr_max))
         self._a = math.atan(math.exp(-0.5 * logsnr_min)) - self._b
-        self.t_min, self.t_max = t_min, 1.0
+        self.t_min, self.t_max = inner_time(t_min), 1.0
 
     def _angle(self, t: ArrayLike) -> Float64Array:
         t = np.asarray(t, dtype=np.float64)

@@ -7,14 +7,16 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastdiff.arguments import number
 from fastdiff.errors import expect
-from fastdiff.process.schedules.base import Float64Array, Schedule
+from fastdiff.process.schedules.base import Float64Array, Schedule, inner_time
 
 
 class _Exploding(Schedule):
     """alpha = 1; sigma_min, sigma_max: the noise levels the network was trained on. The network receives sigma."""
 
     def __init__(self, sigma_min: float, sigma_max: float) -> None:
+        sigma_min, sigma_max = number("sigma_min", sigma_min), number("sigma_max", sigma_max)
         expect(0 < sigma_min < sigma_max, f"0 < sigma_min < sigma_max must hold, got {sigma_min!r} and {sigma_max!r}")
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
 
@@ -37,7 +39,7 @@ class EDM(_Exploding):
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         super().__init__(sigma_min, sigma_max)
-        self.t_min, self.t_max = sigma_min, sigma_max
+        self.t_min, self.t_max = self.sigma_min, self.sigma_max
 
     def sigma(self, t: ArrayLike) -> Float64Array:
         return np.asarray(t, dtype=np.float64)
@@ -60,8 +62,7 @@ class VE(_Exploding):
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, *, t_min: float = 1e-5) -> None:
         super().__init__(sigma_min, sigma_max)
-        expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
-        self.t_min, self.t_max = t_min, 1.0
+        self.t_min, self.t_max = inner_time(t_min), 1.0
 
     def sigma(self, t: ArrayLike) -> Float64Array:
         t = np.asarray(t, dtype=np.float64)

@@ -8,8 +8,9 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastdiff.arguments import described, number, whole
 from fastdiff.errors import expect
-from fastdiff.process.schedules.base import Float64Array, Schedule
+from fastdiff.process.schedules.base import Float64Array, Schedule, inner_time
 
 
 class VariancePreserving(Schedule):
@@ -52,7 +53,10 @@ class VPDiscrete(VariancePreserving):
     """
 
     def __init__(self, betas: ArrayLike, *, name: str = "vp-discrete") -> None:
-        betas = np.asarray(betas, dtype=np.float64)
+        try:
+            betas = np.asarray(betas, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"betas must be a vector of numbers, got {described(betas)}") from None
         expect(betas.ndim == 1 and betas.size > 0, f"betas must be a vector, got shape {betas.shape}")
         inside = (betas > 0) & (betas < 1)
         good = bool(inside[:-1].all()) and 0 < betas[-1] <= 1
@@ -75,16 +79,19 @@ class VPDiscrete(VariancePreserving):
     @classmethod
     def linear(cls, num_steps: int = 1000, *, start: float = 1e-4, end: float = 0.02) -> VPDiscrete:
         """Linear betas (Ho et al. 2020, Section 4)."""
-        return cls(np.linspace(start, end, num_steps), name="linear")
+        start, end = number("start", start), number("end", end)
+        return cls(np.linspace(start, end, whole("num_steps", num_steps, 1)), name="linear")
 
     @classmethod
     def scaled_linear(cls, num_steps: int = 1000, *, start: float = 0.00085, end: float = 0.012) -> VPDiscrete:
         """Betas linear in their square root (Rombach et al. 2022, latent diffusion and Stable Diffusion)."""
-        return cls(np.linspace(math.sqrt(start), math.sqrt(end), num_steps) ** 2, name="scaled-linear")
+        first, last = (math.sqrt(number(name, beta)) for name, beta in (("start", start), ("end", end)))
+        return cls(np.linspace(first, last, whole("num_steps", num_steps, 1)) ** 2, name="scaled-linear")
 
     @classmethod
     def cosine(cls, num_steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> VPDiscrete:
         """Squared-cosine alpha_bar (Nichol & Dhariwal 2021, Eq. 17), betas clipped at `max_beta`."""
+        num_steps, s, max_beta = whole("num_steps", num_steps, 1), number("s", s), number("max_beta", max_beta)
         u = np.arange(num_steps + 1) / num_steps
         alpha_bar = np.cos((u + s) / (1 + s) * math.pi / 2) ** 2
         return cls(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta), name="cosine")
@@ -134,10 +141,10 @@ class _LinearBeta(Schedule):
     """beta(t) linear in t: log alpha(t) = -t^2 (beta_1 - beta_0) / 4 - t beta_0 / 2 on t in (0, 1]."""
 
     def __init__(self, beta_0: float = 0.1, beta_1: float = 20.0, *, t_min: float = 1e-3) -> None:
+        beta_0, beta_1 = number("beta_0", beta_0), number("beta_1", beta_1)
         expect(0 < beta_0 < beta_1, f"0 < beta_0 < beta_1 must hold, got beta_0={beta_0!r}, beta_1={beta_1!r}")
-        expect(0 < t_min < 1, f"t_min must lie in (0, 1), got {t_min!r}")
         self.beta_0, self.beta_1 = beta_0, beta_1
-        self.t_min, self.t_max = t_min, 1.0
+        self.t_min, self.t_max = inner_time(t_min), 1.0
 
     def log_alpha(self, t: ArrayLike) -> Float64Array:
         t = np.asarray(t, dtype=np.float64)

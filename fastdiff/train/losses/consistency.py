@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of, unknown
 from fastdiff.train.terms import Network, full, mean_d, normal, rows, sum_d
 
 WEIGHTS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -64,8 +64,7 @@ class ConsistencyProcess:
 
     def weights(self, sigma: Tensor, weight: str) -> Tensor:
         """(B,), of the name in `WEIGHTS`. Raises ValueError for another one."""
-        if weight not in WEIGHTS:
-            raise unknown("weight", weight, WEIGHTS)
+        one_of("weight", weight, WEIGHTS)
         return WEIGHTS[weight](sigma, self.sigma_data)
 
 
@@ -129,7 +128,7 @@ def consistency_terms(
     expect(scales >= 2, f"scales must be at least 2, got {scales}")
     if solver not in ("heun", "euler"):
         raise unknown("solver", solver, ("heun", "euler"))
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     i = torch.randint(scales - 1, (len(batch),), generator=generator) if index is None else index
     t, t_next = (process.level(k / (scales - 1)).to(batch) for k in (i.double(), i.double() + 1))
     x = batch + rows(t, batch) * z
@@ -191,7 +190,7 @@ def improved_consistency_loss(
     if weight not in ("inverse-step", "uniform"):
         raise unknown("weight", weight, ("inverse-step", "uniform"))
     sigmas = process.grid(scales)
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     if index is None:
         chances = improved_indices(sigmas, mean=mean, std=std)
         index = torch.multinomial(chances, len(batch), replacement=True, generator=generator)
@@ -217,7 +216,7 @@ def denoiser_loss(
 ) -> Tensor:
     """Weighted mean square of f(x0 + sigma n, sigma) - x0, of each sample, (B,) (Karras et al. 2022, EDM, Eq. 2).
     sigma: (B,). weight: a name in `WEIGHTS`."""
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     found = network(batch + rows(sigma, batch) * z, sigma.to(batch), **cond)
     return process.weights(sigma, weight).to(found) * distance(found, batch, "l2")
 
@@ -239,7 +238,7 @@ def progressive_edm_terms(
     """Progressive distillation on noise levels: two Euler steps of the teacher, a denoiser, for one of the student's
     `scales` steps (Song et al. 2023, Appendix; Salimans & Ho 2022). index: (B,), 0 .. scales - 1, 0 the largest level.
     """
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     i = torch.randint(scales, (len(batch),), generator=generator) if index is None else index
     first, middle, last = (process.level((i.double() + k) / scales).to(batch) for k in (0, 0.5, 1))
     t1, t2, t3 = (rows(t, batch) for t in (first, middle, last))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of, unknown
 from fastdiff.train.process import Process
 from fastdiff.train.terms import Network, full, mean_d, normal, sum_d
 
@@ -38,14 +38,13 @@ def covariance_terms(
     **cond: Any,
 ) -> CovarianceTerms:
     """`covariance_loss` with its parts."""
-    if criterion not in CRITERIA:
-        raise unknown("criterion", criterion, CRITERIA)
+    one_of("criterion", criterion, CRITERIA)
     if output not in ("eps", "eps_eps2", "eps_epsc"):
         raise unknown("output", output, ("eps", "eps_eps2", "eps_epsc"))
     expect((output == "eps") <= (criterion == "dsm"), f"criterion {criterion!r} needs an output with two halves")
     if process.prediction.name not in ("eps", "eps+variance"):
         raise unknown("prediction of covariance_loss", process.prediction.name, ("eps", "eps+variance"))
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     points = process.points(len(batch), generator) if times is None else process.at(times)
     x, t = process.inputs(batch, z, points)
     out = full(network(x, t, **cond))

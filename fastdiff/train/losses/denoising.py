@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.errors import unknown
+from fastdiff.errors import one_of
 from fastdiff.train.losses.weighting import Weighting, plain
 from fastdiff.train.process import Process
 from fastdiff.train.terms import Network, full, normal, reduced, rows
@@ -44,9 +44,8 @@ def denoising_loss(
     EDM's schedule without times, and for an unknown norm or reduction.
     """
     process.expect_single()
-    if norm not in NORMS:
-        raise unknown("norm", norm, NORMS)
-    eps = normal(batch, generator) if noise is None else noise
+    one_of("norm", norm, NORMS)
+    eps = normal(batch, generator, noise)
     points = process.points(len(batch), generator) if times is None else process.at(times)
     x, t = process.inputs(batch, eps, points)
     error = full(network(x, t, **cond)) - process.target(batch, eps, points)

@@ -132,7 +132,7 @@ def _draws(
     )
     schedule = process.schedule
     if times is None:
-        low, high = interval
+        low, high = arguments.interval("interval", interval)
         expect(0 <= low < high <= 1, f"interval must be (low, high) in [0, 1], got {interval!r}")
         u = low + (high - low) * torch.rand(len(x), generator=generator, dtype=torch.float64)
         t = schedule.t_min + (schedule.t_max - schedule.t_min) * u

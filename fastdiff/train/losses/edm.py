@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdiff.errors import expect
+from fastdiff import arguments
+from fastdiff.errors import expect, one_of
 from fastdiff.process.prediction import Coefficients, Prediction
 from fastdiff.process.schedules import Point
 from fastdiff.train.losses import weighting
 from fastdiff.train.losses.denoising import denoising_loss
 from fastdiff.train.process import Process
-from fastdiff.train.terms import Network, uniform
+from fastdiff.train.terms import Network, times_of, uniform
 
 
 def edm_levels(normal: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
@@ -90,11 +91,14 @@ def edm_loss(
     (B,), instead of drawn ones. The rest and the result are as in `denoising_loss`.
     """
     levels: dict[str, Callable[[Tensor], Tensor]] = {"edm": edm_levels, "vp": vp_levels, "ve": ve_levels}
-    expect(kind in levels, f"kind must be one of {', '.join(levels)}, got {kind!r}")
+    one_of("kind", kind, levels)
+    sigma_data = arguments.number("sigma_data", sigma_data)
+    expect(sigma_data > 0, f"sigma_data must be positive, got {sigma_data!r}")
     if sigma is None:
         u = uniform(len(batch), generator)
         # The quantile function makes a normal number of each part of [0, 1).
         sigma = levels[kind](torch.special.ndtri(u.clamp(1e-12)) if kind == "edm" else u)
+    sigma = times_of(sigma, len(batch), "sigma")
     weight = weighting.edm(sigma_data) if kind == "edm" else weighting.of_x0(lambda p: (p.alpha / p.sigma) ** 2)
     return denoising_loss(
         network,

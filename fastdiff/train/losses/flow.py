@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdiff.errors import expect, unknown
 from fastdiff.process.schedules import Schedule
-from fastdiff.train.terms import Network, full, normal, reduced, rows, uniform
+from fastdiff.train.terms import Network, full, normal, reduced, rows, times_of, uniform
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,8 @@ def flow_matching_loss(
     network: called with t in [0, 1], 1 at the data. path: see `AffinePath`. batch: x1, (B, ...). times: (B,), uniform
     unless given. noise: x0, drawn unless given; a pairing of data and noise may be given so.
     """
-    x0 = normal(batch, generator) if noise is None else noise
-    t = uniform(len(batch), generator) if times is None else times
+    x0 = normal(batch, generator, noise)
+    t = uniform(len(batch), generator) if times is None else times_of(times, len(batch))
     x, velocity = get_path(path).sample(batch, x0, t)
     return reduced((full(network(x, t.to(x), **cond)) - velocity).square(), reduction)
 
@@ -203,13 +203,14 @@ def curvature_loss(
     noise as it is drawn, and no divergence. first: times begin there. The loss is the first plus a weight times the
     second.
     """
-    z1 = normal(batch, generator) if noise is None else noise
+    z1 = normal(batch, generator, noise)
     prior = batch.new_zeros(len(batch))
     if encoder is not None:
         mean, log_variance = full(encoder(batch, batch.new_ones(len(batch)), **cond)).chunk(2, dim=1)
         z1 = mean + (0.5 * log_variance).exp() * z1
         prior = reduced(kl_of_normals(mean, log_variance), "mean")
-    t = uniform(len(batch), generator) * (1 - first) + first if times is None else times
+    drawn = times is None
+    t = uniform(len(batch), generator) * (1 - first) + first if drawn else times_of(times, len(batch))
     r = rows(t, batch)
     error = z1 - batch - full(network(r * z1 + (1 - r) * batch, t.to(batch), **cond))
     return reduced(error.square(), "mean"), prior

@@ -40,7 +40,7 @@ def guided_terms(
     **cond: Any,
 ) -> Distilled:
     """`guided_loss` with the states and targets."""
-    noise = normal(batch, generator) if noise is None else noise
+    noise = normal(batch, generator, noise)
     t = student_times(process, len(batch), generator, steps, u, index)
     points = process.schedule.points(t)
     alpha, sigma = scales(points, batch)

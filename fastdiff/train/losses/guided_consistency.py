@@ -51,7 +51,7 @@ def guided_consistency_terms(
     """`guided_consistency_loss` with the states and the target."""
     expect(levels >= 1, f"levels must be at least 1, got {levels}")
     expect(ahead >= 1, f"ahead must be at least 1, got {ahead}")
-    noise = normal(batch, generator) if noise is None else noise
+    noise = normal(batch, generator, noise)
     t = student_times(process, len(batch), generator, levels, None, index)
     points = process.schedule.points(t)
     alpha, sigma = scales(points, batch)

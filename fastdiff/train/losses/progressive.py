@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of, unknown
 from fastdiff.process.prediction import PREDICTIONS
 from fastdiff.process.schedules import Float64Array, Point
 from fastdiff.train.losses.vlb import gaussian_kl
@@ -105,8 +105,7 @@ def student_times(
 def weighted(found: Views, target: Views, points: list[Point], weight: str) -> Tensor:
     """(B,): "constant" the mean error of x0, "snr" of eps, "snr+1" x0's times 1 + SNR, "snr_trunc" the larger of x0's
     and eps', "v_mse" of v. Raises ValueError for another weight."""
-    if weight not in WEIGHTS:
-        raise unknown("weight", weight, WEIGHTS)
+    one_of("weight", weight, WEIGHTS)
     errors = [mean_d((a - b).square()) for a, b in zip(found, target)]
     if weight == "snr+1":
         snr = torch.tensor([(p.alpha / p.sigma) ** 2 for p in points], dtype=torch.float64)
@@ -132,7 +131,7 @@ def progressive_terms(
 ) -> Distilled:
     """`progressive_loss` with the states and targets."""
     expect(teacher is None or steps > 0, "distillation needs the student's number of steps, got steps=0")
-    noise = normal(batch, generator) if noise is None else noise
+    noise = normal(batch, generator, noise)
     t = student_times(process, len(batch), generator, steps, u, index)
     points = process.schedule.points(t)
     alpha, sigma = scales(points, batch)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastdiff.errors import unknown
+from fastdiff.errors import one_of, unknown
 from fastdiff.train.process import Process
 from fastdiff.train.terms import Network, full, mean_d, normal, sum_d
 
@@ -33,8 +33,7 @@ def score_of_energy(energy: Network) -> Network:
 def directions(vectors: Tensor, kind: str) -> Tensor:
     """Normal vectors (B, ...) as "gaussian" (as they are), "rademacher" (their signs), "sphere" (norm sqrt(D)) or
     "unit" (norm 1). Raises ValueError for another kind."""
-    if kind not in DIRECTIONS:
-        raise unknown("kind of direction", kind, DIRECTIONS)
+    one_of("kind of direction", kind, DIRECTIONS)
     if kind == "gaussian":
         return vectors
     if kind == "rademacher":
@@ -71,7 +70,7 @@ def sliced_loss(
     if process is not None:
         if process.prediction.name != "score":
             raise unknown("prediction of sliced_loss", process.prediction.name, ["score"])
-        eps = normal(batch, generator) if noise is None else noise
+        eps = normal(batch, generator, noise)
         points = process.points(len(batch), generator) if times is None else process.at(times)
         x, t = process.inputs(batch, eps, points)
         arguments = (t.repeat(particles),)

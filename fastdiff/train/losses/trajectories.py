@@ -39,7 +39,7 @@ def trajectory_loss(
     kind = process.prediction.name
     expect(kind in ("eps", "x0"), f"prediction must be 'eps' or 'x0' for trajectories, got {kind!r}")
     chain = Chain(process.schedule)
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     if steps is None:
         steps = torch.randint(chain.steps, (len(batch),), generator=generator)
     x = with_first(chain.diffused(batch, z, steps), batch[:, 0])

@@ -34,7 +34,7 @@ def truncated_loss(
     Eq. 8). network: (x, n). Raises TypeError for a schedule without steps, ValueError for one that is too short."""
     chain = Chain(schedule)
     expect(0 <= truncated < chain.steps - 1, f"truncated must lie in [0, {chain.steps - 2}], got {truncated}")
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     if steps is None:
         half = torch.randint(truncated + 1, (len(batch) // 2 + 1,), generator=generator)
         steps = mirrored_steps(half, truncated, len(batch))
@@ -76,7 +76,7 @@ def discriminator_loss(
     sample. real: the data at step truncated + 1. fake: what `generated` returns; no gradient flows into it."""
     chain = Chain(schedule)
     expect(0 <= truncated < chain.steps - 1, f"truncated must lie in [0, {chain.steps - 2}], got {truncated}")
-    z = normal(batch, generator) if noise is None else noise
+    z = normal(batch, generator, noise)
     x = chain.diffused(batch, z, torch.full((len(batch),), truncated + 1)).detach()
     with torch.enable_grad():
         x.requires_grad_(r1_gamma > 0)

@@ -146,7 +146,7 @@ def variational_terms(
     """
     dtype = noise.dtype if noise is not None else torch.get_default_dtype()
     f = 2 * (batch.to(dtype) + 0.5) / vocabulary - 1
-    noise = normal(f, generator) if noise is None else noise
+    noise = normal(f, generator, noise)
     noise_0 = normal(f, generator) if noise_0 is None else noise_0
     if times is None:
         times = variational_times(torch.rand((), generator=generator, dtype=torch.float64), len(f), steps=steps)

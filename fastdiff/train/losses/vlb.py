@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdiff.errors import expect, unknown
+from fastdiff.errors import expect, one_of
 from fastdiff.train.chain import Chain
 from fastdiff.train.losses.weighting import Weighting, plain
 from fastdiff.train.process import Process
@@ -73,8 +73,7 @@ def reverse(
     clip: x0 to [-1, 1]. Raises ValueError for another variance or one
     that the prediction has not, TypeError for a schedule without steps.
     """
-    if variance not in VARIANCES:
-        raise unknown("variance", variance, VARIANCES)
+    one_of("variance", variance, VARIANCES)
     learned = variance.startswith("learned")
     expect(
         learned == process.prediction.split,
@@ -130,10 +129,9 @@ def ddpm_terms(
     **cond: Any,
 ) -> DDPMTerms:
     """`ddpm_loss` with its parts: the error of the network's output and the bound."""
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
+    one_of("kind", kind, KINDS)
     chain = Chain(process.schedule)
-    noise = normal(batch, generator) if noise is None else noise
+    noise = normal(batch, generator, noise)
     if steps is None:
         steps = torch.randint(chain.steps, (len(batch),), generator=generator)
     x = chain.diffused(batch, noise, steps)
