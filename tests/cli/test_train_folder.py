@@ -1,6 +1,9 @@
 """`fastdiff train folder`: from a folder of pictures to a model that `fastdiff sample` takes."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +60,28 @@ def test_own_pictures_are_trained_on_and_sampled(images, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["count"] == 2
     assert Image.open(tmp_path / "x.png").size[1] > 16
     assert fastdiff.models.load(out).info.card["settings"]["ema_decay"] == 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="torchrun needs libuv there")
+def test_torchrun_shares_the_batches_and_one_process_goes_on(images, tmp_path):
+    out = tmp_path / "run"
+    command = ["fastdiff", "train", "folder", "--images", images, "--model", "unet-16", "--out", out, "--batch", "2"]
+    code = f"import sys; from fastdiff.cli.main import main; main({[str(each) for each in command[1:]]} + sys.argv[1:])"
+    ours = [sys.executable, "-c", code]
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = subprocess.run(
+        [sys.executable, *run, *ours, "--steps", "1"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert both.returncode == 0, both.stderr
+    assert both.stderr.count("30 pictures of 16 pixels") == 1  # one of them speaks
+    assert torch.load(out / "checkpoint.pt")["recipe"]["accumulate"] == 2
+    one = subprocess.run(
+        [*ours, "--steps", "2", "--accumulate", "2"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert one.returncode == 0, one.stderr
+    assert torch.load(out / "checkpoint.pt")["step"] == 2
 
 
 def test_folders_become_classes(images, tmp_path):

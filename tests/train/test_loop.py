@@ -1,6 +1,7 @@
 """The loop itself: batches of a step, processes, averages, precisions, and runs that cannot go on."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -200,6 +201,18 @@ def test_another_seed_draws_other_numbers(tmp_path):
         Training(Watched(replace(RUN, seed=seed)), tmp_path / str(seed)).run()
     for numbers in zip(*drawn):
         assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM ends a process at once there")
+def test_what_the_system_asks_to_end_is_saved_first(tmp_path):
+    def ask(training, _):
+        if training.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(RUN, tmp_path, ask)
+    assert Training(Squares(RUN), tmp_path).step == 3
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_torch_keeps_its_own_random_numbers(tmp_path):
