@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastdiff.files import writable_folder
+from fastdiff.runtime.telling import show
 from fastdiff.train.data import get_data
 from fastdiff.train.loop import Training
 from fastdiff.train.network import Loss, NetworkObjective
@@ -35,6 +36,7 @@ def fit(
     fingerprint: str | None = None,
     on_step: Callable[[Training, float], None] | None = None,
     on_validation: Callable[[Training], None] | None = None,
+    progress: bool = False,
     **settings: Any,
 ) -> Training[NetworkObjective]:
     """Train a network; a run that is in the folder already goes on at the exact step.
@@ -43,14 +45,17 @@ def fit(
     tensor of samples (N, ...), uint8 for pictures, a Dataset with a length, a `fastdiff.train.pictures.Pictures`, or an
     iterable of batches, such as a DataLoader; see `fastdiff.train.data`. loss, uncond, dropout, mirror: see
     `NetworkObjective`. schedule, prediction: as for `fastdiff.sample`. classes: their names, if "y" are their numbers.
-    fingerprint: of the data, where it cannot be told from them. on_step, on_validation: see `Training.run`. settings:
-    of `fastdiff.train.run.Run`, such as steps, batch, learning_rate, precision; name is the folder's unless given.
+    fingerprint: of the data, where it cannot be told from them. on_step, on_validation: see `Training.run`. progress: a
+    line on the standard error whenever the run is validated. settings: of `fastdiff.train.run.Run`, such as steps,
+    batch, learning_rate, precision; name is the folder's unless given.
 
     folder gets checkpoint.pt, log.csv, and what `fastdiff.train.results.Results` writes. Under torchrun all processes
     train one network.
 
     Returns the run; `training.ema.module` is the averaged network. Raises what `Training.run` and the loss raise.
     """
+    if progress:
+        show()
     run = Run(**{"name": Path(folder).resolve().name, **settings})
     process = Process.of(schedule, prediction)
     objective = NetworkObjective(
