@@ -91,10 +91,9 @@ def samples(training: Training) -> NDArray[np.uint8] | None:
     return None if found is None else pictures.grid(*found)
 
 
-def zoom(training: Training) -> int:
+def zoom(training: Training[NetworkObjective]) -> int:
     """How large a pixel of small pictures is in a file."""
-    shape = getattr(training.objective, "shape", (64,))
-    return 3 if shape[-1] < 64 else 2
+    return max(1, 128 // training.objective.shape[-1])
 
 
 def plot_losses(training: Training, path: Path) -> None:
