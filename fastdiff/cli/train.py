@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +14,7 @@ import fastdiff
 from fastdiff import pictures
 from fastdiff.cli.console import console, progress
 from fastdiff.errors import expect, unknown
-from fastdiff.files import locked, replacing, working_folder, writable_folder
+from fastdiff.files import locked, working_folder, writable_folder
 from fastdiff.models.autoencoder import AutoencoderKL
 from fastdiff.models.bundled.conditioned import PromptLatentDiffusion
 from fastdiff.train.emoji.autoencoding import Autoencoding
@@ -25,6 +24,7 @@ from fastdiff.train.emoji.objective import EmojiObjective
 from fastdiff.train.emoji.objectives import make_objective
 from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, ControlRecipe, LatentRecipe, Student
 from fastdiff.train.loop import Training
+from fastdiff.train.results import plot_losses
 
 SAMPLE_EVERY = 2_000
 
@@ -173,21 +173,3 @@ def save_pictures(training: EmojiTraining, path: Path) -> None:
     samples, columns = training.objective.pictures(training.ema.module)
     size = samples.shape[-1]
     pictures.save_png(path, pictures.grid(samples, columns), zoom=3 if size < 64 else 2 if size < 128 else 1)
-
-
-def plot_losses(training: EmojiTraining, path: Path) -> None:
-    """The loss curve as a picture: every step faintly, the means of the log, and the held-out loss."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    losses = np.asarray(training.losses)
-    log = np.asarray(training.log)
-    axes.plot(np.arange(1, len(losses) + 1), losses, color="0.85", linewidth=0.5, label="each batch")
-    axes.plot(log[:, 0], log[:, 1], label="mean of the last 500")
-    axes.plot(log[:, 0], log[:, 2], label=f"{training.objective.validated_on}, averaged network")
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.set_title(f"{training.recipe.name}, {describe(training)['hours']:.1f} hours")
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
