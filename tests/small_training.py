@@ -1,8 +1,10 @@
 """Recipes of seconds for the training of small networks, their data, and runs of them."""
 
+import signal
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from fastdiff.models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -55,13 +57,19 @@ def run(objective, folder, steps=None):
     return training
 
 
+def stopped(objective, folder):
+    """A run that is interrupted in its second step."""
+
+    def interrupt(training, loss):
+        if training.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        Training(objective, folder).run(on_step=interrupt)
+
+
 def stopped_and_resumed(objective, folder):
-    """A run of four steps that stops after two. The learning rate depends on the number of steps, so it is a run of
-    four from the beginning."""
-    part = Training(objective, folder)
-    part.folder.mkdir()
-    for _ in range(2):
-        part.losses.append(part._train_step())
-        part.step += 1
-    part.save()
+    """A run that stops after two steps and goes on."""
+    stopped(objective, folder)
     return run(objective, folder)

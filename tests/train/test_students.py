@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_training import stopped
 
 import fastdiff
 from fastdiff.cli import train as command
@@ -125,12 +126,7 @@ def test_a_student_begins_as_its_teacher_which_stays_as_it_is(tmp_path, data, te
 def test_a_resumed_run_is_the_same(tmp_path, data, teachers, recipe):
     objective = objective_of(recipe, data, teachers)
     whole = run(objective, tmp_path / "whole")
-    part = Training(objective, tmp_path / "part")
-    part.folder.mkdir()
-    for _ in range(2):
-        part.losses.append(part._train_step())
-        part.step += 1
-    part.save()
+    stopped(objective, tmp_path / "part")
     resumed = run(objective_of(recipe, data, teachers), tmp_path / "part")
     assert resumed.losses == whole.losses
     for a, b in zip(whole.ema.module.parameters(), resumed.ema.module.parameters()):
