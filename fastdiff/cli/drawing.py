@@ -1,11 +1,13 @@
-"""Samples of a model in batches with their progress, from noise or from a picture."""
+"""Samples of a model in batches with their progress, from noise or from a picture: `sample` and `edit variation`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.bench.timing import Elapsed, timed
@@ -94,3 +96,17 @@ def draw(
             if whole:
                 bar.advance(task, left)
     return elapsed
+
+
+@contextmanager
+def counted(model: PictureModel, description: str, calls: int) -> Iterator[Elapsed]:
+    """Progress by the calls of the network, for methods without a callback; none on a GPU, whose calls are replayed."""
+    with timed(model.device) as elapsed, progress() as bar:
+        task, hook = bar.add(description, calls), None
+        if isinstance(model.network, nn.Module) and model.device.type == "cpu":
+            hook = model.network.register_forward_hook(lambda *_: bar.advance(task))
+        try:
+            yield elapsed
+        finally:
+            if hook is not None:
+                hook.remove()

@@ -8,10 +8,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fastdiff.cli import bench, failures, options, train_options
+from fastdiff.cli import bench, edit, failures, options, train_options
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(bench.app, name="bench")
+app.add_typer(edit.app, name="edit")
 _debug: list[bool] = []  # not empty after --debug
 
 
@@ -73,8 +74,8 @@ def sample(
         int | None,
         typer.Option(help="How many, of each line of --prompts; 16 if not given, 1 a line.", min=1, max=options.MOST),
     ] = None,
-    solver: options.Solver = None,
-    steps: options.Steps = None,
+    solver: options.OwnSolver = None,
+    steps: options.OwnSteps = None,
     grid: options.Grid = None,
     guidance: options.Guidance = None,
     seed: options.Seed = 0,

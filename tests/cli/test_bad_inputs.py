@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fastdiff.cli import main as command_line
 from fastdiff.cli.failures import one_line
@@ -17,6 +18,8 @@ from fastdiff.cli.main import main
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
+BOTH = ["--image", "a.png", "--mask", "m.png"]
+RED = ["--source", "red heart"]
 BAD = [
     (["nothing"], "no such command 'nothing'; see fastdiff --help"),
     (["sample", "--steps", "many"], "invalid value for '--steps'"),
@@ -46,6 +49,60 @@ BAD = [
     (["sample", "--prompts", "text.txt"], "text.txt, line 1: unknown class 'text'"),
     (["sample", "--prompts", "text.txt", "--class", "food"], "give --prompts or one of --prompt and --class"),
     (["sample", "--prompts", "empty.txt"], "empty.txt holds no prompts"),
+    (["edit", "nothing"], "no such command 'nothing'"),
+    (["edit", "inpaint", "--image", "a.png"], "missing option '--mask'"),
+    (["edit", "inpaint", *BOTH, "--out", "a.png"], "a.png is there already; --overwrite replaces it"),
+    (["edit", "inpaint", *BOTH, "--strip", "a.png"], "a.png is there already; --overwrite replaces it"),
+    (["edit", "inpaint", *BOTH, "--out", "b.png", "--strip", "b.png"], "--out and --strip are the same file, b.png"),
+    (["edit", "inpaint", *BOTH, "--out", "b.jpg"], "--out must end in .png, got 'b.jpg'"),
+    (["edit", "inpaint", *BOTH, "--out", "folder.png"], "folder.png is a folder, expected a file"),
+    (["edit", "inpaint", *BOTH, "--out", "text.txt/x.png"], "cannot write to the folder text.txt: text.txt is a file"),
+    (["edit", "inpaint", *BOTH, "--prompt", "red heart"], "emoji-unet-32 takes no prompts, give --class: "),
+    (["edit", "inpaint", *BOTH, "--class", "smilies"], "did you mean 'smileys'"),
+    (["edit", "inpaint", *BOTH, "--method", "magic"], "unknown --method 'magic'"),
+    (["edit", "inpaint", *BOTH, "--jumps", "5"], "--jumps must be like 5:2"),
+    (
+        ["edit", "inpaint", *BOTH, "--jumps", "5:2", "--method", "palette"],
+        "--jumps is for --method repaint, not palette",
+    ),
+    (["edit", "inpaint", *BOTH, "--hole", "red"], "unknown --hole 'red'"),
+    (["edit", "inpaint", *BOTH, "--solver", "rk45"], "repaint needs a solver with fixed steps"),
+    (["edit", "inpaint", *BOTH, "--guidance", "3"], "--guidance 3 needs a condition to guide to: --class or --prompt"),
+    (["edit", "inpaint", *BOTH, "--model", "nothing"], "unknown model 'nothing'"),
+    (["edit", "inpaint", "--image", "a.png", "--mask", "wide.png"], "wide.png has 8 x 6 pixels and a.png 6 x 6"),
+    (["edit", "inpaint", "--image", "a.png", "--mask", "a.png"], "a.png has no hole: nothing is black"),
+    (
+        ["edit", "inpaint", "--image", "wide.png", "--mask", "aside.png"],
+        "nothing in the 6 x 6 pixels that are taken is",
+    ),
+    (["edit", "inpaint", "--image", "a.png", "--mask", "text.txt"], "cannot read the picture text.txt"),
+    (["edit", "inpaint", "--image", "nowhere.png", "--mask", "m.png"], "nowhere.png: no such file"),
+    (["edit", "inpaint", "--image", "text.txt", "--mask", "m.png"], "cannot read the picture text.txt"),
+    (["edit", "variation", "--image", "a.png", "--strength", "2"], "--strength must be in (0, 1], got 2"),
+    (["edit", "variation", "--image", "a.png", "--model", "own.py:shape"], "shape must be that of one sample"),
+    (["edit", "restore", "--image", "a.png", "--task", "sharpen"], "unknown --task 'sharpen'"),
+    (["edit", "restore", "--image", "a.png", "--task", "superres", "--factor", "5"], "divide 32 and 32"),
+    (["edit", "restore", "--image", "a.png", "--task", "superres", "--blur", "1"], "--blur is for --task deblur"),
+    (["edit", "restore", "--image", "a.png", "--task", "deblur", "--blur", "90"], "--blur must be 0.2 to 10.3 pixels"),
+    (["edit", "restore", "--image", "a.png", "--task", "deblur", "--blur", "nan"], "--blur must be 0.2 to"),
+    (["edit", "restore", "--image", "a.png", "--task", "inpaint"], "--task inpaint needs --mask"),
+    (["edit", "restore", "--image", "a.png", "--task", "deblur", "--scale", "nan"], "--scale must be positive"),
+    (["edit", "restore", "--image", "a.png", "--task", "deblur", "--model", "emoji-ldm-64"], "a model of pixels"),
+    (["edit", "prompt", "--prompt", "blue heart"], "missing option '--source'"),
+    (["edit", "prompt", *RED], "--prompt is needed"),
+    (["edit", "prompt", *RED, "--prompt", "red heart"], "so that nothing would change"),
+    (["edit", "prompt", *RED, "--prompt", "red haert"], "unknown word 'haert'; did you mean 'heart'"),
+    (["edit", "prompt", *RED, "--prompt", "heart", "--mode", "replace"], "cannot be aligned word by word"),
+    (["edit", "prompt", *RED, "--prompt", "blue heart", "--mode", "swap"], "unknown --mode 'swap'"),
+    (["edit", "prompt", *RED, "--weight", "red"], "--weight must be like red=2, got 'red'"),
+    (["edit", "prompt", *RED, "--weight", "green=2"], "unknown word 'green'"),
+    (["edit", "prompt", *RED, "--prompt", "blue heart", "--cross", "2"], "--cross is a share of the steps"),
+    (["edit", "prompt", *RED, "--prompt", "blue heart", "--blend", "apple"], "unknown word 'apple'"),
+    (["edit", "prompt", *RED, "--prompt", "blue heart", "--solver", "dpmpp-2m"], "'dpmpp-2m' looks back"),
+    (["edit", "prompt", "--source", "food", "--prompt", "x", "--model", "emoji-unet-32"], "takes no prompts"),
+    (["edit", "diffedit", "--image", "a.png"], "--prompt is needed: what the picture shall become"),
+    (["edit", "diffedit", "--image", "a.png", "--prompt", "heart", "--threshold", "2"], "must lie between 0 and 1"),
+    (["edit", "diffedit", "--image", "a.png", "--prompt", "heart", "--strength", "0.001"], "leaves none of 25 steps"),
     (["demo", "--guidance", "nan"], "guidance scale must be a finite number"),
     (["demo", "--per-class", "x"], "invalid value for '--per-class'"),
     (["demo", "--per-class", "1" + 11 * "0"], "invalid value for '--per-class'"),
@@ -142,6 +199,13 @@ def test_one_line(arguments, message, tmp_path, capfd):
     (tmp_path / "damaged" / "model_index.json").write_text("[]")
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "broken.py").write_text("def make(:")
+    for name, size, hole in (
+        ("a.png", (6, 6), None), ("m.png", (6, 6), (2, 2)), ("wide.png", (8, 6), None), ("aside.png", (8, 6), (0, 0))
+    ):  # fmt: skip
+        picture = Image.new("RGB", size, "white")
+        if hole is not None:
+            picture.putpixel(hole, (0, 0, 0))
+        picture.save(name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as left:
         main(arguments)
@@ -151,7 +215,7 @@ def test_one_line(arguments, message, tmp_path, capfd):
     assert err.startswith("fastdiff: ")
     assert err.count("\n") == 1
     assert message in err.lower()
-    if arguments[0] in ("demo", "profile", "sample", "bench", "train"):
+    if arguments[0] in ("demo", "edit", "profile", "sample", "bench", "train"):
         after = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts]
         assert after == before
 
@@ -218,6 +282,7 @@ def small_files():
     [
         (["sample", "--count", "16", "--steps", "1", "--zoom", "9", "--out", "grid.png"], "grid.png"),
         (["bench", "convergence", "--only", "ddim", "--html", "page.html"], "page.html"),
+        (["edit", "prompt", *RED, "--weight", "red=2", "--steps", "1", "--zoom", "9"], "edited-strip.png"),
     ],
 )
 def test_a_full_disk_names_the_file(arguments, file, tmp_path):

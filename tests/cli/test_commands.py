@@ -38,7 +38,7 @@ def pixels(path):
 
 def test_help_names_every_command():
     text = fastdiff_command("--help").stdout
-    assert all(name in text for name in ("demo", "sample", "info", "solvers", "kernels", "bench", "train"))
+    assert all(name in text for name in ("demo", "edit", "sample", "info", "solvers", "kernels", "bench", "train"))
 
 
 def test_version(capsys):

@@ -18,6 +18,8 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 COMMANDS = {
     "sample": ["sample"],
     "demo": ["demo"],
+    "edit variation": ["edit", "variation", "--image", "a.png"],
+    "edit prompt": ["edit", "prompt", "--source", "red heart", "--prompt", "blue heart"],
     "profile": ["profile"],
     "verify": ["verify"],
     "bench models": ["bench", "models"],
