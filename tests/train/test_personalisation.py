@@ -1,0 +1,42 @@
+"""The examples that teach emoji-ldm-64 something new: what they train, what they leave alone, what comes out."""
+
+from pathlib import Path
+from runpy import run_path
+from types import SimpleNamespace
+
+import torch
+
+import fastdiff
+from fastdiff import pictures
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name):
+    """The functions of an example, which is not run."""
+    return SimpleNamespace(**run_path(str(EXAMPLES / f"{name}.py")))
+
+
+def latents_of(made, model, folder):
+    made.draw(folder)
+    drawn = [pictures.load_square(path, 64) for path in sorted(folder.iterdir())]
+    assert len(drawn) == 4
+    with torch.no_grad():
+        return model.encode(torch.stack(drawn))
+
+
+def test_dreambooth_keeps_what_it_knew_better_with_preservation(tmp_path):
+    made = example("dreambooth")
+    lost, learned = {}, {}
+    for prior in (0.0, 1.0):
+        model = fastdiff.load("emoji-ldm-64")
+        z = latents_of(made, model, tmp_path)
+        model.add_word(made.WORD)
+        known = made.sample(model, ["heart"] * 4, seed=7)
+        before, start = made.fixed_loss(model, known, "heart"), made.fixed_loss(model, z, "zork heart")
+        made.learn(model, z, "zork heart", "heart", steps=8, prior=prior, batch=2, lr=1e-3, own=4)
+        lost[prior] = made.fixed_loss(model, known, "heart") - before
+        learned[prior] = start - made.fixed_loss(model, z, "zork heart")
+    assert learned[0.0] > 0.05
+    assert learned[1.0] > 0.05
+    assert lost[1.0] < 0.8 * lost[0.0]
