@@ -134,21 +134,24 @@ class Stream(Data):
                 continue
             self._next += 1
             return found
-        raise ValueError(
-            "data gave no batch when it was begun anew: it must be an iterable that can be gone through several times, "
-            "such as a DataLoader, not a generator"
-        )
+        raise ValueError("data gave no batch when it was begun anew")
 
 
 def get_data(source: Any, *, seed: int = 0, fingerprint: str | None = None) -> Data:
     """Data of what was given: `Data` as it is, `Samples` of what has a length and items, `Stream` of other iterables.
 
-    Raises TypeError for anything else, and for an IterableDataset, whose items are no batches.
+    Raises TypeError for anything else, for an iterator, which cannot be begun again, and for an IterableDataset, whose
+    items are no batches.
     """
     if isinstance(source, Data):
         return source
     if isinstance(source, torch.utils.data.IterableDataset):
         raise TypeError("an IterableDataset gives samples one by one; give a DataLoader of it, which makes batches")
+    if isinstance(source, Iterator):
+        raise TypeError(
+            f"data can be gone through only once, got {described(source)}; give what can be begun again, such as a "
+            "DataLoader"
+        )
     if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, (str, bytes, Mapping)):
         return Samples(source, seed=seed, fingerprint=fingerprint)
     if isinstance(source, Iterable) and not isinstance(source, (str, bytes, Mapping)):

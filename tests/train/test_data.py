@@ -78,8 +78,11 @@ def test_a_loader_gives_the_same_batches_to_a_run_that_goes_on():
         ([torch.zeros(2, dtype=torch.int64)], "x0 of a batch must be floating point"),
         ([(torch.zeros(2), torch.zeros(2), 1)], "a batch must be x0 or"),
         (torch.zeros(0, 3), "data holds no samples"),
-        ((x for x in []), "data gave no batch when it was begun anew"),
-        ((x for x in [torch.zeros(3, 2)]), "gave a batch of 3 samples, expected 4"),
+        ((x for x in [torch.zeros(4, 2)]), "data can be gone through only once"),
+        (
+            torch.utils.data.DataLoader(Noisy(), batch_size=13, drop_last=True),
+            "data gave no batch when it was begun anew",
+        ),
         (torch.utils.data.DataLoader(Noisy(), batch_size=5), "gave a batch of 5 samples, expected 4: set batch"),
     ],
 )
