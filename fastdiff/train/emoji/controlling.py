@@ -86,10 +86,10 @@ class EdgeControl(EmojiObjective):
         return torch.cat([shown, named, nameless, self.pixels(torch.from_numpy(self.data.images)[chosen])]), len(chosen)
 
     def agreement(self, network: nn.Module, *, controlled: bool = True) -> float:
-        """Of the edges of the held-out emoji, the share that samples of their names have within a pixel. controlled:
-        whether the samples are given the edges."""
+        """Of the edges of the held-out emoji, the share that samples without a prompt have within a pixel: the base
+        knows these emoji by their names. controlled: whether the samples are given the edges."""
         edges = self.edges[self.held_out]
-        samples = self.sample(network, self.tokens[self.held_out], edges, controlled=controlled)
+        samples = self.sample(network, self.no_tokens, edges, controlled=controlled)
         found = nn.functional.max_pool2d(canny(samples), 3, stride=1, padding=1) > 0
         return float((found.cpu() & edges).sum() / edges.sum())
 
