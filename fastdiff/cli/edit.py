@@ -85,7 +85,8 @@ def restore(
     image: options.Image,
     task: Annotated[str, typer.Option(help="superres, deblur or inpaint.")],
     factor: Annotated[
-        int | None, typer.Option(help="Of superres: --image is so many times smaller than the result; 4 if not given.")
+        int | None,
+        typer.Option(help="Of superres: --image is so many times smaller than the result; 4 if not given.", min=2),
     ] = None,
     blur: Annotated[
         float | None, typer.Option(help="Of deblur: standard deviation of the blur in pixels; 1.5 if not given.")

@@ -16,7 +16,9 @@ OwnDevice = Annotated[
 Dtype = Annotated[str, typer.Option(help="Type of the network: float32, bfloat16 or float16.")]
 Model = Annotated[str, typer.Option(help="A bundled model, a diffusers folder, module:function or file.py:function.")]
 Class = Annotated[str | None, typer.Option("--class", help="A class of the model, or `none`.")]
-Prompt = Annotated[str | None, typer.Option(help="Words of emoji names, for a model that takes prompts.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="For a model that takes prompts; bundled ones know the words of emoji names.")
+]
 Strength = Annotated[
     float | None, typer.Option(help="How much noise --image gets: 1 is noise alone; 0.6 if not given.")
 ]
