@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FEW_STEPS = {"dreambooth": ["--steps", "2"]}
+FEW_STEPS = {name: ["--steps", "2"] for name in ("dreambooth", "textual_inversion")}
 NEEDS = {"diffusers_network": "diffusers", "diffusers_pipeline": "diffusers"}
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 

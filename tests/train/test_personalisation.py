@@ -25,6 +25,20 @@ def latents_of(made, model, folder):
         return model.encode(torch.stack(drawn))
 
 
+def test_textual_inversion_changes_one_embedding(tmp_path):
+    made, model = example("textual_inversion"), fastdiff.load("emoji-ldm-64")
+    original = {name: value.clone() for name, value in model.state_dict().items()}
+    z = latents_of(made, model, tmp_path)
+    v = made.learn(model, z, "face", steps=8, batch=4, lr=0.1)
+    assert made.fixed_loss(model, z, made.WORD) < 0.95 * made.fixed_loss(model, z, "face")
+    learned = dict(model.state_dict())
+    table = learned.pop("text.tokens.weight")
+    assert torch.equal(table[:-1], original.pop("text.tokens.weight"))
+    assert torch.equal(table[-1], v)
+    for name, value in learned.items():
+        assert torch.equal(value, original[name]), name
+
+
 def test_dreambooth_keeps_what_it_knew_better_with_preservation(tmp_path):
     made = example("dreambooth")
     lost, learned = {}, {}
