@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-FEW_STEPS = {name: ["--steps", "2"] for name in ("dreambooth", "textual_inversion")}
-NEEDS = {"diffusers_network": "diffusers", "diffusers_pipeline": "diffusers"}
+FEW_STEPS = {name: ["--steps", "2"] for name in ("dreambooth", "lora", "textual_inversion")}
+NEEDS = {"diffusers_network": "diffusers", "diffusers_pipeline": "diffusers", "lora": "peft"}
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 import fastdiff
@@ -54,3 +55,35 @@ def test_dreambooth_keeps_what_it_knew_better_with_preservation(tmp_path):
     assert learned[0.0] > 0.05
     assert learned[1.0] > 0.05
     assert lost[1.0] < 0.8 * lost[0.0]
+
+
+def test_lora_is_trained_alone_and_merges_under_optimize(tmp_path):
+    peft = pytest.importorskip("peft", reason="what lora.py is about")
+    made, model = example("lora"), fastdiff.load("emoji-ldm-64")
+    given = made.printed(made.sample(model, made.PROMPTS[:2]))
+    red, green, blue = given.mean((0, 2, 3)).tolist()
+    assert blue > green > red
+    with torch.no_grad():
+        z = model.encode(given)
+    made.add_lora(model, rank=4)
+    original = {name: value.clone() for name, value in model.state_dict().items()}
+    before = made.fixed_loss(model, z, made.PROMPTS[:2])
+    made.learn(model, z, made.PROMPTS[:2], steps=8, batch=4, lr=5e-3)
+    assert made.fixed_loss(model, z, made.PROMPTS[:2]) < 0.9 * before
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, original[name])}
+    assert changed
+    assert all(".lora_" in name for name in changed)
+
+    model.unet.save_pretrained(tmp_path)
+    other = fastdiff.load("emoji-ldm-64")
+    t, cond = torch.tensor([300.0, 700.0]), model.info.condition(["cat face", None], 2)
+    with_lora = model(z, t, **cond)
+    assert (with_lora - other(z, t, **cond)).abs().mean() > 0.02
+    other.unet = peft.PeftModel.from_pretrained(other.unet, tmp_path)
+    assert torch.allclose(other(z, t, **cond), with_lora, atol=1e-4)
+
+    model.unet = model.unet.merge_and_unload()
+    assert not any(".lora_" in name for name in model.state_dict())
+    with torch.no_grad():
+        for each in (model, other):
+            assert torch.allclose(fastdiff.optimize(each)(z, t, **cond), with_lora, atol=1e-4)
