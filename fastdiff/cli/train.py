@@ -112,15 +112,17 @@ def trained_teacher(recipe: Student, data: EmojiData, folder: Path, device: str)
     objective, facts = _objective(recipe, data, folder, device)
     training: EmojiTraining = Training(objective, writable_folder(folder))
     if training.step < recipe.steps:
-        training = train(objective, folder, facts)
+        training = train(objective, folder, facts, comparing=False)
     else:
         console.print(f"teacher of [bold]{folder}[/bold], {recipe.student_steps} steps")
     return training.ema.module
 
 
-def train(objective: EmojiObjective, folder: Path, autoencoder: Mapping[str, Any] | None = None) -> EmojiTraining:
+def train(
+    objective: EmojiObjective, folder: Path, autoencoder: Mapping[str, Any] | None = None, *, comparing: bool = True
+) -> EmojiTraining:
     """A run to its end, with its progress on the console and its pictures and weights in `folder`. autoencoder: how the
-    run of its autoencoder went, for the model card."""
+    run of its autoencoder went, for the model card. comparing: whether a student is held to its teacher in the end."""
     training, recipe = Training(objective, folder), objective.recipe
     name = recipe.name
     console.print(
@@ -154,16 +156,16 @@ def train(objective: EmojiObjective, folder: Path, autoencoder: Mapping[str, Any
     except KeyboardInterrupt:
         console.print(f"stopped at step {training.step:,}; the same command goes on from there")
         raise
-    write_results(training, autoencoder)
+    write_results(training, autoencoder, comparing=comparing)
     return training
 
 
-def write_results(training: EmojiTraining, autoencoder: Mapping[str, Any] | None) -> None:
+def write_results(training: EmojiTraining, autoencoder: Mapping[str, Any] | None, *, comparing: bool = True) -> None:
     """Loss curve, pictures, weights and model card of a run in its folder."""
     path = training.folder / training.recipe.name
     plot_losses(training, path.with_name(f"{path.name}-loss.png"))
     save_pictures(training, path.with_suffix(".png"))
-    comparison = training.objective.comparison(training.ema.module)
+    comparison = training.objective.comparison(training.ema.module) if comparing else []
     export(training, path, autoencoder=autoencoder, comparison=comparison)
     console.print(f"written: [bold]{path}[/bold] .safetensors, .json, .md, and pictures")
 
