@@ -12,23 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.models.autoencoder import AutoencoderKL
+from fastdiff.models.bundled import BundledModel
 from fastdiff.models.bundled.conditioned import ClassLatentDiffusion
 from fastdiff.models.unet import UNet
 from fastdiff.train.emoji.comparison import beside, compare
 from fastdiff.train.emoji.data import EmojiData
 from fastdiff.train.emoji.latents import ClassObjective
+from fastdiff.train.emoji.objective import EmojiObjective
 from fastdiff.train.emoji.pixels import PixelDiffusion
-from fastdiff.train.emoji.recipes import ConsistencyRecipe, LatentProgressiveRecipe, Student
+from fastdiff.train.emoji.recipes import LatentProgressiveRecipe
 from fastdiff.train.losses import guided_consistency_loss, progressive_loss
 from fastdiff.train.teacher import guided, weights_digest
-from fastdiff.train.terms import Network
 
 _Network = TypeVar("_Network", bound=nn.Module)
-
-
-def of_teacher(fingerprint: str, teacher: nn.Module) -> str:
-    """The fingerprint of data and teacher."""
-    return hashlib.sha256((fingerprint + weights_digest(teacher)).encode()).hexdigest()
 
 
 def frozen(network: _Network, device: torch.device) -> _Network:
@@ -36,28 +32,23 @@ def frozen(network: _Network, device: torch.device) -> _Network:
     return network.to(device).eval().requires_grad_(False)
 
 
-def with_guidance(network: Network, recipe: Student, classes: int, device: torch.device) -> Network:
-    """What is distilled: the bundled model with guidance, a student as it is."""
-    scale = recipe.guidance if isinstance(recipe.teacher, str) else 1.0
-    return guided(network, scale, {"y": torch.tensor([classes], device=device)})
+class StudentObjective(EmojiObjective):
+    """What students share, beside the objective of their kind. original: the bundled model; teacher: what is distilled,
+    which has the guidance in it unless it is the original itself; guided: its calls, with guidance."""
 
+    recipe: Any
+    original: Any
 
-class PixelStudent(PixelDiffusion):
-    """A student of a bundled U-Net on pixels. original: the bundled model; teacher: what is distilled, which has the
-    guidance in it unless it is the original itself."""
-
-    recipe: Student  # type: ignore[assignment]
-
-    def __init__(
-        self, recipe: Student, data: EmojiData, original: UNet, teacher: UNet, *, device: torch.device | str = "cpu"
-    ) -> None:
-        super().__init__(recipe, data, device=device)  # type: ignore[arg-type]
+    def learn_from(self, original: BundledModel, teacher: nn.Module) -> None:
+        """To be called last in __init__."""
         self.original, self.teacher = frozen(original, self.device), frozen(teacher, self.device)
-        self.fingerprint = of_teacher(self.fingerprint, teacher)
-        self.guided = with_guidance(self.in_precision(teacher), recipe, len(data.classes), self.device)
+        self.fingerprint = hashlib.sha256((self.fingerprint + weights_digest(teacher)).encode()).hexdigest()
+        scale = self.recipe.guidance if isinstance(self.recipe.teacher, str) else 1.0
+        none = torch.tensor([len(self.data.classes)], device=self.device)
+        self.guided = guided(self.in_precision(self.teacher), scale, {"y": none})
 
     def make_network(self) -> nn.Module:
-        network = super().make_network()
+        network = super().make_network()  # type: ignore[safe-super]
         network.load_state_dict(self.teacher.state_dict())
         return network
 
@@ -67,6 +58,16 @@ class PixelStudent(PixelDiffusion):
 
     def comparison(self, network: nn.Module) -> list[dict[str, Any]]:
         return compare(self.original, network, self.recipe.sampling)
+
+
+class PixelStudent(StudentObjective, PixelDiffusion):
+    """A student of a bundled U-Net on pixels."""
+
+    def __init__(
+        self, recipe: Any, data: EmojiData, original: UNet, teacher: UNet, *, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(recipe, data, device=device)
+        self.learn_from(original, teacher)
 
 
 class PixelProgressive(PixelStudent):
@@ -83,8 +84,6 @@ class PixelProgressive(PixelStudent):
 class PixelConsistency(PixelStudent):
     """The network's x0 is the end of the teacher's trajectory, which the teacher itself is asked for: all the way."""
 
-    recipe: ConsistencyRecipe
-
     def _loss(self, network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         x0, y = self.pixels(images), labels.to(self.device)
         levels = self.recipe.levels
@@ -100,11 +99,8 @@ class PixelConsistency(PixelStudent):
         ).mean()
 
 
-class LatentProgressive(ClassObjective):
-    """A student of half as many DDIM steps as its teacher. original: the bundled model at the beginning; teacher: what
-    is halved, a network like it, which has the guidance in it unless it is the original itself."""
-
-    recipe: LatentProgressiveRecipe
+class LatentProgressive(StudentObjective, ClassObjective):
+    """Half as many DDIM steps as the teacher, on latents."""
 
     def __init__(
         self,
@@ -117,14 +113,7 @@ class LatentProgressive(ClassObjective):
     ) -> None:
         assert isinstance(original.autoencoder, AutoencoderKL)
         super().__init__(recipe, data, original.autoencoder, scale_factor=original.scale_factor, device=device)
-        self.original, self.teacher = frozen(original, self.device), frozen(teacher, self.device)
-        self.fingerprint = of_teacher(self.fingerprint, teacher)
-        self.guided = with_guidance(self.in_precision(teacher), recipe, len(data.classes), self.device)
-
-    def make_network(self) -> nn.Module:
-        network = super().make_network()
-        network.load_state_dict(self.teacher.state_dict())
-        return network
+        self.learn_from(original, teacher)
 
     def denoise(self, network: nn.Module, z: Tensor, generator: torch.Generator, **condition: Any) -> Tensor:
         """The error against two steps of the teacher, at random ones of the student's times."""
@@ -137,10 +126,3 @@ class LatentProgressive(ClassObjective):
             steps=self.recipe.student_steps,
             **{name: value.to(self.device) for name, value in condition.items()},
         ).mean()
-
-    def pictures(self, network: nn.Module) -> tuple[Tensor, int]:
-        """The bundled model and the student."""
-        return beside(self.original, network, self.recipe.sampling)
-
-    def comparison(self, network: nn.Module) -> list[dict[str, Any]]:
-        return compare(self.original, network, self.recipe.sampling)
