@@ -19,7 +19,7 @@ def inpaint(
     model: options.Model = "emoji-unet-32",
     class_: options.Class = None,
     prompt: options.Prompt = None,
-    method: Annotated[str, typer.Option(help="repaint, replacement, palette, glide or imputation.")] = "repaint",
+    method: Annotated[str, typer.Option(help="repaint, replacement, palette, glide, imputation or mcg.")] = "repaint",
     jumps: Annotated[
         str | None,
         typer.Option(help="Of repaint: steps of a jump, and how often each stretch is taken; 5:2 if not given."),

@@ -10,8 +10,9 @@ from fastdiff.cli.console import progress
 from fastdiff.cli.drawing import Run
 from fastdiff.cli.edit_files import Asked, Outputs, read, read_mask, shrunk
 from fastdiff.editing.inpainting import METHODS
+from fastdiff.editing.posterior import MCG
 from fastdiff.errors import expect, unknown
-from fastdiff.solvers import Solver
+from fastdiff.solvers import Solver, get_solver
 
 JUMPS = (5, 2)  # of RePaint: 50 steps for 20
 
@@ -31,7 +32,7 @@ def run(
     """See `fastdiff edit inpaint --help`."""
     method, times = _method(method_name, solver_name, jumps, steps)
     model = asked.opened(outputs.count)
-    Run(model, method, steps, grid, asked.seed)  # refuses a bad grid
+    Run(model, get_solver(solver_name), steps, grid, asked.seed)  # refuses a bad grid
     picture = read(image, model.size())
     kept = read_mask(mask, hole, picture, model.size())
     samples = model.samples(picture.values).expand(outputs.count, -1, -1, -1)
@@ -51,7 +52,7 @@ def run(
         outputs.save(picture.values, kept, after, {**asked.facts(model), **facts, "seconds": round(elapsed.seconds, 3)})
 
 
-def _method(name: str, solver_name: str, jumps: str | None, steps: int) -> tuple[Solver, int]:
+def _method(name: str, solver_name: str, jumps: str | None, steps: int) -> tuple[Solver | MCG, int]:
     """The method around the solver, and how many steps it makes."""
     if name not in METHODS:
         raise unknown("--method", name, METHODS)

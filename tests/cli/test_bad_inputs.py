@@ -98,7 +98,7 @@ BAD = [
     (["edit", "prompt", *RED, "--weight", "green=2"], "unknown word 'green'"),
     (["edit", "prompt", *RED, "--prompt", "blue heart", "--cross", "2"], "--cross is a share of the steps"),
     (["edit", "prompt", *RED, "--prompt", "blue heart", "--blend", "apple"], "unknown word 'apple'"),
-    (["edit", "prompt", *RED, "--prompt", "blue heart", "--solver", "dpmpp-2m"], "'dpmpp-2m' looks back"),
+    (["edit", "prompt", *RED, "--prompt", "blue heart", "--solver", "rk45"], "a solver that takes the grid's steps"),
     (["edit", "prompt", "--source", "food", "--prompt", "x", "--model", "emoji-unet-32"], "takes no prompts"),
     (["edit", "diffedit", "--image", "a.png"], "--prompt is needed: what the picture shall become"),
     (["edit", "diffedit", "--image", "a.png", "--prompt", "heart", "--threshold", "2"], "must lie between 0 and 1"),

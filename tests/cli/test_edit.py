@@ -109,6 +109,16 @@ def test_inpaint_latents(capfd):
     assert np.abs(pixels("edited.png") - pixels("a.png"))[~kept].mean() > 3
 
 
+@pytest.mark.parametrize("method", ["glide", "mcg"])
+def test_every_method_keeps_the_bits(method, capfd):
+    """Also one that alone does not (glide), and one that is no solver (mcg)."""
+    save_picture("a.png")
+    kept = save_mask("mask.png")
+    edit(capfd, "inpaint", "--image", "a.png", "--mask", "mask.png", "--method", method, "--steps", 2)
+    assert np.array_equal(pixels("edited.png")[kept], pixels("a.png")[kept])
+    assert np.abs(pixels("edited.png") - pixels("a.png"))[~kept].mean() > 3
+
+
 def test_a_variation_is_what_sample_makes_of_a_picture(capfd):
     save_picture("a.png", 50)
     options = ["--image", "a.png", "--strength", 0.4, "--class", "food", "--count", 3, "--steps", 6, "--seed", 2]
