@@ -27,6 +27,7 @@ from fastdiff.train.loop import Training
 from fastdiff.train.results import plot_losses
 
 SAMPLE_EVERY = 2_000
+MOST_PIXELS = 1_200  # of a row of pictures in a file
 
 
 def run(
@@ -174,4 +175,5 @@ def save_pictures(training: EmojiTraining, path: Path) -> None:
     """What the averaged network makes."""
     samples, columns = training.objective.pictures(training.ema.module)
     size = samples.shape[-1]
-    pictures.save_png(path, pictures.grid(samples, columns), zoom=3 if size < 64 else 2 if size < 128 else 1)
+    zoom = min(3 if size < 64 else 2, max(1, MOST_PIXELS // (columns * size)))
+    pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
