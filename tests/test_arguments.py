@@ -48,7 +48,6 @@ def halves(batch=2):
         ("steps", True, "steps must be a whole number >= 1, got True"),
         ("steps", "4", "steps must be a whole number >= 1, got '4'"),
         ("steps", 4.0, "steps must be a whole number"),
-        ("steps", None, "steps must be a whole number"),
         ("solver", 3, "solver must be a name"),
         ("solver", ["ddim"], "solver must be a name"),
         ("prediction", 3, "prediction must be a name"),

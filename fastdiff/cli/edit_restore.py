@@ -86,4 +86,4 @@ def _measured(
     assert mask is not None
     kept = read_mask(mask, hole, picture, (height, width))
     shown = kept.to(model.device, torch.float32)
-    return picture, values, kept, torch.where(kept, values, torch.zeros(())), Masking(shown)
+    return picture, values, kept, values.masked_fill(~kept, 0), Masking(shown)

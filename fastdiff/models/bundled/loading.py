@@ -55,7 +55,10 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
     WeightsError that names the file if it is missing, truncated, or not the one that was published.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name must be that of a bundled model, got {arguments.described(name)}")
+        raise TypeError(
+            f"name must be that of a bundled model, got {arguments.described(name)}; fastdiff.models.load reads a "
+            "checkpoint or a folder"
+        )
     if name not in names():
         if "/" in name or "\\" in name or Path(name).exists():
             raise ValueError(
