@@ -117,7 +117,7 @@ PROFILED = [
 def test_the_line_for_a_bundled_model_runs(name, backend):
     subject = get_subject(name)
     setting = Setting("ddim", 2, guidance=subject.guidance, backend=backend)
-    assert setting.guidance > 1
+    assert (setting.guidance > 1) == (subject.teacher is None)  # a distilled model has its teacher's in it
     space = {"torch": torch, "fastdiff": fastdiff}
     exec(python_line(subject, setting, count=3), space)
     assert space["x"].shape == (3, *subject.shape)
