@@ -20,8 +20,10 @@ from fastdiff.runtime.native import core  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _outside_the_sources(tmp_path, monkeypatch):
-    """Commands that tests start must not find the sources either, nor run a pytest with the options of this one."""
+    """Commands that tests start must not find the sources either, nor run a pytest with the options of this one, nor
+    another test the modules in a folder that this one makes importable."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
         monkeypatch.delenv(name, raising=False)
 

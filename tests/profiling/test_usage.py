@@ -45,6 +45,7 @@ def run(line, folder, before=""):
 @pytest.mark.parametrize("name", ["own:make", "own:fields", "own.py:make", "own.py:fields"])
 def test_the_line_for_an_entry_point(name, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
+    sys.modules.pop("own", None)  # of another test
     try:
         found = fastdiff.profile(name, **QUICK, out="out")
     finally:
