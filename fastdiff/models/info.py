@@ -159,6 +159,11 @@ class PromptInfo(ModelInfo):
         return torch.tensor(words, dtype=torch.int64, device=self.text.positions.device)
 
 
+def first_layer(model: nn.Module) -> nn.Module:
+    """The first part of a model that has weights of its own, for `ModelInfo.layer`."""
+    return next(each for each in model.modules() if any(True for _ in each.parameters(recurse=False)))
+
+
 def _one_each(what: str, given: str | Sequence[str | None] | None, batch: int) -> list[str | None]:
     batch = whole("batch", batch, 1)
     if given is not None and (isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable)):

@@ -21,7 +21,7 @@ from fastdiff.models.bundled.controlled import EdgeLatentDiffusion
 from fastdiff.models.bundled.upsampler import Upsampler, UpsamplerConfig
 from fastdiff.models.controlnet import ControlNet, ControlNetConfig
 from fastdiff.models.dit import DiTConfig
-from fastdiff.models.info import ImageCondition, ModelInfo, PromptInfo, Sampling
+from fastdiff.models.info import ImageCondition, ModelInfo, PromptInfo, Sampling, first_layer
 from fastdiff.models.ldm import LDMConfig
 from fastdiff.models.parts.unfilled import unfilled
 from fastdiff.models.text import TextConfig, Tokenizer
@@ -165,7 +165,7 @@ def _info(about: Mapping[str, Any], model: BundledModel) -> ModelInfo:
         "card": about["training"],
         "sampling": _config(Sampling, about["sampling"]) if "sampling" in about else None,
         "sha256": about["sha256"],
-        "layer": next(each for each in model.modules() if any(True for _ in each.parameters(recurse=False))),
+        "layer": first_layer(model),
         "image": ImageCondition(**{**image, "shape": tuple(image["shape"])}) if (image := about.get("image")) else None,
     }
     if isinstance(model, PromptLatentDiffusion):

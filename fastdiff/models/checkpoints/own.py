@@ -14,7 +14,7 @@ from fastdiff.errors import WeightsError, expect
 from fastdiff.files import replacing
 from fastdiff.models.checkpoints.layout import REQUIRED, Checkpoint, Layout, register
 from fastdiff.models.dit import DiT, DiTConfig
-from fastdiff.models.info import ModelInfo
+from fastdiff.models.info import ModelInfo, first_layer
 from fastdiff.models.unet import UNet, UNetConfig
 from fastdiff.process.schedules import SCHEDULES, Schedule
 
@@ -51,7 +51,7 @@ class _Own(Layout):
                 prediction=about["prediction"],
                 classes=tuple(about["classes"]),
                 card=about["card"],
-                layer=next(each for each in model.modules() if any(True for _ in each.parameters(recurse=False))),
+                layer=first_layer(model),
             )
         except (KeyError, TypeError) as error:
             raise WeightsError(f"{checkpoint.name}: `_info` in {_CONFIG} is not as it was written: {error}") from error

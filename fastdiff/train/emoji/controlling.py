@@ -18,6 +18,7 @@ from fastdiff.train.emoji.objective import EmojiObjective
 from fastdiff.train.emoji.pixels import VALIDATION_DRAWS
 from fastdiff.train.emoji.recipes import ControlRecipe
 from fastdiff.train.losses import denoising_loss
+from fastdiff.train.teacher import weights_digest
 
 SHOWN = 12
 
@@ -47,10 +48,8 @@ class EdgeControl(EmojiObjective):
         tokenizer = base.info.tokenizer  # type: ignore[attr-defined]
         self.tokens = torch.tensor([tokenizer.tokens(name) for name in data.names])
         self.no_tokens = torch.tensor(tokenizer.tokens(""))
-        digest = hashlib.sha256((self.fingerprint + "\n".join(data.names)).encode())
-        for tensor in self.base.state_dict().values():
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        self.fingerprint = digest.hexdigest()
+        known = "\n".join([self.fingerprint, *data.names, weights_digest(self.base)])
+        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
 
     def make_network(self) -> nn.Module:
         unet = self.base.unet

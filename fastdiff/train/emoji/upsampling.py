@@ -14,6 +14,8 @@ from fastdiff.train.emoji.objective import EmojiObjective
 from fastdiff.train.emoji.pixels import VALIDATION_DRAWS
 from fastdiff.train.emoji.recipes import UpsamplerRecipe
 from fastdiff.train.losses import denoising_loss
+from fastdiff.train.losses.progressive import scales
+from fastdiff.train.terms import normal
 
 SHOWN, SHOWN_IN_A_ROW = 16, 8
 
@@ -105,13 +107,9 @@ class Upsampling(EmojiObjective):
         # Not in equal parts, as the times of the loss are: the two would go together.
         times = torch.rand(len(clean), generator=generator, dtype=torch.float64) * self.recipe.augment
         points = schedule.points(times.numpy())
-        alpha, sigma = (
-            torch.tensor([getattr(p, name) for p in points], dtype=torch.float64).to(clean).view(-1, 1, 1, 1)
-            for name in ("alpha", "sigma")
-        )
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        alpha, sigma = scales(points, clean)
         level = torch.tensor([schedule.model_time(p.t) for p in points]).to(clean)
-        noisy = alpha * clean + sigma * noise
+        noisy = alpha * clean + sigma * normal(clean, generator)
         network = self.in_precision(network)  # type: ignore[assignment]
         return denoising_loss(network, self.process, x0, generator, image=noisy, level=level).mean()
 
