@@ -108,6 +108,31 @@ void bind_linear(py::module_& module) {
     op.batch = sizes[0], op.rows = sizes[1], op.inputs = sizes[2], op.outputs = sizes[3];
     run(linear, op, threads);
   });
+  // In lower precision: whether there are instructions for it, bytes of a packed weight, packing, and the layer.
+  module.def("has_low_precision",
+             [](bool int8) { return int8 ? kernels().int8_products : kernels().bfloat16_products; });
+  module.def("low_weight_bytes", low_weight_bytes);
+  module.def("low_linear_weight",
+             [](Address packed, LinearWeight weight, int64_t inputs, bool glu, bool int8, int threads) {
+               LowLinear op = {};
+               op.int8 = int8;
+               op.layer.weights[0] = weight, op.layer.count = 1, op.layer.inputs = inputs, op.layer.glu = glu;
+               op.layer.outputs = weight.outputs / (glu ? 2 : 1);
+               op.weight = packed;
+               run(low_linear_weight, op, threads);
+             });
+  module.def("low_linear", [](Address out, Rows x, Address packed, Address bias, Rows gate, Rows residual,
+                              Activation activation, bool glu, Numbers<4> sizes, bool int8, int threads) {
+    LowLinear op = {};
+    op.int8 = int8;
+    Linear& layer = op.layer;
+    layer.x = x, layer.gate = gate, layer.residual = residual, layer.out = out;
+    layer.activation = activation, layer.glu = glu;
+    layer.batch = sizes[0], layer.rows = sizes[1], layer.inputs = sizes[2], layer.outputs = sizes[3];
+    layer.weights[0] = {nullptr, bias, 0, layer.outputs * (glu ? 2 : 1)}, layer.count = 1;
+    op.weight = packed;
+    run(low_linear, op, threads);
+  });
 }
 
 void bind_conv2d(py::module_& module) {

@@ -1,9 +1,14 @@
 """How the compiled module is found: the threads that it shares with torch."""
 
 import ctypes
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from fastdiff.runtime import native
 
@@ -39,3 +44,21 @@ def test_without_a_runtime_nothing_is_opened(monkeypatch, tmp_path):
     monkeypatch.setattr(native.ctypes, "CDLL", lambda path: object())
     assert native.share_openmp(str(tmp_path / "maps")) is None
     assert native.share_openmp(str(tmp_path / "not there")) is None
+
+
+def test_in_a_checkout_the_error_says_where_to_go(tmp_path):
+    """There the sources, which are not compiled, hide the installed package."""
+    ours = Path(native.__file__).parents[1]
+    ignored = shutil.ignore_patterns("_core*", "*.safetensors", "*.png", "__pycache__")
+    shutil.copytree(ours, tmp_path / "fastdiff", ignore=ignored)
+    (tmp_path / "CMakeLists.txt").touch()
+    # Without `site`, which would put an editable install first.
+    paths = [str(tmp_path), str(Path(torch.__file__).parents[1]), *filter(None, sys.path)]
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", "import fastdiff"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )  # fmt: skip
+    assert found.returncode == 1
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: fastdiff's compiled module cannot be loaded")
+    assert f"from its source tree, {tmp_path / 'fastdiff'}, where nothing is compiled: run from another folder" in last

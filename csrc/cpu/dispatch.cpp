@@ -34,6 +34,14 @@ FASTDIFF_TABLE(avx512)
 #if defined(FASTDIFF_HAS_NEON)
 FASTDIFF_TABLE(neon)
 #endif
+#if defined(FASTDIFF_HAS_LOW_PRECISION)
+namespace avx512_bfloat16 {
+FASTDIFF_BFLOAT16_KERNELS(FASTDIFF_DECLARE)
+}
+namespace avx512_vnni {
+FASTDIFF_INT8_KERNELS(FASTDIFF_DECLARE)
+}
+#endif
 #if defined(FASTDIFF_HAS_AMX)
 #define FASTDIFF_AMX_KERNELS(KERNEL)      \
   KERNEL(AttentionUnits, attention_units) \
@@ -67,6 +75,32 @@ bool cpu_has(bool avx512) {
 #endif
 #endif
 
+#if defined(FASTDIFF_HAS_X86)
+#define FASTDIFF_REPLACE(type, name) kernels.name = FASTDIFF_FROM::name;
+// With the products in lower precision that this processor has.
+const Kernels& avx512_table() {
+  static const Kernels table = [] {
+    Kernels kernels = avx512::table;
+#if defined(FASTDIFF_HAS_LOW_PRECISION)
+    kernels.bfloat16_products = __builtin_cpu_supports("avx512bf16");
+    kernels.int8_products = __builtin_cpu_supports("avx512vnni");
+#define FASTDIFF_FROM avx512_bfloat16
+    if (kernels.bfloat16_products) {
+      FASTDIFF_BFLOAT16_KERNELS(FASTDIFF_REPLACE)
+    }
+#undef FASTDIFF_FROM
+#define FASTDIFF_FROM avx512_vnni
+    if (kernels.int8_products) {
+      FASTDIFF_INT8_KERNELS(FASTDIFF_REPLACE)
+    }
+#undef FASTDIFF_FROM
+#endif
+    return kernels;
+  }();
+  return table;
+}
+#endif
+
 #if defined(FASTDIFF_HAS_AMX)
 #if defined(FASTDIFF_EMULATE_AMX)
 constexpr bool kEmulated = true;
@@ -86,10 +120,11 @@ bool cpu_has_amx() {
 // What has no products is as in AVX-512.
 const Kernels& amx_table() {
   static const Kernels table = [] {
-    Kernels kernels = avx512::table;
+    Kernels kernels = avx512_table();
     kernels.isa = "amx";
-#define FASTDIFF_REPLACE(type, name) kernels.name = amx::name;
+#define FASTDIFF_FROM amx
     FASTDIFF_AMX_KERNELS(FASTDIFF_REPLACE)
+#undef FASTDIFF_FROM
     return kernels;
   }();
   return table;
@@ -99,7 +134,7 @@ const Kernels& amx_table() {
 std::vector<const Kernels*> find_supported() {
   std::vector<const Kernels*> tables;
 #if defined(FASTDIFF_HAS_X86)
-  if (cpu_has(true)) tables.push_back(&avx512::table);
+  if (cpu_has(true)) tables.push_back(&avx512_table());
   if (cpu_has(false)) tables.push_back(&avx2::table);
 #endif
 #if defined(FASTDIFF_HAS_NEON)

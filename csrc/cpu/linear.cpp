@@ -5,31 +5,19 @@
 #include "fastdiff/arena.h"
 #include "fastdiff/kernels.h"
 #include "fastdiff/linear_ends.h"
+#include "fastdiff/linear_epilogue.h"
 #include "fastdiff/simd.h"
 #include "fastdiff/tiles.h"
 
 namespace fastdiff::amx {
 namespace {
 
-constexpr int64_t kBlock = kLinearBlock, kSide = 16, kSums = kBlock * kBlock;
+constexpr int64_t kSide = 16;
 constexpr int64_t kStepBytes = 3 * kTileBytes;  // of a tile of 16 rows and 32 numbers in its three terms
 // A panel is of so many blocks of 32 rows or columns and steps of 32 numbers, or of more blocks and fewer steps: 576
 // KiB, in L2 beside what passes by. The sums of more steps than these are added to those of the ones
 // before.
 constexpr int64_t kPanelBlocks = 4, kPanelSteps = 24, kMostBlocks = 12;
-
-const float* row_of(const Rows& rows, const Linear& op, int64_t row) {
-  return static_cast<const float*>(rows.data) + row / op.rows * rows.batch + row % op.rows * rows.row;
-}
-
-// The weight that has this row of W, which becomes its own row of it.
-const LinearWeight& weight_of(const Linear& op, int64_t* row) {
-  const LinearWeight* weight = op.weights;
-  while (*row >= weight->outputs && weight < op.weights + op.count - 1) *row -= weight++->outputs;
-  return *weight;
-}
-// The row of W of a column of out; half: 0, or 1 for what a GLU is gated with.
-int64_t row_of_weight(const Linear& op, int64_t column, int64_t half) { return half * op.outputs + column; }
 
 // Tiles of a block of 32 columns of out, i.e. of W^T, from step `first` on; `tile` bytes each. Columns that are not
 // there are 0.
@@ -77,63 +65,10 @@ void pack_rows(const Linear& op, int64_t block, int64_t first, int64_t steps, in
   }
 }
 
-// GELU, x P(X < x) of a normal X. With w = |x| this is max(x, 0) - w P(X > w), and P(X > w) e^(w^2 / 2) is a polynomial
-// of t = 1 / (1 + 0.26 w), times t, to 3.9e-8 of itself where w < 16; beyond, it is nothing.
-F gelu(F x) {
-  const F w = min(max(x, F::broadcast(0) - x), F::broadcast(16)),
-          t = F::broadcast(1) / fma(w, F::broadcast(0.26f), F::broadcast(1));
-  F p = F::broadcast(0.0294357371528814f);
-  p = fma(p, t, F::broadcast(-0.14766510234259086f));
-  p = fma(p, t, F::broadcast(0.24089387005320784f));
-  p = fma(p, t, F::broadcast(-0.13890801277317918f));
-  p = fma(p, t, F::broadcast(0.15268433977840218f));
-  p = fma(p, t, F::broadcast(0.05452660264979418f));
-  p = fma(p, t, F::broadcast(0.10213966724563657f));
-  p = fma(p, t, F::broadcast(0.10314110221738249f));
-  p = fma(p, t, F::broadcast(0.10375177660534625f));
-  const F tail = p * t * exp2(w * w * F::broadcast(-0.72134752f));
-  return max(F::broadcast(0), x) - w * tail;  // of a NaN max gives the second
-}
-
-// act(x): x / (1 + e^-x), GELU, or GELU in its form with tanh, 0.5 x (1 + tanh z) = x / (1 + e^(-2 z)).
-F activate(F x, Activation activation) {
-  if (activation == Activation::none) return x;
-  if (activation == Activation::silu) return silu(x);
-  if (activation == Activation::gelu) return gelu(x);
-  const F z = x * fma(x * x, F::broadcast(0.0356774081f), F::broadcast(0.7978845608f));
-  return x / (F::broadcast(1) + exp2(z * F::broadcast(-2.88539008f)));
-}
-
-F biased(const Linear& op, F y, int64_t column, int64_t half, int64_t n) {
-  int64_t row = row_of_weight(op, column, half);
-  const float* bias = weight_of(op, &row).bias;
-  return bias ? y + load_up_to(bias + row, n) : y;
-}
-
-// A block of out from its sums, of which a GLU has a second block behind the first. Whether any of them is doubtful.
+// As put_block. Whether any of the sums is doubtful.
 bool put(const Linear& op, const float* sums, int64_t row_block, int64_t column_block) {
-  const int64_t rows = at_most(kBlock, op.batch * op.rows - row_block * kBlock);
   Doubt doubt[2];  // for two chains of operations
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t row = row_block * kBlock + r;
-    for (int64_t c = 0; c < kBlock && column_block * kBlock + c < op.outputs; c += kLanes) {
-      const int64_t column = column_block * kBlock + c, n = at_most(op.outputs - column, kLanes);
-      const F sum = F::load(sums + r * kBlock + c);
-      doubt[c / kLanes].see(sum, n);
-      F y = biased(op, sum, column, 0, n);
-      if (op.glu) {
-        const F gating = F::load(sums + kSums + r * kBlock + c);
-        doubt[c / kLanes].see(gating, n);
-        y = y * activate(biased(op, gating, column, 1, n), op.activation);
-      } else {
-        y = activate(y, op.activation);
-      }
-      if (op.gate.data) y = y * load_up_to(row_of(op.gate, op, row) + column, n);
-      if (op.residual.data) y = y + load_up_to(row_of(op.residual, op, row) + column, n);
-      float* out = op.out + row * op.outputs + column;
-      n == kLanes ? y.store(out) : store_some(out, y, n);
-    }
-  }
+  put_block(op, sums, row_block, column_block, [&](F sum, int64_t c, int64_t n) { doubt[c / kLanes].see(sum, n); });
   return doubt[0].any() || doubt[1].any();
 }
 

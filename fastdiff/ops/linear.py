@@ -132,7 +132,8 @@ class Linear(Op[Arguments]):
             if bias is not None:
                 check_tensor("bias", bias, x, (rows,))
             outputs += rows
-        if a.glu:
+        if a.glu is not False:
+            expect(a.glu is True, f"glu must be True or False, got {a.glu!r}")
             expect(outputs % 2 == 0, f"weight must have an even number of rows for a GLU, got {outputs}")
             outputs //= 2
         if a.gate is not None:

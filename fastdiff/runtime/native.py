@@ -27,7 +27,7 @@ share_openmp()
 try:
     from fastdiff import _core as core  # type: ignore[attr-defined]
 except ImportError as error:
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]  # of the package
     if (folder.parent / "CMakeLists.txt").exists():
         advice = (
             f"Python imports fastdiff from its source tree, {folder}, where nothing is compiled: run from another "

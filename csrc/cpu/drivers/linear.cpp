@@ -19,4 +19,20 @@ void linear(Linear op, int threads) {
   run_kernel(all.linear_multiply, op, op.rows_shared ? columns : rows, threads);
 }
 
+void low_linear_weight(LowLinear op, int threads) {
+  const int64_t blocks = linear_column_blocks(op.layer) * (op.layer.glu ? 2 : 1);
+  run_kernel(op.int8 ? kernels().linear_int8_weight : kernels().linear_bfloat16_weight, op, blocks, threads);
+}
+
+void low_linear(LowLinear op, int threads) {
+  const Kernels& all = kernels();
+  const int64_t rows = op.layer.batch * op.layer.rows;
+  Arena arena;
+  op.rows = arena.take<uint8_t>(rows * low_row_bytes(op.layer.inputs));
+  const int few = threads_for(rows * op.layer.inputs, threads);
+  run_kernel(op.int8 ? all.linear_int8_rows : all.linear_bfloat16_rows, op, rows, few);
+  run_kernel(op.int8 ? all.linear_int8_products : all.linear_bfloat16_products, op, low_linear_units(op.layer),
+             threads);
+}
+
 }  // namespace fastdiff

@@ -181,6 +181,29 @@ static inline int64_t linear_packed_bytes(const Linear& op) {
 // the second blocks of the other.
 using LinearKernel = void (*)(const Linear& op, int64_t begin, int64_t end);
 
+// The above in lower precision: x and W are rounded to bfloat16, or to 8-bit integers, and their products summed in
+// float32 or in 32-bit integers. What follows the products is in float32. W is one weight, packed once: its data are
+// not read, and a bias is weights[0]'s.
+struct LowLinear {
+  Linear layer;
+  bool int8;        // else bfloat16
+  uint8_t* weight;  // of low_weight_bytes
+  uint8_t* rows;    // of x, rounded, each of low_row_bytes
+};
+// Every kernel's layout fits: a block of 32 rows of W has at most so many bytes, 2 or 1 a number and, of int8, 8 a row
+// for its scale and its sum. So do rows of x, in float32 where there are no products in the type.
+static inline int64_t low_block_bytes(int64_t inputs, bool int8) {
+  return kLinearBlock * (int8 ? round_up(inputs, 4) + 8 : 2 * round_up(inputs, 2));
+}
+static inline int64_t low_weight_bytes(int64_t inputs, int64_t outputs, bool glu, bool int8) {
+  return linear_blocks(outputs) * (glu ? 2 : 1) * low_block_bytes(inputs, int8);
+}
+static inline int64_t low_row_bytes(int64_t inputs) { return 4 * round_up(inputs, 16) + 128; }
+// In three: units of the first, of which the weight alone is set, are blocks of W, those of a GLU one after the other;
+// of the second rows of x; of the third blocks of out, `low_linear_units`.
+using LowLinearKernel = void (*)(const LowLinear& op, int64_t begin, int64_t end);
+static inline int64_t low_linear_units(const Linear& op) { return linear_row_blocks(op) * linear_column_blocks(op); }
+
 // A convolution in up to three steps. The weights are transformed once, units are blocks of channels of each panel; the
 // input, where the plan shares it, units are blocks of channels of each part of tiles; then products and outputs, units
 // are the plan's parts.
@@ -216,7 +239,18 @@ using Conv2dPanel = int64_t (*)();  // the output channels of a panel
   KERNEL(Conv2dWeightsKernel, conv2d_weights)                            \
   KERNEL(Conv2dKernel, conv2d_input)                                     \
   KERNEL(Conv2dKernel, conv2d_products)                                  \
-  KERNEL(Conv2dDirectKernel, conv2d_direct)
+  KERNEL(Conv2dDirectKernel, conv2d_direct)                              \
+  FASTDIFF_LOW_KERNELS(KERNEL)
+// In lower precision: of each instruction set, and once more of those for such products.
+#define FASTDIFF_BFLOAT16_KERNELS(KERNEL)         \
+  KERNEL(LowLinearKernel, linear_bfloat16_weight) \
+  KERNEL(LowLinearKernel, linear_bfloat16_rows)   \
+  KERNEL(LowLinearKernel, linear_bfloat16_products)
+#define FASTDIFF_INT8_KERNELS(KERNEL)         \
+  KERNEL(LowLinearKernel, linear_int8_weight) \
+  KERNEL(LowLinearKernel, linear_int8_rows)   \
+  KERNEL(LowLinearKernel, linear_int8_products)
+#define FASTDIFF_LOW_KERNELS(KERNEL) FASTDIFF_BFLOAT16_KERNELS(KERNEL) FASTDIFF_INT8_KERNELS(KERNEL)
 // Those that AMX has besides; elsewhere they are null, and a library is as fast.
 #define FASTDIFF_MATRIX_KERNELS(KERNEL)          \
   KERNEL(LinearKernel, linear_pack)              \
@@ -233,6 +267,7 @@ struct Kernels {
   const char* isa;
   FASTDIFF_KERNELS(FASTDIFF_MEMBER)
   FASTDIFF_MATRIX_KERNELS(FASTDIFF_MEMBER)
+  bool bfloat16_products = false, int8_products = false;  // whether those in lower precision have instructions for it
 };
 #undef FASTDIFF_MEMBER
 

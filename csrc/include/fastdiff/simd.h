@@ -52,6 +52,12 @@
 #if defined(FASTDIFF_ISA_AMX)  // the vectors of AVX-512, and products in tiles: see amx.h
 #define FASTDIFF_ISA amx
 #include "fastdiff/simd/avx512.h"
+#elif defined(FASTDIFF_ISA_AVX512_BFLOAT16)  // and products of bfloat16
+#define FASTDIFF_ISA avx512_bfloat16
+#include "fastdiff/simd/avx512.h"
+#elif defined(FASTDIFF_ISA_AVX512_VNNI)  // and products of 8-bit integers
+#define FASTDIFF_ISA avx512_vnni
+#include "fastdiff/simd/avx512.h"
 #elif defined(FASTDIFF_ISA_AVX512)
 #define FASTDIFF_ISA avx512
 #include "fastdiff/simd/avx512.h"
