@@ -71,6 +71,14 @@ def names(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
+def tolerances(rtol: Any, atol: Any) -> tuple[float, float]:
+    """Of an error's size: neither negative, one positive. Raises TypeError or ValueError for anything else."""
+    rtol, atol = number("rtol", rtol), number("atol", atol)
+    expect(min(rtol, atol) >= 0, f"rtol and atol must not be negative, got {rtol!r} and {atol!r}")
+    expect(max(rtol, atol) > 0, "rtol and atol must not both be 0: no error is as small as that")
+    return rtol, atol
+
+
 def interval(name: str, value: Any) -> tuple[float, float]:
     """Two numbers, the first below the second. Raises TypeError or ValueError for anything else."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:

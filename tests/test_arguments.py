@@ -219,6 +219,8 @@ def test_encode(change, message):
         (dict(max_steps="x"), "max_steps must be a whole number >= 1, got 'x'"),
         (dict(rtol="x"), "rtol must be a finite number"),
         (dict(atol=-1.0), "rtol and atol must not be negative"),
+        (dict(rtol=0, atol=0), "rtol and atol must not both be 0"),
+        (dict(atol=0), "atol must be positive: the change of log p begins at 0"),
         (dict(cond=X), "cond must hold"),
         (dict(cond={"c": torch.zeros(3, 4)}), "cond['c'] must be (2, ...)"),
         (dict(seed=torch.Generator()), "a torch.Generator goes to noise="),

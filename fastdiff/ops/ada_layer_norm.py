@@ -11,7 +11,7 @@ from torch import Tensor
 from fastdiff.ops.calls import Plan
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import A, Gradients, Op, Tensors, runs_on_triton
-from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows
+from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows, wrong_eps
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -74,12 +74,14 @@ class AdaLayerNorm(LayerNorm[Arguments]):
         return y.contiguous()
 
     def check(self, a: Arguments) -> None:
-        x, scale, shift, weight, bias, _ = a
+        x, scale, shift, weight, bias, eps = a
         shape = x.shape
         if len(shape) != 3 or shape[2] == 0:
             raise ValueError(f"x must be (B, S, C) and have channels, got {tuple(shape)}")
         if bias is not None and weight is None:
             raise ValueError("bias needs weight")
+        if not eps >= 0:
+            raise wrong_eps(eps)
         batch, _, channels = shape
         row = (batch, 1, channels)
         check_tensor("scale", scale, x, row, shape)

@@ -93,7 +93,7 @@ class AddGroupNormSilu(Op[Arguments]):
             check_tensor("residual", a.residual, a.x, tuple(a.x.shape))
 
     def limits(self, a: Arguments) -> str | None:
-        return "it has no C++ kernel; on the CPU conv2d adds, and group_norm_silu follows"
+        return "it has no C++ kernel; conv2d and group_norm_silu do it"
 
     def fake(self, a: Arguments) -> tuple[Tensor, Tensor]:
         h, z = (torch.empty_like(a.x, memory_format=layout(a.x)) for _ in range(2))

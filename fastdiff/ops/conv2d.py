@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fastdiff.errors import expect, unknown
 from fastdiff.ops.conv2d_algorithms import ALGORITHMS, Problem, choose
-from fastdiff.ops.conv2d_weights import packed
+from fastdiff.ops.conv2d_weights import Packed, packed
 from fastdiff.ops.given import several
 from fastdiff.ops.linear import Arguments as Layer
 from fastdiff.ops.linear import linear
-from fastdiff.ops.op import Op
+from fastdiff.ops.op import Gradients, Op, Tensors
 from fastdiff.ops.tensors import address, check_tensor, contiguous, is_channels_last
 from fastdiff.runtime import choice
 from fastdiff.runtime.memory import empty
@@ -25,6 +25,7 @@ from fastdiff.runtime.native import core
 
 _ACTIVATIONS = ("silu",)
 _OUT_OF_RANGE = "the weight has numbers beyond 2^50, an infinity or NaN, or a row of numbers below 2^-50"
+_FEW_CHANNELS = "with few channels the transforms cost more than the products that they spare"
 _FEW_PRODUCTS = 1e8  # of two numbers: with fewer torch's 1x1 convolution is as fast, and its calls are shorter
 
 
@@ -119,7 +120,12 @@ class Conv2d(Op[Arguments]):
         if x.ndim != 4:
             raise ValueError(f"x must be (N, C, H, W), got {tuple(x.shape)}")
         if a.stride < 1 or a.padding < 0 or a.upsample < 1:
-            raise ValueError(f"stride, padding, upsample: {a.stride}, {a.padding}, {a.upsample}")
+            raise ValueError(
+                f"stride and upsample must be at least 1 and padding 0, got stride={a.stride}, upsample={a.upsample}, "
+                f"padding={a.padding}"
+            )
+        if isinstance(a.upsample, float):  # PyTorch would take it
+            raise TypeError(f"upsample must be a whole number, got {a.upsample}")
         if a.activation is not None and a.activation not in _ACTIVATIONS:
             raise unknown("activation", a.activation, _ACTIVATIONS)
         if a.algorithm is not None and a.algorithm not in ALGORITHMS:
@@ -155,7 +161,12 @@ class Conv2d(Op[Arguments]):
         return None
 
     def slower_backward(self, a: Arguments) -> str | None:
-        return "a gradient is wanted: backward would compute all again, and a changed weight is packed each time"
+        if torch.compiler.is_compiling():
+            return "a gradient is wanted, and of two kernels in a compiled graph one may not be needed"
+        why = self.undifferentiated(a)
+        if why is None and (a.weight.shape[0] < 64 or a.weight.shape[1] < 32):
+            why = _FEW_CHANNELS
+        return None if why is None else f"a gradient is wanted: {why}"
 
     def slower(self, a: Arguments) -> str | None:
         x, weight = a.x, a.weight
@@ -166,7 +177,7 @@ class Conv2d(Op[Arguments]):
         if not torch.compiler.is_compiling() and weight.is_inference():
             return "the weight is an inference tensor, whose changes cannot be seen: nothing made of it could be kept"
         if (x.shape[1] < 64 and a.skip is None) or weight.shape[0] < 32:
-            return "with few channels the transforms cost more than the products that they spare"
+            return _FEW_CHANNELS
         return None
 
     def named(self, *values: Any) -> Any:
@@ -181,11 +192,15 @@ class Conv2d(Op[Arguments]):
         if is_pointwise(a):
             batch, _, height, width = a.x.shape
             return linear.kernel(_as_linear(a)).view(batch, height, width, a.weight.shape[0]).permute(0, 3, 1, 2)
-        x, weight = a.x, a.weight
-        forms = packed(weight)
-        if not forms.in_range(weight):
+        forms = packed(a.weight)
+        if not forms.in_range(a.weight):
             choice.note(self.name, _OUT_OF_RANGE)
             return self.reference(a).contiguous(memory_format=torch.channels_last)
+        return self._by_winograd(a, forms)
+
+    def _by_winograd(self, a: Arguments, forms: Packed) -> Tensor:
+        """By the C++ kernel. forms: of the weight, which is in range."""
+        x, weight = a.x, a.weight
         shape = batch, out_channels, height, width = a.result_shape
         out = empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         if not out.numel():
@@ -216,6 +231,58 @@ class Conv2d(Op[Arguments]):
                 forms.keep_only(chosen)
         run(chosen)
         return out
+
+    def undifferentiated(self, a: Arguments) -> str | None:
+        if a.activation is not None:
+            return f"backward needs what {a.activation} is of, which the kernel does not keep"
+        if is_pointwise(a):
+            return "a linear layer of pixels and its gradients are the same products"
+        return self.limits(a) or ("there is no kernel for padding above 2" if a.padding > 2 else None)
+
+    def empty_gradients(self, a: Arguments) -> list[Tensor | None]:
+        images = [None if t is None else torch.empty_like(t, memory_format=torch.channels_last) for t in (a.x, a.skip)]
+        return [*images, *super().empty_gradients(a)[2:]]
+
+    def kernel_backward(self, a: Arguments, gradients: Tensors, kept: Tensors) -> Gradients:
+        like = self.empty_gradients(a)
+        found = self.wanted_backward(a, gradients, kept, [t is not None for t in like])
+        return [None if t is None or wanted is None else wanted.copy_(t) for t, wanted in zip(found, like)]
+
+    def wanted_backward(self, a: Arguments, gradients: Tensors, kept: Tensors, wanted: Sequence[bool]) -> Gradients:
+        """Of x by the same algorithm, as that is a convolution as well; of the weight by PyTorch."""
+        gradient = _dense(gradients[0] if a.scale == 1 else a.scale * gradients[0])
+        of_x, of_skip, of_weight, of_bias, of_residual, of_channel_bias = wanted
+        x = skip = weight = bias = None
+        if of_weight:
+            image = a.x if a.skip is None else torch.cat((a.x, a.skip), 1)
+            image = image if a.upsample == 1 else F.interpolate(image, scale_factor=float(a.upsample), mode="nearest")
+            _, weight, bias = torch.ops.aten.convolution_backward(
+                gradient, image, a.weight, a.weight.shape[:1], [1, 1], [a.padding, a.padding], [1, 1], False, [0, 0], 1,
+                (False, True, of_bias),
+            )  # fmt: skip
+        elif of_bias:
+            bias = gradient.sum((0, 2, 3))
+        channel_bias = gradient.sum((2, 3)) if of_channel_bias else None
+        if of_x or of_skip:
+            x, skip = self._gradients_of_images(a, gradient)
+        return x, skip, weight, bias, gradient if of_residual else None, channel_bias
+
+    def _gradients_of_images(self, a: Arguments, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of x and of what is concatenated to it: the convolution of the gradient with each kernel turned by half a
+        circle, from the output channels to the input channels."""
+        turned = Arguments(gradient, None, a.weight.detach().flip(2, 3).transpose(0, 1), padding=2 - a.padding)
+        forms = Packed()
+        if forms.in_range(turned.weight):
+            found = self._by_winograd(turned, forms)
+        else:
+            choice.note(self.name, _OUT_OF_RANGE)
+            found = self.reference(turned).contiguous(memory_format=torch.channels_last)
+        if a.upsample == 2:  # each pixel was read four times
+            found = F.avg_pool2d(found, 2, divisor_override=1)
+        if a.skip is None:
+            return found, None
+        x, skip = found.split((a.x.shape[1], a.skip.shape[1]), 1)
+        return x, skip
 
     def fake(self, a: Arguments) -> Tensor:
         return torch.empty(a.result_shape, dtype=a.x.dtype, device=a.x.device, memory_format=torch.channels_last)

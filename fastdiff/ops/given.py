@@ -1,4 +1,4 @@
-"""What an operator was given where it takes tensors: asked where a call has failed, so that others pay nothing."""
+"""What an operator was given in place of what it takes: asked where a call has failed, so that others pay nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+
+from fastdiff.arguments import described
 
 # Arguments that the public signature has inside another.
 _NAMES = {
@@ -31,8 +33,8 @@ def several(name: str, given: Any) -> Sequence[Tensor]:
     return given
 
 
-def expect_tensors(a: Any, kinds: Sequence[str]) -> None:
-    """Raise TypeError that names the first of the Arguments that is no tensor where one is expected.
+def expect_kinds(a: Any, kinds: Sequence[str]) -> None:
+    """Raise TypeError that names the first of the Arguments that is not of its kind: a tensor, a number or a name.
 
     kinds: of the arguments' fields, as schemas name them.
     """
@@ -46,3 +48,23 @@ def expect_tensors(a: Any, kinds: Sequence[str]) -> None:
                 raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}") from None
         elif kind == "Tensor" and not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}") from None
+        elif kind in _PLAIN and not (_PLAIN[kind][1](value) or (value is None and kind.endswith("?"))):
+            raise TypeError(f"{name} must be {_PLAIN[kind][0]}, got {described(value)}") from None
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "__float__") and not (isinstance(value, Tensor) and value.numel() != 1)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_PLAIN = {
+    "int": ("a whole number", _is_whole), "float": ("a number", _is_number), "float?": ("a number or None", _is_number),
+    "str": ("a name", _is_name), "str?": ("a name or None", _is_name),
+}  # fmt: skip

@@ -16,7 +16,7 @@ from fastdiff.ops.calls import Plan
 from fastdiff.ops.given import several
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import Gradients, Op, Tensors
-from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, layout
+from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, layout, wrong_eps
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -85,7 +85,7 @@ class GroupNormSilu(Op[Arguments]):
         return y.contiguous(memory_format=form)
 
     def check(self, a: Arguments) -> None:
-        x, num_groups, weight, bias, _, scale, shift, activation, skip = a
+        x, num_groups, weight, bias, eps, scale, shift, activation, skip = a
         if x.ndim < 2:
             raise ValueError(f"x must be (N, C, ...), got {tuple(x.shape)}")
         samples, channels, *pixels = x.shape
@@ -99,6 +99,8 @@ class GroupNormSilu(Op[Arguments]):
             raise ValueError(f"x has no pixels: {tuple(x.shape)}")
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
+        if not eps >= 0:
+            raise wrong_eps(eps)
         if weight is not None:
             check_tensor("weight", weight, x, (channels,))
         if bias is not None:

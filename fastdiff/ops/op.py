@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 
 from fastdiff.ops import deciding
 from fastdiff.ops.calls import Calls, Plan
-from fastdiff.ops.given import expect_tensors
+from fastdiff.ops.given import expect_kinds
 from fastdiff.ops.registration import differentiated, kinds_of, recorded, register, register_backward
 from fastdiff.ops.tensors import TYPES
 from fastdiff.runtime import choice, dispatcher
@@ -50,6 +50,7 @@ class Op(Generic[A]):
     - `kernel_backward(a, gradients, kept)` and `triton_backward`, if there are kernels: a gradient for each tensor of
       the arguments, None where that is None. gradients: of each result; kept: results, at the places `keeps`.
       `undifferentiated(a)`: why they cannot take these arguments, so that torch differentiates the reference, or None.
+      `wanted_backward` in place of the former: only the gradients that are wanted.
     """
 
     name: ClassVar[str]
@@ -136,6 +137,10 @@ class Op(Generic[A]):
         """Gradients of the tensors by Triton."""
         raise NotImplementedError
 
+    def wanted_backward(self, a: A, gradients: Tensors, kept: Tensors, wanted: Sequence[bool]) -> Gradients:
+        """By C++, of the tensors that are wanted; what is given for others is not read."""
+        return self.kernel_backward(a, gradients, kept)
+
     def recording(self, a: A) -> A:
         """The arguments of a call of which a gradient may be wanted."""
         return a
@@ -170,8 +175,8 @@ class Op(Generic[A]):
                     return self.kernel(a) if taker == "cpu" else self.triton(a)
                 return self.reference(a, inplace) if not any_autocast() else self.plainly(a, inplace)
             return self._dispatched(a, inplace)
-        except (AttributeError, TypeError, ValueError):
-            expect_tensors(a, self._kinds)  # says which argument is none, if that is why
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            expect_kinds(a, self._kinds)  # says which argument is of another kind, if that is why
             raise
 
     def dispatched(self, a: A, inplace: bool) -> Any:
@@ -390,22 +395,30 @@ class Op(Generic[A]):
         again = torch.is_grad_enabled()  # a gradient of the gradient is asked for
         if self._backward_operator is not None and not again and self.undifferentiated(a) is None:
             try:
-                by_place = dict(zip(self.tensor_places, self._gradients(a, gradients, tuple(saved))))
-                return tuple(by_place[i] if needed else None for i, needed in enumerate(ctx.needs_input_grad))
+                needed = ctx.needs_input_grad  # torch leaves out arguments at the end that have their defaults
+                wanted = [place < len(needed) and needed[place] for place in self.tensor_places]
+                by_place = dict(zip(self.tensor_places, self._gradients(a, gradients, tuple(saved), wanted)))
+                return tuple(by_place[i] if each else None for i, each in enumerate(needed))
             except Exception as error:
                 self.gives_way(self.first(a), error)
         return differentiated(self.reference, a, ctx.needs_input_grad, gradients, again)
 
-    def _gradients(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:
+    def _gradients(self, a: A, gradients: Tensors, kept: Tensors, wanted: Sequence[bool]) -> Gradients:
         """By the kernels, past the dispatcher where it would only call them."""
         if is_compiling() or not is_trivial((*gradients, *kept, *self.tensors(a))):
             assert self._backward_operator is not None
             return self._backward_operator(*gradients, *kept, *a)
-        return self.compute_backward(a, gradients, kept)
+        return self.compute_backward(a, gradients, kept, wanted)
 
-    def compute_backward(self, a: A, gradients: Tensors, kept: Tensors) -> Gradients:
-        """By the kernel of x's device."""
-        return (self.triton_backward if self._on_triton(a) else self.kernel_backward)(a, gradients, kept)
+    def compute_backward(
+        self, a: A, gradients: Tensors, kept: Tensors, wanted: Sequence[bool] | None = None
+    ) -> Gradients:
+        """By the kernel of x's device. wanted: by tensor; all if None."""
+        if self._on_triton(a):
+            return self.triton_backward(a, gradients, kept)
+        if wanted is None:
+            return self.kernel_backward(a, gradients, kept)
+        return self.wanted_backward(a, gradients, kept, wanted)
 
     def empty_gradients(self, a: A) -> list[Tensor | None]:
         """A tensor without values for the gradient of each tensor, contiguous; None where that is None."""

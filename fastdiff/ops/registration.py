@@ -68,8 +68,10 @@ def register_backward(op: Any) -> torch._ops.OpOverload:
         a, gradients, saved = split(values)
         x = a[0]
         op.check(a)
-        for gradient in (*gradients, *saved):
-            check_tensor("gradient", gradient, x, x.shape)
+        made = op.fake(a)
+        made = (made,) if isinstance(made, Tensor) else made
+        for gradient, result in zip((*gradients, *saved), (*made, *(made[place] for place in op.keeps))):
+            check_tensor("gradient", gradient, x, result.shape)
         if (reason := op.undifferentiated(a)) is not None:
             raise ValueError(f"there is no kernel for these gradients: {reason}")
         op.check_reach(a)

@@ -13,7 +13,7 @@ from fastdiff.ops.ada_layer_norm import LayerNorm, centered
 from fastdiff.ops.calls import Plan
 from fastdiff.ops.in_double import gradients_in_double, results_in_double
 from fastdiff.ops.op import Gradients, Tensors, runs_on_triton
-from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows
+from fastdiff.ops.tensors import TYPES, address, check_tensor, contiguous, dense, rows, wrong_eps
 from fastdiff.runtime.memory import empty_like
 from fastdiff.runtime.native import core
 
@@ -76,6 +76,8 @@ class ResidualAdaLayerNorm(LayerNorm[Arguments]):
         y = a.y
         if a.bias is not None and a.weight is None:
             raise ValueError("bias needs weight")
+        if not a.eps >= 0:
+            raise wrong_eps(a.eps)
         shape = y.shape
         if len(shape) != 3 or shape[2] == 0:
             raise ValueError(f"y must be (B, S, C) and have channels, got {tuple(shape)}")

@@ -27,6 +27,11 @@ def check_tensor(name: str, tensor: Tensor, x: Tensor, *shapes: tuple[int, ...],
         raise TypeError(f"{name} is {tensor.dtype}, {beside} is {x.dtype}")
 
 
+def wrong_eps(given: float) -> ValueError:
+    """What to raise for the epsilon of a norm that is below 0 or not a number."""
+    return ValueError(f"eps must be at least 0, got {given}")
+
+
 def address(tensor: Tensor | None) -> int:
     """Of a contiguous tensor; 0 where there is none."""
     return 0 if tensor is None else tensor.data_ptr()
