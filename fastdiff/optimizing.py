@@ -10,11 +10,22 @@ from torch import nn
 
 from fastdiff import arguments
 from fastdiff.compiler.optimize import optimize_module, refresh_module, restore_module
+from fastdiff.compiler.precision import wanted
 from fastdiff.runtime import environment
+from fastdiff.runtime.reuse import Caching
 from fastdiff.runtime.telling import show
 
 
-def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = (), progress: bool = False) -> Any:
+def optimize(
+    module: Any,
+    *,
+    verify: bool = False,
+    disable: Sequence[str] = (),
+    progress: bool = False,
+    precision: str = "float32",
+    keep_float32: Sequence[str] = (),
+    reuse: Caching | str | None = None,
+) -> Any:
     """Make a model run through fastdiff's compiler; returns the same object.
 
     module: a torch.nn.Module, or a pipeline of diffusers: all its networks but those of transformers, and its
@@ -22,28 +33,38 @@ def optimize(module: Any, *, verify: bool = False, disable: Sequence[str] = (), 
     module's parameters, state_dict, hooks and signature stay. verify: compare the first call with the original, and go
     back to it with a warning if they differ. disable: names of passes to leave out. progress: say on stderr when a
     model is being captured, which takes seconds at the first call; the logger "fastdiff" has it at the level INFO
-    whether it is shown or not. Where a gradient is wanted the original runs. `restore` undoes it.
+    whether it is shown or not. precision: of the linear layers of a float32 model on a CPU, "float32", "bf16" or "int8"
+    ([lower precision](optimize.md#lower-precision)). keep_float32: names of parts of the model, with `*`, that stay in
+    float32 all the same. reuse: take part of a call's result from earlier calls of the same run, which changes the
+    answer: such as "deep:2" for U-Nets, "blocks:t=0.1" for transformers, see `fastdiff.caching.Caching`; of a pipeline,
+    for its denoisers. Where a gradient is wanted the original runs. `restore` undoes it.
 
     Changes of the module are seen at the next call: of weights and buffers, in place or replaced, of its parts, hooks
     and adapters. Through `.data` in place, of which PyTorch knows nothing: at the next call if whole rows or columns of
     a weight change or if its parts together have at most 512 KiB, and after a pause (0.2 s for each 100 MB of
     weights); fewer numbers within 64 calls. `refresh` makes sure, and `verify` finds it.
 
-    Raises TypeError for anything else, ValueError for the name of a pass that does not exist, and for an environment
+    Raises TypeError for anything else, ValueError for the name of a pass, precision or part that does not exist, for a
+    precision that the model or its device cannot have, for a rule of reuse that cannot be, and for an environment
     variable of fastdiff that holds what it may not.
     """
     arguments.flag("verify", verify)
-    disable = arguments.names("disable", disable)
+    disable, keep_float32 = arguments.names("disable", disable), arguments.names("keep_float32", keep_float32)
     if arguments.flag("progress", progress):
         show()
+    rule = None if reuse is None else Caching.of("reuse", reuse)
     environment.check()
     if is_pipeline(module):
         from fastdiff.integrations.diffusers import optimize_pipeline
 
-        return optimize_pipeline(module, verify=verify, disable=disable)
+        return optimize_pipeline(
+            module, verify=verify, disable=disable, precision=precision, keep_float32=keep_float32, reuse=rule
+        )
     if not isinstance(module, nn.Module):
         raise TypeError(f"optimize() takes a torch.nn.Module or a pipeline of diffusers, got {type(module).__name__}")
-    optimize_module(module, verify=verify, disable=[name for name in disable if name != "scheduler"])
+    passes = [name for name in disable if name != "scheduler"]
+    low = wanted([module], precision, keep_float32)
+    optimize_module(module, verify=verify, disable=passes, precision=low, reuse=rule)
     return module
 
 

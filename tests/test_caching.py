@@ -9,6 +9,7 @@ import fastdiff
 from fastdiff.caching import Cached, Caching
 from fastdiff.models.dit import DiT, DiTConfig
 from fastdiff.models.edm import SongConfig, SongUNet
+from fastdiff.models.ldm import LDMConfig, LDMUNet
 from fastdiff.models.unet import UNet, UNetConfig
 
 
@@ -248,3 +249,56 @@ def test_an_optimised_network_is_captured_whole():
     for one, call in zip(found, calls):
         torch.testing.assert_close(one, expected(*call), rtol=1e-4, atol=1e-5)
     assert (optimised.cache.full, optimised.cache.reused) == (3, 4)
+
+
+def prompted():
+    config = LDMConfig(
+        image_size=8, in_channels=4, model_channels=32, out_channels=4, num_res_blocks=1, attention_resolutions=(1,),
+        channel_mult=(1, 2), num_heads=4, use_spatial_transformer=True, transformer_depth=1, context_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)  # the same weights each time
+    return randomized(LDMUNet(config))
+
+
+class Guided:
+    """Guidance by hand, the two outputs by two networks that share nothing."""
+
+    def __init__(self, networks, prompts, scale):
+        self.networks, self.prompts, self.scale = networks, prompts, scale
+
+    def __call__(self, x, t):
+        cond, uncond = (network(x, t, prompt) for network, prompt in zip(self.networks, self.prompts, strict=True))
+        return uncond + self.scale * (cond - uncond)
+
+
+@pytest.mark.parametrize(
+    ("how", "rule", "solver", "guidance"),
+    [
+        ("cached", "deep:3", "ddim", 3.0),
+        ("cached", "deep:t=0.5", "dpmpp-2m", 3.0),
+        ("cached", "deep:3", "ddim", (3.0, 1.5)),
+        ("cached", "deep:3", "dpm-adaptive", 3.0),
+        ("optimized", "deep:3", "ddim", 3.0),
+    ],
+    ids=["every", "threshold", "scales", "adaptive", "optimized"],
+)
+def test_prompts_of_different_lengths_reuse_apart(how, rule, solver, guidance):
+    """Guided, these are two calls a step: each takes what it kept itself."""
+    prompts = [torch.randn(2, length, 16, generator=torch.Generator().manual_seed(length)) for length in (7, 5)]
+    make = (lambda: Cached(prompted(), rule)) if how == "cached" else lambda: fastdiff.optimize(prompted(), reuse=rule)
+    options = dict(schedule="cosine", prediction="x0", solver=solver, seed=0)
+    if solver != "dpm-adaptive":
+        options["steps"] = 7
+    scale = torch.tensor(guidance)[:, None, None, None] if isinstance(guidance, tuple) else guidance
+    pair = [make(), make()]
+    expected = fastdiff.sample(Guided(pair, prompts, scale), (2, 4, 8, 8), **options)
+    network = make()
+    named = [{"context": prompt} for prompt in prompts]
+    found = fastdiff.sample(network, (2, 4, 8, 8), cond=named[0], uncond=named[1], guidance=guidance, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    if how == "cached":
+        assert network.cache.reused == sum(each.cache.reused for each in pair) > 0
+        assert network.cache.full == sum(each.cache.full for each in pair) > 2
+    else:
+        exact = fastdiff.sample(prompted(), (2, 4, 8, 8), cond=named[0], uncond=named[1], guidance=guidance, **options)
+        assert not torch.allclose(found, exact, rtol=1e-3, atol=1e-3)

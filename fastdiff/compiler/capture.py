@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from fastdiff.compiler import effects, mutations, ownership, strides, written
 from fastdiff.compiler.errors import Unsupported
 from fastdiff.compiler.passes import PASSES, invariants, normalize
+from fastdiff.compiler.precision import Precision, mark
 from fastdiff.compiler.replay import Replays
 from fastdiff.compiler.report import Notes, Report, record
 from fastdiff.compiler.stored import Stored
@@ -56,6 +57,10 @@ class FastGraph:
         finally:
             self.stored.done()
 
+    def explain(self) -> list[tuple[str, str]]:
+        """How it runs, beside what the passes say: lines with their names."""
+        return [] if self.replays is None else [("on a GPU", line) for line in self.replays.explain()]
+
     def refresh(self) -> None:
         """Keep nothing of the calls until now."""
         if self.replays is not None:
@@ -82,11 +87,11 @@ class Told:
     def __init__(self, name: str = "a compiled model") -> None:
         self._name, self._reasons = name, set[str]()
 
-    def __call__(self, reason: str) -> None:
+    def __call__(self, reason: str, what: str = "runs as it was written, and not faster") -> None:
         """Say so, if it is new."""
         if reason not in self._reasons:
             self._reasons.add(reason)
-            warnings.warn(f"fastdiff: {self._name} runs as it was written, and not faster: {reason}", stacklevel=3)
+            warnings.warn(f"fastdiff: {self._name} {what}: {reason}", stacklevel=3)
 
 
 def _not_wanted(tensors: Sequence[Tensor]) -> str | None:
@@ -106,13 +111,16 @@ def compile_graph(
     told: Told | None = None,
     model: weakref.ref[torch.nn.Module] | None = None,
     moved: Callable[[], str | None] = lambda: None,
+    precision: Precision | None = None,
+    cut: Callable[[fx.GraphModule, Report, Sequence[str], torch.device | None, str | None], Any] | None = None,
 ) -> Callable[..., Any]:
     """What Dynamo calls: the graph with the passes applied, but for those named in `disable`.
 
     Where a gradient is wanted, under autocast, or where a pass finds something that it must not touch, the graph runs
     as it was captured; a pass that fails is undone. All are in the report that `fastdiff.explain` shows, the last and
     the first two with a warning too, by `told`.
-    model: for the report. moved: says why the weights lie elsewhere in every call, if they do.
+    model: for the report. moved: says why the weights lie elsewhere in every call, if they do. precision: that of
+    layers, if it is lower. cut: makes several graphs of one, see `reuse`; None where it cannot.
     """
     check_passes(disable)
     written.mend(captured)
@@ -130,34 +138,42 @@ def compile_graph(
         report.fallback = reason
         (told or Told())(reason)
         return AsWritten(captured, report)
+    device = next((x.device for x in tensors if x.device.type == graphs.graph_type.device_type), None)
     try:
-        module = transform(captured, report, disable)
+        mark(captured.graph, inputs, model, precision)
+        prepared = prepare(captured)
+        fast = None if cut is None else cut(prepared, report, disable, device, moved())
+        if fast is None:
+            fast = FastGraph(captured, transform(prepared, report, disable), report, device, moved())
     except Unsupported as error:
         report.fallback = str(error)
         return AsWritten(captured, report)
     finally:
         report.seconds = time.perf_counter() - started
-    device = next((x.device for x in tensors if x.device.type == graphs.graph_type.device_type), None)
-    fast = FastGraph(captured, module, report, device, moved())
     report.graph = fast
-    return fast
+    return fast  # type: ignore[no-any-return]
 
 
-def transform(captured: fx.GraphModule, report: Report, disable: Sequence[str] = ()) -> fx.GraphModule:
-    """A copy of the captured graph after the passes."""
-    module = _copy(captured, captured.graph)
+def prepare(captured: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the captured graph in the vocabulary of the passes."""
+    module = copy_of(captured)
     for node in module.graph.nodes:
         node.meta["origin"] = node.name
         node.meta.pop("grapharg", None)  # has a weak reference to the input
     strides.note(module.graph)
     normalize.apply(module.graph)
+    return module
+
+
+def transform(module: fx.GraphModule, report: Report, disable: Sequence[str] = ()) -> fx.GraphModule:
+    """The graph, which is changed, after the passes."""
     for name, apply in PASSES.items():
         notes = Notes(name)
         report.passes.append(notes)
         if name in disable:
             notes.error = "turned off"
             continue
-        before = _copy(module, module.graph)
+        before = copy_of(module)
         started = time.perf_counter()
         try:
             apply(module.graph, notes)
@@ -190,9 +206,9 @@ def check_passes(names: Sequence[str]) -> None:
             raise unknown("pass", name, PASSES)
 
 
-def _copy(module: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+def copy_of(module: fx.GraphModule) -> fx.GraphModule:
     """The same module with a graph of its own."""
-    copied = fx.Graph()
+    copied, graph = fx.Graph(), module.graph
     output = copied.graph_copy(graph, {})
     copied.output(output)
     for old in graph.nodes:

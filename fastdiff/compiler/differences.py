@@ -61,6 +61,19 @@ def difference(name: str, ours: Tensor, theirs: Tensor, exact: Tensor | None) ->
     return Difference(name, maximum, rms, max(BOUND * eps, 2 * their_maximum))
 
 
+def low_difference(name: str, ours: Tensor, theirs: Tensor, expected: Tensor, times: float) -> Difference:
+    """Of a result in lower precision. theirs: the original's under autocast to bfloat16; expected: in float32; times:
+    the error of the first may be so many times what bfloat16 may be off by."""
+    if not expected.is_floating_point() or not expected.numel() or ours.shape != expected.shape:
+        return difference(name, ours, expected, None)
+    eps, unit = torch.finfo(torch.bfloat16).eps, float(expected.double().square().mean().sqrt()) or 1.0
+    maximum, rms = _error(ours, expected.double(), unit)
+    their_maximum, their_rms = _error(theirs, expected.double(), unit)
+    rounding = eps * float(expected.abs().max()) / unit
+    bound, rms_bound = HALF_MAXIMUM * their_maximum + rounding, HALF_RMS * their_rms + eps / 2
+    return Difference(name, maximum, rms, times * bound, times * rms_bound)
+
+
 def node_difference(name: str, ours: Tensor, theirs: Tensor, exact: Tensor | None) -> Difference:
     """Of a node of a graph: as of a result, but in half precision twice the original's error is allowed throughout."""
     found = difference(name, ours, theirs, exact)

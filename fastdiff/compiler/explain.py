@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fastdiff.compiler.branches import without_reuse
 from fastdiff.compiler.capture import FastGraph
 from fastdiff.compiler.nodes import Node
 from fastdiff.compiler.optimize import FastCall, reports_of_module
@@ -45,8 +46,10 @@ class Explanation:
                 k, what = min(same, key=lambda pair: len(pair[1]))  # the most alike
                 lines.append(f"  beside graph {k}, of the same shapes: {'; '.join(what) or _UNKNOWN}")
             lines += _passes(report)
-            if report.graph is not None and report.graph.replays is not None:
-                lines += [f"  {'on a GPU':<18} {each}" for each in report.graph.replays.explain()]
+            if report.reuse is not None:
+                lines.append(f"  {'reuse':<18} {report.reuse}")
+            if report.graph is not None:
+                lines += [f"  {name:<18} {line}" for name, line in report.graph.explain()]
             if report.part is not None:
                 lines.append(f"  not the whole model: {report.part}")
         if self.seconds:
@@ -123,6 +126,7 @@ def _passes(report: Report) -> list[str]:
     lines = []
     for notes in report.passes:
         lines.append(f"  {notes.name:<18} {notes.error or notes.matches}")
+        lines += [f"  {'':<18} {remark}" for remark in notes.remarks]
         lines += [f"  {'':<18} left {count}: {reason}" for reason, count in notes.misses.most_common()]
     return lines
 
@@ -153,7 +157,7 @@ def _timed(fast: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[int, flo
     grabbed: dict[int, tuple[FastGraph, tuple[Any, ...]]] = {}
     FastGraph.observer = lambda graph, values: grabbed.setdefault(id(graph), (graph, values))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_reuse():
             fast(*args, **kwargs)
     finally:
         FastGraph.observer = None

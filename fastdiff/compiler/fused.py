@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,13 +24,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
 def linear(*values: Any) -> Tensor:
     """`ops.linear` of x (..., K); values: of its Arguments. A gate comes with (B, S, K) alone."""
-    a = LinearArguments(*values)
+    return by_rows(LinearArguments(*values), lambda a: ops.linear.run(a, inplace=True))
+
+
+def by_rows(a: LinearArguments, run: Callable[[LinearArguments], Tensor]) -> Tensor:
+    """run(a) for x (..., K), by way of (1, rows, K) where it is not (B, S, K)."""
     if a.x.ndim == 3:
-        return ops.linear.run(a, inplace=True)
+        return run(a)
     *sizes, inputs = a.x.shape
     rows = math.prod(sizes)
     residual = None if a.residual is None else a.residual.reshape(1, rows, a.residual.shape[-1])
-    y = ops.linear.run(a._replace(x=a.x.reshape(1, rows, inputs), residual=residual), inplace=True)
+    y = run(a._replace(x=a.x.reshape(1, rows, inputs), residual=residual))
     return y.view(*sizes, y.shape[-1])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 # An fx.Node. Its arguments have too many types to be told apart by a checker.
 Node = Any
+CROSSING = "crossing"  # in the meta of an input that another graph of the same model makes, with strides of its own
 
 
 def value(node: Any) -> Any:

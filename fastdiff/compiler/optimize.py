@@ -12,16 +12,20 @@ from typing import Any
 from torch import nn
 
 from fastdiff.compiler.arguments import Place, as_tensor, converted, has_numpy, numbers, replaced, shapes
+from fastdiff.compiler.branches import Branches
 from fastdiff.compiler.capture import Told, check_passes, compile_graph
 from fastdiff.compiler.hooks import Hooks
 from fastdiff.compiler.numbers import Numbers
+from fastdiff.compiler.precision import Precision
 from fastdiff.compiler.report import Report, discard, recorded, reports_of
+from fastdiff.compiler.reuse import with_reuse
 from fastdiff.compiler.variant import Variant, could_not_capture
 from fastdiff.compiler.verify import verified_call
 from fastdiff.runtime import contents, eager, graphs
 from fastdiff.runtime.fingerprint import renew
 from fastdiff.runtime.memory import release
 from fastdiff.runtime.offloading import moved
+from fastdiff.runtime.reuse import Caching
 
 _CALL = "_compiled_call_impl"  # what nn.Module.__call__ runs in place of forward and hooks, if it is set
 _STATES = 4  # sets of hooks whose captures are kept
@@ -46,12 +50,20 @@ class FastCall:
     with, go into another capture as tensors.
     """
 
-    def __init__(self, module: nn.Module, disable: Sequence[str], verify: bool) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        disable: Sequence[str],
+        verify: bool,
+        precision: Precision | None = None,
+        branches: Branches | None = None,
+    ) -> None:
         self._module = weakref.ref(module)  # which holds this
         self.name = type(module).__name__
         self._verify = verify  # the next call
         self._failed = False
-        self.disable, self._told = tuple(disable), Told(self.name)
+        self.disable, self._told, self.precision = tuple(disable), Told(self.name), precision
+        self.branches = branches  # of its calls, if they reuse what others computed
         self._hooks = Hooks(module)
         self._captures, self._others = Captures(), OrderedDict[Hashable, Captures]()  # others: by the hooks' state
         self._numbers = Numbers(functools.partial(_run, self._module))
@@ -78,6 +90,12 @@ class FastCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._failed or eager.wanted() is not None or eager.traced():
             return self.original(*args, **kwargs)
+        if self.branches is None:
+            return self._checked(*args, **kwargs)
+        with self.branches.call(args, kwargs):
+            return self._checked(*args, **kwargs)
+
+    def _checked(self, *args: Any, **kwargs: Any) -> Any:
         if self._verify:
             result, same = verified_call(self._fast, self.original, args, kwargs)
             self._verify, self._failed = same is None, same is False
@@ -182,8 +200,10 @@ class FastCall:
                 compile_graph,
                 disable=self.disable,
                 told=self._told,
+                precision=self.precision,
                 model=self._module,
                 moved=functools.partial(_moved, self._module, weakref.ref(self._captures)),
+                cut=None if self.branches is None else with_reuse(self.branches, self._told),
             )
             variant = Variant(self._module, backend, self.name, dynamic=dynamic, with_numbers=with_numbers)
             self._captures.variants[dynamic, with_numbers] = variant
@@ -206,10 +226,20 @@ def _moved(module: weakref.ref[nn.Module], noted: weakref.ref[Captures] | None =
     return reason
 
 
-def optimize_module(module: nn.Module, *, verify: bool = False, disable: Sequence[str] = ()) -> None:
-    """`fastdiff.optimize` of a module. Raises ValueError for the name of a pass that does not exist."""
+def optimize_module(
+    module: nn.Module,
+    *,
+    verify: bool = False,
+    disable: Sequence[str] = (),
+    precision: Precision | None = None,
+    reuse: Caching | None = None,
+    runs: Callable[[], tuple[Any, ...]] | None = None,
+) -> None:
+    """`fastdiff.optimize` of a module. runs: see `Branches`. Raises ValueError for the name of a pass that does not
+    exist."""
     check_passes(disable)
-    setattr(module, _CALL, FastCall(module, disable, verify))
+    branches = None if reuse is None else Branches(reuse, module, runs)
+    setattr(module, _CALL, FastCall(module, disable, verify, precision, branches))
 
 
 def restore_module(module: nn.Module) -> None:

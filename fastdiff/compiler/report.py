@@ -15,12 +15,13 @@ from fastdiff.compiler.nodes import Node
 @dataclass
 class Notes:
     """What one pass says of itself. matches: calls made. misses: what looked alike, and why it was left. error: why the
-    whole pass was undone. seconds: it took."""
+    whole pass was undone. remarks: what else there is to know. seconds: it took."""
 
     name: str
     matches: int = 0
     misses: Counter[str] = field(default_factory=Counter)
     error: str | None = None
+    remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     def matched(self, node: Node) -> None:
@@ -37,12 +38,13 @@ class Notes:
 class Report:
     """One captured graph. fallback: why it runs as it was written, if it does. seconds: for capture's part in fastdiff.
     shapes, dtypes: of the tensors it was captured with; weights: dtypes of the parameters. part: why it is not the
-    whole model, if it is not."""
+    whole model, if it is not. reuse: why nothing is reused between its calls, if that was asked for."""
 
     shapes: tuple[tuple[Any, ...], ...]
     passes: list[Notes] = field(default_factory=list)
     fallback: str | None = None
     part: str | None = None
+    reuse: str | None = None
     seconds: float = 0.0
     dynamic: bool = False
     dtypes: tuple[Any, ...] = ()
@@ -62,6 +64,18 @@ class Report:
     @graph.setter
     def graph(self, graph: Any) -> None:
         self._graph = weakref.ref(graph)
+
+    def add(self, passes: list[Notes]) -> None:
+        """What the passes say of a part of the graph."""
+        known = {notes.name: notes for notes in self.passes}
+        for notes in passes:
+            if notes.name not in known:
+                self.passes.append(notes)
+                continue
+            known[notes.name].matches += notes.matches
+            known[notes.name].misses += notes.misses
+            known[notes.name].seconds += notes.seconds
+            known[notes.name].error = known[notes.name].error or notes.error
 
     def parameter(self, tensor: Any) -> None:
         """Note that the graph uses a parameter."""

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from fastdiff.compiler.convolution import Conv2d
 from fastdiff.compiler.passes.invariants import Kept
+from fastdiff.compiler.precision import LowLinear
 from fastdiff.runtime import contents, graphs
 
 _SHARE = 1 / 64  # of the memory, in every call
@@ -31,7 +32,7 @@ class Stored:
         used: list[Any] = []
         for node in module.graph.nodes:
             part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(part, Conv2d):
+            if isinstance(part, (Conv2d, LowLinear)):
                 used.append(node.args[1])
             elif isinstance(part, Kept):
                 used += node.args[part.count :]

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from fastdiff.compiler import effects, single
 from fastdiff.compiler.errors import Unsupported
-from fastdiff.compiler.nodes import Node, value
+from fastdiff.compiler.nodes import CROSSING, Node, value
 
 # Operations whose result, or whether there is one, depends on the strides of what they are given. Of the views only
 # those are left under this name that look at the same memory as another dtype.
@@ -87,7 +87,7 @@ def _restored(graph: fx.Graph, node: Node, before: Node, fake: Any) -> Node:
     """fake: with the strides that the node is to have."""
     if not isinstance(fake, Tensor) or fake.layout is not torch.strided:
         return node
-    if node.op in ("placeholder", "get_attr") and value(node) is fake:
+    if node.op in ("placeholder", "get_attr") and value(node) is fake and CROSSING not in node.meta:
         return node
     found = _wanted(graph, fake)
     if found is None:

@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastdiff.compiler import lockstep
+from fastdiff.compiler import lockstep, low_errors
+from fastdiff.compiler.branches import without_reuse
 from fastdiff.compiler.capture import FastGraph
 from fastdiff.compiler.differences import HALVES, Difference, difference, node_difference
+from fastdiff.compiler.low_errors import LayerError
 from fastdiff.compiler.nodes import Node
 from fastdiff.compiler.report import recorded, reports_of
 from fastdiff.compiler.wider import whole, wider, without_tf32
 from fastdiff.errors import expect
 from fastdiff.runtime import contents, eager
+
+Grabbed = dict[int, tuple[FastGraph, tuple[Any, ...]]]  # graphs with their inputs, by id
+_LAYERS = 5  # that are printed
 
 
 @dataclass
@@ -30,7 +35,8 @@ class Verification:
     its bound, if there is one. against: what the outputs were compared with, "float64", "float32" or the model's dtype.
     unproven: why nothing was verified: the original ran in the fast model's place, or there was no wider type to judge
     half precision by; None otherwise. stale: weights that
-    were changed unseen: what is kept of them is old (`fastdiff.refresh`).
+    were changed unseen: what is kept of them is old (`fastdiff.refresh`). layers: those in lower precision, the largest
+    error first.
     """
 
     outputs: list[Difference]
@@ -40,6 +46,7 @@ class Verification:
     unproven: str | None = None
     notes: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
+    layers: list[LayerError] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -54,10 +61,15 @@ class Verification:
         if self.unproven is not None:
             return f"not verified: {self.unproven}"
         nodes = f"{self.nodes} node{'s' * (self.nodes != 1)}"
+        if self.layers:
+            nodes = f"{len(self.layers)} layers in {' and '.join(sorted({layer.precision for layer in self.layers}))}"
         lines = [f"{'same' if self.ok else 'DIFFERENT'}: the fast model against {self.against}, {nodes}"]
         lines += [f"  {found}" for found in self.outputs]
         if self.first is not None:
             lines.append(f"  first beyond its bound: {self.first.name}, max {self.first.maximum:.1e}")
+        if self.layers:
+            lines.append("  errors of a layer, RMS by that of its own result, the largest first:")
+            lines += [f"    {layer.rms:.1e} {layer.name}" for layer in self.layers[:_LAYERS]]
         if self.stale:
             lines.append(f"  changed unseen, call fastdiff.refresh: {', '.join(self.stale)}")
         return "\n".join([*lines, *("  " + note for note in self.notes)])
@@ -72,10 +84,13 @@ def verify(model: nn.Module, fast: nn.Module, inputs: Any) -> Verification:
     fits into memory. In float16 and bfloat16 both are compared with the same in float64, or in float32 where that does
     not fit: the RMS of the fast model's error is at most 1.25 times the original's in the same type, its maximum twice,
     each plus one rounding of the result. On a GPU nothing is rounded to TF32 meanwhile; the notes say so where
-    PyTorch's settings allow it.
+    PyTorch's settings allow it. With a lower precision (`optimize(model, precision=...)`) the results are compared with
+    the original's in float32, and may be off by as much as the original under torch.autocast to bfloat16, 1.25 times in
+    the RMS and twice at most, plus a rounding; in int8 by 16 times that. The layers are ranked by their errors.
 
     Both run without gradients. Where the original runs in the fast one's place, the result says so and is not `ok`.
-    Weights that were changed through `.data`, so that the fast model still works with the old ones, are named.
+    Weights that were changed through `.data`, so that the fast model still works with the old ones, are named. Nothing
+    is reused from other calls, whatever `optimize(reuse=)` was given, and the notes say so.
 
     Raises ValueError if `fast` is not a model that went through `fastdiff.optimize` or torch.compile, TypeError if one
     of them is no torch.nn.Module.
@@ -100,12 +115,16 @@ def _verified(
         "fast must come from fastdiff.optimize or torch.compile",
     )
     known = [(report, report.calls) for report in reports_of(list(fast.parameters()))]
-    with torch.no_grad(), _observed() as grabbed, recorded() as made:
+    with torch.no_grad(), without_reuse(), _observed() as grabbed, recorded() as made:
         found = _tensors(fast(*args, **kwargs))
     reports = [report for report, calls in known if report.calls > calls]
     reports += [report for report in made if report.calls]
+
+    def run() -> list[Tensor]:
+        return _tensors(original(*args, **kwargs))
+
     with torch.no_grad():
-        expected = _tensors(original(*args, **kwargs))
+        expected = run()
         result = Verification([], against=_dtype(expected))
         single = len(grabbed) == 1 and not any(r.fallback for r in reports)
         halves = any(tensor.dtype in HALVES for tensor in expected)
@@ -113,6 +132,9 @@ def _verified(
         if not halves and (wide is not torch.float64 or not single):
             wide = None
         result.stale = _stale(fast, [w for graph, values in grabbed.values() for w in graph.stored.weights(values)])
+        word = low_errors.precision(graph for graph, _ in grabbed.values())
+        if word is not None:
+            return _in_lower_precision(result, found, expected, grabbed, word, run)
         for graph, values in grabbed.values():
             _compare_nodes(graph, values, result, wide if halves else None)
         exact = None
@@ -139,13 +161,32 @@ def _verified(
     elif not grabbed:
         result.notes.append("no graph of fastdiff ran")
     result.notes += [f"a part ran as it was written: {reason}" for reason in reasons]
+    if any(hasattr(report.graph, "reused") for report in reports):
+        result.notes.append("reuse across steps was off: all of the model was computed")
+    return result
+
+
+def _in_lower_precision(
+    result: Verification,
+    found: list[Tensor],
+    expected: list[Tensor],
+    grabbed: Grabbed,
+    word: str,
+    again: Callable[[], list[Tensor]],
+) -> Verification:
+    """again: runs the original."""
+    result.layers = low_errors.ranked(grabbed.values())
+    try:
+        result.outputs = low_errors.differences(found, expected, again, word)
+    except (RuntimeError, TypeError) as error:
+        result.unproven = f"the original does not run under autocast to bfloat16: {str(error).splitlines()[0]}"
     return result
 
 
 @contextmanager
-def _observed() -> Iterator[dict[int, tuple[FastGraph, tuple[Any, ...]]]]:
+def _observed() -> Iterator[Grabbed]:
     """The graphs that run inside the block, by their id, with the inputs of their first call."""
-    grabbed: dict[int, tuple[FastGraph, tuple[Any, ...]]] = {}
+    grabbed: Grabbed = {}
     before = FastGraph.observer
     FastGraph.observer = lambda graph, values: grabbed.setdefault(id(graph), (graph, values))
     try:
@@ -159,7 +200,7 @@ def verified_call(
 ) -> tuple[Any, bool | None]:
     """The fast result and True, or the original's and False with a warning that says by how much it differs, or None
     where the original ran in the fast one's place."""
-    with _observed() as grabbed:
+    with _observed() as grabbed:  # of a run's first call, which reuses nothing
         found = fast(*args, **kwargs)
     if not grabbed:
         return found, None
@@ -167,17 +208,25 @@ def verified_call(
     ours, theirs = _tensors(found), _tensors(expected)
     with torch.no_grad():
         exact: list[Any] = [None] * len(theirs)
+        word = low_errors.precision(graph for graph, _ in grabbed.values())
+        if word is not None:
+            differences = low_errors.differences(ours, theirs, lambda: _tensors(original(*args, **kwargs)), word)
+            return _judged(found, expected, differences)
         if len(grabbed) == 1 and any(tensor.dtype in HALVES for tensor in theirs):
             ((graph, values),) = grabbed.values()
             exact = _tensors(lockstep.in_wider(graph.original, values, torch.float32))
         differences = [
             difference(f"output {n}", a, b, c) for n, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True))
         ]
+    return _judged(found, expected, differences)
+
+
+def _judged(found: Any, expected: Any, differences: list[Difference]) -> tuple[Any, bool]:
     wrong = [each for each in differences if not each.within]
     if not wrong:
         return found, True
     what = ", ".join(f"{each.name} differs by {each.maximum:.1e} of its RMS" for each in wrong)
-    warnings.warn(f"fastdiff: {what}; the original runs from here on", stacklevel=3)
+    warnings.warn(f"fastdiff: {what}; the original runs from here on", stacklevel=4)
     return expected, False
 
 

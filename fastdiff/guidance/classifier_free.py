@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastdiff.arguments import described, number, scales
+from fastdiff.arguments import described, number, scales, whole
 from fastdiff.errors import expect
 from fastdiff.process.schedules import Point
 from fastdiff.program.transforms import per_sample, transform
@@ -24,12 +24,17 @@ class CFG:
     alone and the unconditional one is not computed (Kynkaanniemi et al. 2024, Applying Guidance in a Limited Interval);
     for one scale only. rescale: share, in [0, 1], of the output that is brought back to the
     standard deviation of the conditional one (Lin et al. 2024, Common Diffusion Noise Schedules, Eq. 15 and 16).
-    Raises ValueError for a scale that is not finite, an empty interval or another share, TypeError for what is none.
+    every: the unconditional output is computed at every such step only, and the last difference, scale - 1 times
+    (cond - uncond), is added to the conditional output at the others (Lv et al. 2024, FasterCache, CFG-Cache, without
+    its split by frequency); for one scale only. 1 is at all steps.
+    Raises ValueError for a scale that is not finite, an empty interval, another share and every below 1, TypeError for
+    what is none.
     """
 
     scale: float | tuple[float, ...]
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    every: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", scales("guidance scale", self.scale))
@@ -37,6 +42,7 @@ class CFG:
             object.__setattr__(self, "interval", _interval(self.interval))
         object.__setattr__(self, "rescale", number("guidance rescale", self.rescale))
         expect(0 <= self.rescale <= 1, f"guidance rescale must lie in [0, 1], got {self.rescale!r}")
+        object.__setattr__(self, "every", whole("guidance every", self.every, 1))
 
     @property
     def single(self) -> float:

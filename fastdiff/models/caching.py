@@ -9,65 +9,41 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastdiff.arguments import described
-from fastdiff.errors import expect, one_of
+from fastdiff.compiler.branches import branches_of
+from fastdiff.compiler.calibration import calibrate
+from fastdiff.errors import expect
 from fastdiff.runtime import eager, runs
+from fastdiff.runtime.reuse import Caching, change
 
-KINDS = ("deep", "blocks")
-
-
-@dataclass(frozen=True)
-class Caching:
-    """When to reuse. kind: "deep" for U-Nets, "blocks" for DiTs.
-
-    every: a full call is followed by every - 1 calls that reuse. threshold: instead, reuse as long as the outer
-    features (after the first block) have changed by less than this share since the last full call, in RMS; it looks at
-    values, which on a GPU waits for them. depth: how many of the outer blocks on the way down are always run.
-    Raises ValueError unless exactly one of `every` and `threshold` is given.
-    """
-
-    kind: str
-    every: int | None = None
-    threshold: float | None = None
-    depth: int = 1
-
-    def __post_init__(self) -> None:
-        one_of("caching", self.kind, KINDS)
-        expect((self.every is None) != (self.threshold is None), "caching takes either every or a threshold")
-        expect(self.every is None or self.every >= 2, f"every must be a whole number >= 2, got {self.every!r}")
-        expect(self.threshold is None or self.threshold > 0, f"threshold must be positive, got {self.threshold!r}")
-        expect(self.depth >= 1, f"depth must be >= 1, got {self.depth!r}")
-
-    @classmethod
-    def parse(cls, text: str) -> Caching:
-        """From "deep:3" (every 3rd call is full), "deep:t=0.1" (a threshold), "blocks:2", with "@2" for the depth."""
-        kind, _, rule = text.partition(":")
-        rule, _, depth = rule.partition("@")
-        try:
-            given: dict[str, float] = {"threshold": float(rule[2:])} if rule.startswith("t=") else {"every": int(rule)}
-            at = int(depth) if depth else 1
-        except ValueError as error:
-            raise ValueError(f'caching must be like "deep:3" or "blocks:t=0.1", got {text!r}') from error
-        return cls(kind, depth=at, **given)  # type: ignore[arg-type]
+__all__ = ["Cache", "Cached", "Caching", "calibrate", "reset"]
 
 
 @dataclass
 class Cache:
-    """What is kept between the calls of one run, and how many of them were full: a `Reuse` of the networks."""
+    """What is kept between the calls of one run, and how many of them were full: a `Reuse` of the networks.
+
+    What `deep` to `time` hold is of the branch of the last call (guidance by prompts of different lengths has two in a
+    run); `others` has that of the other branches.
+    """
 
     rule: Caching
     outer: Tensor | None = None  # of the last full call, for a threshold
     deep: Tensor | None = None  # of the last full call
+    calls: int = 0  # of the run
     age: int = 0  # calls since the last full one, with it
     reusing: bool = False  # in this call
     shape: torch.Size | None = None
     time: float = float("inf")
     run: object = None
+    branch: str = ""
+    others: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     full: int = 0
     reused: int = 0
 
@@ -80,24 +56,41 @@ class Cache:
         return self.rule.depth
 
     def reset(self) -> None:
-        """Forget; the next call is full."""
+        """Forget; the next call of each branch is full."""
+        self.others.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Of this branch nothing is kept."""
         self.outer = self.deep = self.shape = None
-        self.age, self.time = 0, float("inf")
+        self.calls, self.age, self.time = 0, 0, float("inf")
+
+    def _turn_to(self, branch: str) -> None:
+        """Have what is kept of another branch."""
+        self.others[self.branch] = (self.outer, self.deep, self.calls, self.age, self.shape, self.time)
+        self._begin()
+        if branch in self.others:
+            self.outer, self.deep, self.calls, self.age, self.shape, self.time = self.others.pop(branch)
+        self.branch = branch
 
     def next_call(self, x: Tensor, t: Tensor) -> None:
         """Before each call of the network. Reads t, the first of its times, for a threshold alone."""
         run, time = runs.current(), float("inf")
-        if self.rule.every is None:
+        if self.rule.threshold is not None:
             time = float(t.flatten()[0]) if t.numel() else 0.0
-        if run is not self.run or x.shape != self.shape or time > self.time:
+        if run is not self.run:
             self.reset()
+        if runs.current_branch() != self.branch:
+            self._turn_to(runs.current_branch())
+        if x.shape != self.shape or time > self.time:
+            self._begin()
         self.run, self.shape, self.time = run, x.shape, time
-        if self.rule.every is not None:
-            self._decide(self.deep is not None and self.age < self.rule.every)
+        if self.rule.threshold is None:
+            self._decide(self.deep is not None and self.rule.counted(self.calls, self.age))
 
     def compute(self, outer: Tensor, deep: Callable[[], Tensor]) -> Tensor:
         """The deep features for these outer ones: those that are kept, or deep()."""
-        if self.rule.every is None:
+        if self.rule.threshold is not None:
             self._decide(self._is_close(outer))
             if not self.reusing:
                 self.outer = outer
@@ -108,6 +101,7 @@ class Cache:
 
     def _decide(self, reusing: bool) -> None:
         self.reusing = reusing
+        self.calls += 1
         self.age = self.age + 1 if reusing else 1
         self.reused += reusing
         self.full += not reusing
@@ -119,8 +113,7 @@ class Cache:
         if self.outer is None:
             return False
         assert self.rule.threshold is not None
-        change = (outer - self.outer).float().square().mean() / self.outer.float().square().mean()
-        return float(change) ** 0.5 < self.rule.threshold
+        return float(change(outer, self.outer)) < self.rule.threshold
 
 
 class Cached(nn.Module):
@@ -136,9 +129,7 @@ class Cached(nn.Module):
     def __init__(self, model: nn.Module, caching: Caching | str) -> None:
         super().__init__()
         self.model = model
-        if not isinstance(caching, (str, Caching)):
-            raise TypeError(f'caching must be a Caching, or like "deep:3" or "blocks:t=0.1", got {described(caching)}')
-        self.cache = Cache(Caching.parse(caching) if isinstance(caching, str) else caching)
+        self.cache = Cache(Caching.of("caching", caching))
         _check(model, self.cache.rule)
         self.info = getattr(model, "info", None)
         self.config = getattr(model, "config", None)
@@ -152,8 +143,14 @@ class Cached(nn.Module):
         return self.model(x, t, *arguments, reuse=self.cache, **conditions)
 
 
-def _check(model: nn.Module, rule: Caching) -> None:
-    """Raise TypeError for a model that this kind of caching does not know, ValueError for too great a depth."""
+def is_own(model: nn.Module) -> bool:
+    """Whether this is, or holds, one of fastdiff's networks that `Cached` knows."""
+    unets, transformers = _networks()
+    return _first(model, unets + transformers) is not None
+
+
+def _networks() -> tuple[tuple[type, ...], tuple[type, ...]]:
+    """U-Nets and transformers."""
     from fastdiff.models.ddp import KarrasUnet
     from fastdiff.models.ddp.unet import Frame
     from fastdiff.models.dit import DiT
@@ -162,16 +159,41 @@ def _check(model: nn.Module, rule: Caching) -> None:
     from fastdiff.models.uvit import UViT
     from fastdiff.models.video_unet import Unet3D
 
-    unets = (Backbone, UViT, Unet3D, Frame, KarrasUnet, TemporalUnet)
-    network = next((part for part in model.modules() if isinstance(part, unets if rule.kind == "deep" else DiT)), None)
+    return (Backbone, UViT, Unet3D, Frame, KarrasUnet, TemporalUnet), (DiT,)
+
+
+def _first(model: nn.Module, kinds: tuple[type, ...]) -> Any:
+    return next((part for part in model.modules() if isinstance(part, kinds)), None)
+
+
+def _check(model: nn.Module, rule: Caching) -> None:
+    """Raise TypeError for a model that this kind of caching does not know, ValueError for too great a depth."""
+    unets, transformers = _networks()
+    network = _first(model, unets if rule.kind == "deep" else transformers)
     if network is None:
         what = "U-Nets" if rule.kind == "deep" else "DiTs"
         raise TypeError(f'caching "{rule.kind}" needs one of fastdiff\'s {what}, got {type(model).__name__}')
+    expect(rule.depth >= 1, f"depth must be >= 1 with Cached, got {rule.depth} (0 is for fastdiff.optimize(reuse=))")
     taken = inspect.signature(model.forward).parameters.values()
     if not any(p.name == "reuse" or p.kind is p.VAR_KEYWORD for p in taken):
         raise TypeError(f"caching needs a model that passes `reuse` on to its network, got {type(model).__name__}")
-    if isinstance(network, unets):
+    if rule.kind == "deep":
         stages = f"{len(network.down)} stages on the way down, got {rule.depth}"
         expect(rule.depth < len(network.down), f"depth must be less than the {stages}")
-    elif isinstance(network, DiT):
+    else:
         expect(rule.depth < len(network.blocks), f"depth must be less than the {len(network.blocks)} blocks")
+
+
+def reset(model: Any) -> None:
+    """A new run begins with the next call of a model or pipeline after `fastdiff.optimize(..., reuse=...)`, or of a
+    `Cached`.
+
+    For loops of your own: `fastdiff.sample` and pipelines of diffusers say so themselves. Once a model has been told,
+    it looks at no more times on a GPU to find out, so tell it before each run. Raises TypeError for other models.
+    """
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    keepers: list[Any] = [*branches_of(model), *(part for part in parts if isinstance(part, Cached))]
+    if not keepers:
+        raise TypeError(f"reset() takes a model that reuses what it computed, got {described(model)}")
+    for each in keepers:
+        each.reset()

@@ -1,6 +1,9 @@
-"""What docs/optimize.md leaves to its reader: a model and its inputs."""
+"""What docs/optimize.md leaves to its reader: a model and its inputs, a U-Net and a transformer."""
 
 import torch
+
+from fastdiff.models.dit import DiT, DiTConfig
+from fastdiff.models.unet import UNet, UNetConfig
 
 
 class Network(torch.nn.Module):
@@ -15,9 +18,15 @@ class Network(torch.nn.Module):
             torch.nn.Conv2d(64, 64, 3, padding=1),
             torch.nn.Conv2d(64, 4, 3, padding=1),
         )
+        self.time = torch.nn.Sequential(
+            torch.nn.Linear(1, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 4)
+        )
 
     def forward(self, x, t):
-        return self.layers(x)
+        return self.layers(x) + self.time(t[:, None])[:, :, None, None]
 
 
 model, x, t = Network().eval(), torch.randn(2, 4, 16, 16), torch.zeros(2)
+unet = UNet(UNetConfig((16, 32), 1, (), embedding_channels=16, groups=4)).eval()
+transformer = DiT(DiTConfig(input_size=8, hidden_size=32, depth=2, num_heads=2, num_classes=3)).eval()
+torch.nn.init.normal_(unet.conv_out.weight, std=0.1)  # which begins at zero

@@ -41,6 +41,8 @@ def gradient(x, t):
         dict(guidance=Classifier(gradient, 1.5), threshold=Threshold(0.8)),
         dict(guidance=CFG(2.0, rescale=0.7)),
         dict(guidance=CFG(2.0, interval=(-2.0, 1.0), rescale=0.7), threshold=Threshold(0.8)),
+        dict(guidance=CFG(2.0, every=3)),
+        dict(guidance=CFG(2.0, interval=(-2.0, 1.0), rescale=0.7, every=2), threshold=Threshold(0.8)),
     ],
     ids=lambda options: re.sub(r" at 0x\w+", "", str(options)),  # names must be the same in every process
 )

@@ -71,6 +71,8 @@ def test_one_scale_a_sample_of_adaptive_solvers_and_learned_variances():
 def test_one_scale_a_sample_takes_no_interval_and_no_program():
     with pytest.raises(ValueError, match="takes no interval"):
         sample(flat, SHAPE, guidance=CFG([1.0, 2.0], interval=(-1, 1)), **halves(), **COMMON)
+    with pytest.raises(ValueError, match="one scale a sample is computed at every step, got every=2"):
+        sample(flat, SHAPE, guidance=CFG([1.0, 2.0], every=2), **halves(), **COMMON)
     with pytest.raises(ValueError, match=r"one guidance scale is needed here, got 2; fastdiff.sample takes several"):
         fastdiff.trace("ddim", VP, [1.0, 0.5], "eps", guidance=CFG([1.0, 2.0]))
 
@@ -84,6 +86,8 @@ def test_one_scale_a_sample_takes_no_interval_and_no_program():
         (lambda: CFG(2.0, interval=5), "guidance interval must be (low, high) in lambda, got 5 (int)"),
         (lambda: CFG(2.0, interval=("a", 1.0)), "guidance interval must be"),
         (lambda: CFG(2.0, interval=(1.0, 2.0, 3.0)), "guidance interval must be"),
+        (lambda: CFG(2.0, every=0), "guidance every must be a whole number >= 1, got 0"),
+        (lambda: CFG(2.0, every=1.5), "guidance every must be a whole number >= 1, got 1.5"),
         (lambda: CFG(2.0, rescale="x"), "guidance rescale must be a finite number"),
         (lambda: Threshold("x"), "threshold limit must be a finite number, got 'x' (str)"),
         (lambda: Threshold(1.0, percentile="x"), "threshold percentile must be a finite number"),

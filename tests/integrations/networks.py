@@ -14,6 +14,14 @@ MOTION = dict(
     block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, cross_attention_dim=32, num_attention_heads=2,
     down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
     up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"), motion_num_attention_heads=2, motion_max_seq_length=8)
+
+
+def places(height, width):
+    """Of Flux's tokens: (H W, 3), the row and the column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).float()
+
+
 NETWORKS = {
     "UNetMotionModel": (
         lambda: diffusers.UNetMotionModel(**MOTION),
@@ -136,5 +144,47 @@ NETWORKS = {
             encoder_hidden_states=randn(b, 7, 16), pooled_projections=randn(b, 8),
             encoder_attention_mask=torch.ones(b, 7), guidance=torch.full((b,), 1000.0)),
         16,
+    ),
+    "Flux": (
+        lambda: diffusers.FluxTransformer2DModel(in_channels=8, num_layers=1, num_single_layers=1,
+            attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24, pooled_projection_dim=16,
+            axes_dims_rope=(4, 6, 6), guidance_embeds=True),
+        lambda b, h, w: dict(hidden_states=randn(b, h * w // 4, 8), encoder_hidden_states=randn(b, 7, 24),
+            pooled_projections=randn(b, 16), timestep=torch.full((b,), 0.35), guidance=torch.full((b,), 3.5),
+            txt_ids=torch.zeros(7, 3), img_ids=places(h // 2, w // 2)),
+        16,
+    ),
+    "VQModel": (
+        lambda: diffusers.VQModel(block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, num_vq_embeddings=8, norm_num_groups=8,
+            lookup_from_codebook=False),
+        lambda b, h, w: dict(sample=randn(b, 3, h, w)),
+        16,
+    ),
+    "ControlNet-XS": (
+        lambda: diffusers.UNetControlNetXSModel(sample_size=16, block_out_channels=(32, 64), norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, num_attention_heads=2,
+            transformer_layers_per_block=1, ctrl_block_out_channels=(8, 16), ctrl_num_attention_heads=2,
+            ctrl_max_norm_num_groups=4, ctrl_conditioning_embedding_out_channels=(8, 8)),
+        lambda b, h, w: dict(sample=randn(b, 4, h, w), timestep=torch.tensor([10]),
+            encoder_hidden_states=randn(b, 7, 32), controlnet_cond=randn(b, 3, 2 * h, 2 * w), conditioning_scale=1.0),
+        16,
+    ),
+    "UNet1D": (
+        lambda: diffusers.UNet1DModel(block_out_channels=(16, 32, 32, 32), in_channels=14, out_channels=14,
+            time_embedding_type="positional", use_timestep_embedding=True, flip_sin_to_cos=False, freq_shift=1.0,
+            out_block_type="OutConv1DBlock", mid_block_type="MidResTemporalBlock1D", act_fn="swish",
+            down_block_types=("DownResnetBlock1D",) * 4, up_block_types=("UpResnetBlock1D",) * 3),
+        lambda b, h, w: dict(sample=randn(b, 14, h), timestep=torch.full((b,), 10)),
+        32,
+    ),
+    "Latte": (
+        lambda: diffusers.LatteTransformer3DModel(sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8,
+            num_attention_heads=3, caption_channels=8, in_channels=4, cross_attention_dim=24, out_channels=8,
+            norm_type="ada_norm_single", norm_elementwise_affine=False, video_length=2),
+        lambda b, h, w: dict(hidden_states=randn(b, 4, 2, h, w), encoder_hidden_states=randn(b, 8, 8),
+            timestep=torch.full((b,), 10)),
+        8,
     ),
 }

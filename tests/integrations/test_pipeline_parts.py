@@ -11,7 +11,7 @@ import fastdiff
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers", reason="diffusers leaves out most pipelines without transformers")
 
-from integrations.small_parts import controlnet, unet, vae  # noqa: E402
+from integrations.small_parts import controlnet, randomized, unet, vae  # noqa: E402
 
 from fastdiff.compiler.optimize import FastCall  # noqa: E402
 from fastdiff.integrations.diffusers import SolverScheduler, models  # noqa: E402
@@ -23,6 +23,21 @@ def with_controlnets(count):
     pipeline = diffusers.StableDiffusionControlNetPipeline(
         vae(), None, None, unet(), nets if count > 1 else nets[0], diffusers.UniPCMultistepScheduler(), None, None,
         requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def adapter(seed):
+    torch.manual_seed(seed)
+    return diffusers.T2IAdapter(in_channels=3, channels=[16, 32], num_res_blocks=1, downscale_factor=2)
+
+
+def with_adapters(count):
+    nets = [randomized(adapter(seed), seed) for seed in range(count)]
+    pipeline = diffusers.StableDiffusionAdapterPipeline(
+        vae(), None, None, unet(), nets if count > 1 else nets[0], diffusers.DDIMScheduler(clip_sample=False), None,
+        None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -112,6 +127,11 @@ PARTS = {
         lambda: with_controlnets(2),
         "vae.encoder vae.decoder unet controlnet.nets.0 controlnet.nets.1",
     ),
+    "one T2I-Adapter": (lambda: with_adapters(1), "vae.encoder vae.decoder unet adapter"),
+    "several T2I-Adapters": (
+        lambda: with_adapters(2),
+        "vae.encoder vae.decoder unet adapter.adapters.0 adapter.adapters.1",
+    ),
     "Wan 2.2": (wan, "transformer transformer_2"),
     "Kandinsky": (kandinsky, "unet movq.encoder movq.decoder prior_prior"),
     "Stable Cascade": (cascade_decoder, "decoder vqgan"),
@@ -171,6 +191,29 @@ def test_pictures_with_controlnets(count):
     text = str(fastdiff.explain(pipeline))
     assert "nothing was captured yet" not in text.split("\ncontrolnet")[1].split("scheduler: ", maxsplit=1)[0]
     assert "UniPCMultistepScheduler, steps in one pass; 3 until now" in text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_pictures_with_t2i_adapters(count):
+    pipeline = with_adapters(count)
+    images = torch.rand(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.randn(2, 1, 7, 12, generator=torch.Generator().manual_seed(1))
+
+    def pictures(scale):
+        return pipeline(
+            image=list(images) if count > 1 else images[0], prompt_embeds=embeddings[0], output_type="np",
+            negative_prompt_embeds=embeddings[1], num_inference_steps=3, height=16, width=16,
+            adapter_conditioning_scale=[scale, 0.5] if count > 1 else scale,
+            generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    expected, weaker = pictures(1.0), pictures(0.25)
+    assert abs(expected - weaker).max() > 1e-3
+    fastdiff.optimize(pipeline)
+    for scale, wanted in ((1.0, expected), (0.25, weaker), (1.0, expected)):
+        assert abs(pictures(scale) - wanted).max() <= 1e-3
+    text = str(fastdiff.explain(pipeline))
+    assert "nothing was captured yet" not in text.split("\nadapter")[1].split("scheduler: ", maxsplit=1)[0]
 
 
 def test_a_pipeline_without_networks():

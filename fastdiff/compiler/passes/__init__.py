@@ -13,6 +13,7 @@ from fastdiff.compiler.passes import (
     joined,
     layout,
     linear,
+    precision,
     residual_ada_layer_norm,
     side_by_side,
     weight_budget,
@@ -33,6 +34,7 @@ PASSES = {
         side_by_side,
         weight_budget,
         linear,
+        precision,
         layout,
         invariants,
     )

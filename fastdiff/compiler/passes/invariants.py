@@ -20,7 +20,8 @@ from fastdiff.compiler import effects, functions
 from fastdiff.compiler.convolution import Conv2d
 from fastdiff.compiler.fused import linear
 from fastdiff.compiler.joined import JOINED
-from fastdiff.compiler.nodes import Node, calls, is_weight, value
+from fastdiff.compiler.nodes import CROSSING, Node, calls, is_weight, value
+from fastdiff.compiler.precision import LowLinear
 from fastdiff.compiler.report import Notes
 from fastdiff.runtime import contents, graphs
 from fastdiff.runtime.cuda_graph import Made
@@ -42,8 +43,8 @@ def apply(graph: fx.Graph, notes: Notes) -> None:
     for node in graph.nodes:
         if node.op == "placeholder":
             fake = value(node)
-            if not isinstance(fake, Tensor):
-                continue  # a size
+            if not isinstance(fake, Tensor) or CROSSING in node.meta:
+                continue  # a size, or features
             if is_weight(node):
                 weights.add(node)
             elif fake.ndim in (2, 3) and fake.is_floating_point() and _small(fake):
@@ -195,7 +196,7 @@ def _small(fake: Tensor) -> bool:
 
 def _is_layer(owner: nn.Module, node: Node) -> bool:
     if node.op == "call_module":
-        return isinstance(owner.get_submodule(str(node.target)), (Conv2d, *JOINED))
+        return isinstance(owner.get_submodule(str(node.target)), (Conv2d, LowLinear, *JOINED))
     return calls(node, linear, F.linear, torch.conv2d, functions.product)
 
 

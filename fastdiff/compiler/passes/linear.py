@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fastdiff.compiler import effects, functions
+from fastdiff.compiler import effects, functions, precision
 from fastdiff.compiler.fused import columns, gated, linear, worth_joining
 from fastdiff.compiler.nodes import (
     Node,
@@ -86,6 +86,8 @@ def _join(graph: fx.Graph, notes: Notes) -> None:
     for node in find(graph, F.linear):
         x, weight, bias = node.args
         seen_as_heads = all(calls(user, functions.reshape, functions.permute) for user in node.users)
+        if precision.of(weight) is not None:
+            continue  # x is rounded for each layer of its own, which takes little
         if seen_as_heads and rank(x) == 3 and rank(weight) == 2 and same_dtype(x, weight, bias):
             layers[x].append(node)
     for x, found in layers.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +12,9 @@ from torch import nn
 
 from fastdiff.compiler.capture import check_passes
 from fastdiff.compiler.optimize import optimize_module, refresh_module, restore_module
+from fastdiff.compiler.precision import wanted
 from fastdiff.integrations.diffusers.schedulers import SolverScheduler, explained, original_of, scheduler_for
+from fastdiff.runtime.reuse import Caching
 
 _DENOISERS = ("unet", "transformer", "prior")  # of any class, as custom pipelines have them
 _originals: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of schedulers that `optimize` put in
@@ -56,20 +59,45 @@ def _called(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield "", module
 
 
-def optimize_pipeline(pipeline: Any, *, verify: bool = False, disable: Sequence[str] = ()) -> Any:
-    """See `fastdiff.optimize`. Raises TypeError for a pipeline without a network."""
+def optimize_pipeline(
+    pipeline: Any,
+    *,
+    verify: bool = False,
+    disable: Sequence[str] = (),
+    precision: str = "float32",
+    keep_float32: Sequence[str] = (),
+    reuse: Caching | None = None,
+) -> Any:
+    """See `fastdiff.optimize`. Raises TypeError for a pipeline without a network, or without a denoiser to reuse in."""
     found = models(pipeline)
     if not found:
         raise TypeError(f"optimize() finds no network in {type(pipeline).__name__}: no model of diffusers, and nothing "
                         f"named {', '.join(_DENOISERS)}")  # fmt: skip
     passes = [name for name in disable if name != "scheduler"]
     check_passes(passes)  # before any module is changed
-    for module in found.values():
-        optimize_module(module, verify=verify, disable=passes)
+    low = wanted([*found.values()], precision, tuple(keep_float32))
+    denoisers = [name for name in found if name.split(".")[-1].rstrip("_0123456789") in _DENOISERS]
+    if reuse is not None and not denoisers:
+        raise TypeError(
+            f"reuse is for what is named {', '.join(_DENOISERS)}, of which {type(pipeline).__name__} has none"
+        )
+    runs = functools.partial(_timesteps, weakref.ref(pipeline))
+    for name, module in found.items():
+        rule = reuse if name in denoisers else None
+        optimize_module(module, verify=verify, disable=passes, precision=low, reuse=rule, runs=runs)
     if "scheduler" not in disable:
         replaced: dict[int, Any] = {}  # pipelines inside this one share its schedulers
         _exchange(pipeline, lambda scheduler: replaced.setdefault(id(scheduler), _fast(scheduler)))
     return pipeline
+
+
+def _timesteps(pipeline: weakref.ref[Any]) -> tuple[Any, ...]:
+    """The schedulers' times: `set_timesteps`, with which each run begins, makes other tensors. Nothing if it is
+    gone."""
+    if (found := pipeline()) is None:
+        return ()
+    times = (getattr(value, "timesteps", None) for _, value in parts(found) if isinstance(value, SchedulerMixin))
+    return tuple(each for each in times if each is not None)
 
 
 def restore_pipeline(pipeline: Any) -> Any:

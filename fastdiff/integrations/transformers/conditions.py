@@ -169,7 +169,6 @@ def load_text(folder: str | Path, *, device: torch.device | str = "cpu", dtype: 
     network = _class(index, "unet") or _class(index, "transformer")
     if network is None:
         raise WeightsError(f"{folder / 'model_index.json'} names neither a unet nor a transformer")
-    known: dict[str, str] = next((names for start, names in _KNOWN.items() if network.startswith(start)), {})
     version = tuple(int(part) for part in classes.__version__.split(".")[:2])
     typed = {"dtype" if version >= (4, 56) else "torch_dtype": dtype or "auto"}
     encoders = {}
@@ -177,11 +176,7 @@ def load_text(folder: str | Path, *, device: torch.device | str = "cpu", dtype: 
         name = _class(index, f"text_encoder{suffix}")
         if name is None:
             continue
-        part = f"text_encoder{suffix}"
-        if known.get(part) != name:
-            raise WeightsError(
-                f"how {network} takes the text of {part}, a {name}, is not known; expected {known or 'another network'}"
-            )
+        expect_known(network, f"text_encoder{suffix}", name)
         path, words = folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}"
         for needed in (path, words):
             if not needed.is_dir():
@@ -192,6 +187,15 @@ def load_text(folder: str | Path, *, device: torch.device | str = "cpu", dtype: 
     if not encoders:
         raise WeightsError(f"{folder / 'model_index.json'} names no text encoder")
     return TextConditions(folder, index, encoders).to(device).eval().requires_grad_(False)
+
+
+def expect_known(network: str, part: str, name: str) -> None:
+    """Raise WeightsError unless a network of that class is known to take the text of its part from that encoder."""
+    known: dict[str, str] = next((names for start, names in _KNOWN.items() if network.startswith(start)), {})
+    if known.get(part) != name:
+        raise WeightsError(
+            f"how {network} takes the text of {part}, a {name}, is not known; expected {known or 'another network'}"
+        )
 
 
 def _class(index: Mapping[str, Any], name: str) -> str | None:
