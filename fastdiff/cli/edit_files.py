@@ -22,6 +22,8 @@ from fastdiff.cli.picture_model import PictureModel
 from fastdiff.errors import expect, unknown
 from fastdiff.files import working_folder
 
+NOTHING = ", so that nothing would change"
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -39,8 +41,7 @@ class Asked:
         """The model, with the same condition for `count` samples. Raises ValueError for what it does not take."""
         where, kind = self._place()
         if picture_model.is_subject(self.model):
-            expect(self.class_name is None, "--class is for bundled models only")
-            words = None if self.prompt is None else (self.prompt,)
+            words = picture_model.words_of(self.model, self.class_name, self.prompt)
             return picture_model.of_subject(self.model, words, self.guidance, where, kind)
         loaded = fastdiff.load(self.model, device=where or "cpu", dtype=kind)
         name = picture_model.condition_of(loaded.info, self.class_name, self.prompt)
@@ -51,16 +52,17 @@ class Asked:
         be the same, and the prompt is the source if there is none."""
         where, kind = self._place()
         if picture_model.is_subject(self.model):
-            expect(self.class_name is None, "--class is for bundled models only")
-            expect(self.prompt is not None or same, "--prompt is needed: what the picture shall become")
-            words = (source or "", self.prompt or "")
+            named = picture_model.words_of(self.model, self.class_name, self.prompt)
+            expect(named is not None or same, "--prompt is needed: what the picture shall become")
+            words = (source or "", (named[0] if named else source) or "")
+            expect(same or words[0] != words[1], f"--source and --prompt are both {source!r}{NOTHING}")
             return picture_model.of_subject(self.model, words, self.guidance, where, kind)
         loaded = fastdiff.load(self.model, device=where or "cpu", dtype=kind)
         name = picture_model.condition_of(loaded.info, self.class_name, self.prompt)
         option = "--class" if loaded.info.classes else "--prompt"
         name = source if name is None and same else name
         expect(name is not None, f"{option} is needed: what the picture shall become")
-        expect(same or name != source, f"--source and {option} are both {name!r}, so that nothing would change")
+        expect(same or name != source, f"--source and {option} are both {name!r}{NOTHING}")
         return picture_model.of_bundled(loaded, [source, name], self.guidance)
 
     def _place(self) -> tuple[torch.device | None, torch.dtype]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +45,10 @@ def run(
     solver = get_solver(solver_name)
     expect(image is None or solver.name == "ddim", f"--image is inverted by ddim, and not by --solver {solver.name}")
     expect(null_steps is None or image is not None, "--null-steps needs --image")
-    model, info = _opened(asked, source, bool(weights))
-    prompts = [tokens_of(info.tokenizer, source), tokens_of(info.tokenizer, asked.prompt or source)]
-    edit = _edit(prompts, info, mode, cross, self_attention, weights, steps)
-    blended = None if blend is None else _blend(model, prompts, blend, blend_threshold)
+    model, text = _opened(asked, source, bool(weights))
+    prompts = [tokens_of(text.tokenizer, source), tokens_of(text.tokenizer, asked.prompt or source)]
+    edit = _edit(prompts, text.length, mode, cross, self_attention, weights, steps)
+    blended = None if blend is None else _blend(model, prompts, text.length, blend, blend_threshold)
     picture = None if image is None else read(image, model.size())
     both = model.given(0, 2)
     common = {key: both[key] for key in ("schedule", "prediction")}
@@ -62,7 +64,7 @@ def run(
                 )
                 null = editing.null_text_inversion(
                     model.network, states, steps=steps, guidance=model.scale, cond=one["cond"], uncond=one["uncond"],
-                    inner_steps=inner, lr=LEARNING_RATE, **common,
+                    name=text.argument, inner_steps=inner, lr=LEARNING_RATE, **common,
                 )  # fmt: skip
                 start, both["uncond"] = states[-1], null.uncond
             x = editing.prompt_to_prompt(
@@ -77,21 +79,36 @@ def run(
         outputs.save(before, kept, found[1:], {**asked.facts(model), **facts, "seconds": round(elapsed.seconds, 3)})
 
 
-def _opened(asked: Asked, source: str, weighted: bool) -> tuple[PictureModel, PromptInfo]:
+class _Text(NamedTuple):
+    """How a model is given prompts. argument: of its call, which has `length` tokens."""
+
+    tokenizer: Any
+    argument: str
+    length: int
+
+
+def _opened(asked: Asked, source: str, weighted: bool) -> tuple[PictureModel, _Text]:
     expect(asked.class_name is None, "fastdiff edit prompt takes --prompt, no --class")
     expect(asked.prompt is not None or weighted, "--prompt is needed: the words of --source with some of them changed")
     model = asked.opened_for_two(source, same=weighted)
+    if isinstance(model.network, PromptLatentDiffusion):
+        info = model.network.info
+        assert isinstance(info, PromptInfo)
+        return model, _Text(info.tokenizer, "context", info.tokenizer.length)
+    folder, argument = Path(asked.model) / "tokenizer", "encoder_hidden_states"
     expect(
-        isinstance(model.network, PromptLatentDiffusion),
-        f"fastdiff edit prompt needs a bundled model that takes prompts, such as emoji-ldm-64, not {asked.model}",
+        folder.is_dir(),
+        "fastdiff edit prompt needs a bundled model that takes prompts, such as emoji-ldm-64, or a diffusers folder "
+        f"with a tokenizer, not {asked.model}",
     )
-    info = model.network.info  # type: ignore[attr-defined]
-    assert isinstance(info, PromptInfo)
-    return model, info
+    from transformers import AutoTokenizer  # is there: the folder was opened with it
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model, _Text(tokenizer, argument, model.conditions(0, 1)[0][argument].shape[1])
 
 
 def _edit(
-    prompts: Sequence[Tokens], info: PromptInfo, mode: str | None, cross: float, self_attention: float,
+    prompts: Sequence[Tokens], length: int, mode: str | None, cross: float, self_attention: float,
     weights: Sequence[str], steps: int,
 ) -> PromptEdit:  # fmt: skip
     """mode: None for what fits: the same words again, as many words, or others."""
@@ -116,7 +133,7 @@ def _edit(
     for option, value in (("--cross", cross), ("--self", self_attention)):
         expect(0 <= value <= 1, f"{option} is a share of the steps in [0, 1], got {value:g}")
     return editing.prompt_edit(
-        prompts, steps=steps, length=info.tokenizer.length, edit=mode, cross=cross, self_attention=self_attention,
+        prompts, steps=steps, length=length, edit=mode, cross=cross, self_attention=self_attention,
         weights=factors or None,
     )  # fmt: skip
 
@@ -133,7 +150,7 @@ class _Sizes(Controller):
         return False
 
 
-def _blend(model: PictureModel, prompts: Sequence[Tokens], words: str, threshold: float) -> LocalBlend:
+def _blend(model: PictureModel, prompts: Sequence[Tokens], length: int, words: str, threshold: float) -> LocalBlend:
     """words: one for both prompts, or one each. The maps are those of the layer with the most pixels."""
     expect(0 < threshold < 1, f"--blend-threshold must lie between 0 and 1, got {threshold:g}")
     parts = [word.strip() for word in words.split(",")]
@@ -150,6 +167,6 @@ def _blend(model: PictureModel, prompts: Sequence[Tokens], words: str, threshold
     with controlled(model.network, sizes), torch.no_grad():
         x = torch.zeros(1, *model.shape, device=model.device, dtype=model.dtype)
         model.network(x, torch.zeros(1, device=model.device), **cond)
+    expect(bool(sizes.found), f"--blend needs cross-attention on a grid, and none of {model.name} is seen")
     height, width = max(sizes.found)
-    length = len(cond["context"][0])
     return LocalBlend.of(prompts, each, length, (height, width), threshold=threshold)

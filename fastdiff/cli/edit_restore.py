@@ -45,16 +45,16 @@ def run(
     expect(scale > 0 and scale < float("inf"), f"--scale must be positive and finite, got {scale:g}")
     solver = get_solver(solver_name)
     model = asked.opened(outputs.count)
-    expect(not model.latent, f"restore needs a model of pixels, and {model.name} samples latents")
     Run(model, solver, steps, grid, asked.seed)  # refuses a bad grid
     picture, before, kept, y, operator = _measured(model, image, task, factor, blur, mask, hole)
-    y = model.samples(y).expand(outputs.count, -1, -1, -1)
+    y = (y.to(model.device) if model.latent else model.samples(y)).expand(outputs.count, -1, -1, -1)
+    seen = lambda x: operator(model.decode(x).float())  # noqa: E731
     like = torch.zeros(outputs.count, *model.shape, device=model.device, dtype=model.dtype)
     with outputs.folders(picture):
         with timed(model.device) as elapsed, progress() as bar:
             work = bar.add(f"dps, {solver.name}, {steps} step{'s' * (steps != 1)}", steps)
             found = editing.dps(
-                model.network, y, operator, like, scale=scale, solver=solver, steps=steps, grid=grid, seed=asked.seed,
+                model.network, y, seen, like, scale=scale, solver=solver, steps=steps, grid=grid, seed=asked.seed,
                 callback=lambda *_: bar.advance(work), **model.given(0, outputs.count),
             )  # fmt: skip
         after = model.pictures(found).cpu()

@@ -1,13 +1,11 @@
-"""Controllers of prompt-to-prompt: maps of the source prompt in place of those of the edited ones.
+"""Edits of prompts: the controllers of prompt-to-prompt from words, and where an edit shows.
 
-Hertz et al. 2022, Prompt-to-Prompt Image Editing with Cross Attention Control. Row 0 of a batch is the source prompt,
-the others are edits of it.
+Hertz et al. 2022, Prompt-to-Prompt Image Editing with Cross Attention Control.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,95 +26,10 @@ from fastdiff.editing.alignment import (
     tokens_of,
     word_steps,
 )
+from fastdiff.editing.map_edits import PromptEdit
 from fastdiff.errors import expect, one_of
-from fastdiff.models.parts.attention import Controller, Place
 
 EDITS = ("replace", "refine", "reweight")
-
-
-class PromptEdit(Controller):
-    """Changes the maps of the edited prompts in the conditional half of a call, never the source's.
-
-    mappers: (edits, L, L), source token by target token. own: (edits, L), 1 for target tokens that keep their own maps.
-    alphas: (steps + 1, edits, L), of `word_steps`: where and when the result of the edit counts. self_steps: [first,
-    last) step in which self-attention is the source's, in layers of at most max_self_pixels pixels. equalizers: (edits
-    or 1, L), factors of the edited cross-attention (Section 3.2, attention re-weighting). weights: the same in all
-    steps and of the result, as in bloc97/CrossAttentionControl. keep(place): whether the maps of a layer are added up
-    in `sums`. step: set by who runs it. Maps are not normalised again, as in the published code.
-    """
-
-    def __init__(
-        self,
-        mappers: Tensor,
-        own: Tensor,
-        alphas: Tensor,
-        self_steps: tuple[int, int],
-        *,
-        max_self_pixels: int = 16 * 16,
-        equalizers: Tensor | None = None,
-        weights: Tensor | None = None,
-        keep: Callable[[Place], bool] = lambda place: False,
-    ) -> None:
-        self.mappers, self.own, self.alphas, self.self_steps = mappers, own, alphas, self_steps
-        self.max_self_pixels, self.equalizers, self.weights, self.keep = max_self_pixels, equalizers, weights, keep
-        self.prompts = 1 + len(mappers)
-        self.sums: dict[str, Tensor] = {}
-        self.sizes: set[tuple[int, ...]] = set()  # of cross-attention that was seen
-        self.step = 0
-
-    @property
-    def steps(self) -> int:
-        """How many steps it was made for."""
-        return len(self.alphas) - 1
-
-    @property
-    def length(self) -> int:
-        """Tokens of the context."""
-        return self.alphas.shape[-1]
-
-    def wants(self, place: Place) -> bool:
-        """Layers whose maps are changed in this step, or kept."""
-        if place.kind == "cross":
-            self.sizes.add(place.size)
-            return self.keep(place) or self.weights is not None or bool(self.alphas[self.step].any())
-        return place.kind == "self" and (self.keep(place) or self._replaces(math.prod(place.size)))
-
-    def edit(self, place: Place, maps: Tensor) -> Tensor:
-        """maps: (B, heads, pixels, L or pixels), or with the unconditional half after them."""
-        conditional, rest = maps[: self.prompts], maps[self.prompts :]
-        expect(
-            len(conditional) == self.prompts and len(rest) in (0, self.prompts),
-            f"{self.prompts} prompts need a batch of as many, got {len(maps)} rows of maps at {place.name}",
-        )
-        source, own = conditional[:1], conditional[1:]
-        if place.kind == "cross":
-            expect(
-                maps.shape[-1] == self.length,
-                f"the edit is for contexts of {self.length} tokens, got {maps.shape[-1]} at {place.name}",
-            )
-            edited = self._cross(source, own)
-        else:
-            edited = source.expand_as(own) if self._replaces(maps.shape[2]) else own
-        conditional = torch.cat([source, edited])
-        if self.keep(place):
-            self.sums[place.name] = self.sums.get(place.name, 0) + conditional
-        return torch.cat([conditional, rest])
-
-    def _replaces(self, pixels: int) -> bool:
-        first, last = self.self_steps
-        return first <= self.step < last and pixels <= self.max_self_pixels
-
-    def _cross(self, source: Tensor, own: Tensor) -> Tensor:
-        """Section 3.2: word swap, adding a new phrase, re-weighting."""
-        column = lambda t: t.to(own)[:, None, None]  # noqa: E731, (edits or 1, 1, 1, L)
-        edited = source @ self.mappers.to(own)[:, None]
-        if self.own.any():
-            edited = torch.where(column(self.own) > 0, own, edited)
-        if self.equalizers is not None:
-            edited = edited * column(self.equalizers)
-        w = column(self.alphas[self.step])
-        result = edited * w + (1 - w) * own
-        return result if self.weights is None else result * column(self.weights)
 
 
 def prompt_edit(

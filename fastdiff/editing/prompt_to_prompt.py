@@ -44,17 +44,18 @@ def prompt_to_prompt(
 ) -> Tensor:
     """The source's sample and those of its edits, (prompts, ...), from one noise (Algorithm 1).
 
-    model: with attention that `fastdiff.models.parts.attention.controlled` reaches, as fastdiff's own models have. The
-    steps are those that the edit was made for. x_init_or_shape: (1, ...), the noise of all prompts, such as the last
-    state of `invert`, or its shape. edit: of `prompt_edit` or `cross_attention_control`. blend: keeps the edits to
-    where their words are. cond: one row a prompt, the source's first. uncond: also one a step, such as those of
-    `null_text_inversion`, on the same grid. seed: one number. The other arguments are those of `fastdiff.sample`.
-    solver: any that does not choose its own steps. The edit counts the intervals of the grid and not the calls: all
-    calls of a step are edited alike, those of a step of several intervals as in the first one. A multistep solver looks
-    back to what the network saw before the blend. Steps run in PyTorch, not as a Program.
+    model: with cross-attention that `fastdiff.models.parts.attention.controlled` reaches, as fastdiff's own models and
+    diffusers' have. The steps are those that the edit was made for. x_init_or_shape: (1, ...), the noise of all
+    prompts, such as the last state of `invert`, or its shape. edit: of `prompt_edit` or `cross_attention_control`.
+    blend: keeps the edits to where their words are. cond: one row a prompt, the source's first. uncond: also one a
+    step, such as those of `null_text_inversion`, on the same grid. seed: one number. The other arguments are those of
+    `fastdiff.sample`. solver: any that does not choose its own steps. The edit counts the intervals of the grid and not
+    the calls: all calls of a step are edited alike, those of a step of several intervals as in the first one. A
+    multistep solver looks back to what the network saw before the blend. Steps run in PyTorch, not as a Program.
 
-    Attention that the edit does not change in a step runs fused, as always. Raises ValueError for arguments that do not
-    fit, a condition whose length differs from that of uncond, and a blend's size that no layer has.
+    Attention runs fused, edited or not; maps are made of the layers that the blend asks, and of those with a mask. An
+    optimized model runs as it is written. Raises ValueError for arguments that do not fit, a condition whose length
+    differs from that of uncond, a model whose cross-attention is not reached, and a blend's size that no layer has.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module with attention, got {arguments.described(model)}")
@@ -121,6 +122,8 @@ def _run(
 
     def after(model: CheckedModel, x: Tensor, s: Point, t: Point, noise: Callable[[], Tensor]) -> Tensor:
         done = edit.step + 1 + len(model.inner)  # intervals of the grid
+        if not edit.sizes:
+            raise ValueError("the edit reaches no cross-attention: it sees that of fastdiff's and diffusers' networks")
         if blend is not None and not names:
             raise ValueError(f"no cross-attention has maps of {blend.size}; there are {sorted(edit.sizes)}")
         if blend is not None and done > blend.first_step(edit.steps):

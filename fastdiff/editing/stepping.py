@@ -21,7 +21,7 @@ from fastdiff.process.grids import Grid, make_grid
 from fastdiff.process.noise import CounterNoise
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Point, Schedule
-from fastdiff.running import make_inputs
+from fastdiff.running import make_inputs, warn_unguided
 from fastdiff.sampling import traced
 from fastdiff.solvers import Solver, get_solver
 
@@ -82,6 +82,8 @@ class Stepper:
         self.guidance: Guidance | None = without_functions(given)
         expect(cfg is None or uncond is not None, "guidance needs uncond, the model's arguments without the condition")
         used = uncond if cfg is not None else None
+        if uncond is not None and cfg is None:
+            warn_unguided(4)
         self.counter = CounterNoise.of(seed, len(x))
         self.inputs = make_inputs(x, self.counter, None, cond, used, gradients)
         self.drawn = 0

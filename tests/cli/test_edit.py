@@ -1,6 +1,7 @@
 """`fastdiff edit`: pictures in, pictures out, each command against the functions that it stands for."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from PIL import Image
 import fastdiff
 from fastdiff import editing, pictures
 from fastdiff.cli.main import main
+from fastdiff.cli.picture_model import of_bundled
 from fastdiff.editing.operators import AveragePooling, Blurring, gaussian_kernel
+from fastdiff.models.bundled.controlled import EdgeLatentDiffusion
+from fastdiff.models.controlnet import ControlNet, ControlNetConfig
 
 
 def run(*arguments):
@@ -158,6 +162,37 @@ def test_restore(unet, capfd):
     assert 0 < (~kept).sum() == 120
 
 
+def test_decoders_have_gradients_beyond_white():
+    """Also that of a model with a ControlNet. What is shown is bounded."""
+    base = fastdiff.load("emoji-ldm-64")
+    config = ControlNetConfig(**asdict(base.unet.config), hint_channels=1, hint_widths=(16, 32, 64))
+    with_edges = EdgeLatentDiffusion(base, ControlNet(config))
+    with_edges.info = base.info
+    z = 3 * torch.randn(1, *base.info.shape, generator=torch.Generator().manual_seed(0))
+    for network in (base, with_edges):
+        model = of_bundled(network, ["red heart"], None)
+        leaf = z.clone().requires_grad_()
+        picture = model.decode(leaf)
+        (gradient,) = torch.autograd.grad(picture[picture > 1].sum(), leaf)
+        assert gradient.abs().max() > 0
+        assert torch.equal(model.pictures(z), base.decode(z))
+        assert model.pictures(z).max() == 1
+
+
+def test_restore_of_latents(capfd):
+    """The gradient comes through the decoder, and the result explains the small picture better than without it."""
+    model, shrink = fastdiff.load("emoji-ldm-64"), AveragePooling(4)
+    heart = {"cond": model.info.condition("red heart", 1), "uncond": model.info.condition(None, 1), "guidance": 2.0}
+    measured = shrink(model.decode(fastdiff.sample(model, (1, *model.info.shape), steps=6, seed=5, **heart)))
+    pictures.save_png("a.png", pictures.to_uint8(measured)[0])
+    common = ["--model", "emoji-ldm-64", "--task", "superres", "--image", "a.png", "--steps", 6, "--overwrite"]
+    far = {}
+    for scale in (1e-9, 4.0):
+        edit(capfd, "restore", *common, "--scale", scale)
+        far[scale] = float((shrink(pictures.load_square("edited.png", 64)[None]) - measured).norm())
+    assert far[4.0] < 0.8 * far[1e-9]
+
+
 def test_prompt(capfd):
     """From one seed: the strip shows the sample of the source, and the edit is that of `prompt_to_prompt`."""
     model = fastdiff.load("emoji-ldm-64")
@@ -246,19 +281,31 @@ def test_diffusers_folders(folders, capfd):
         assert pixels("edited.png").shape == (size, size, 3)
     # what a folder cannot
     for arguments, message in (
-        (["restore", "--model", "latents", "--task", "superres"], "restore needs a model of pixels"),
         (["diffedit", "--model", "pixels", "--prompt", "a red apple"], "pixels takes no prompts"),
         (["inpaint", "--model", "pixels", "--mask", "mask.png", "--prompt", "a"], "pixels takes no prompts"),
+        (["prompt", "--model", "pixels", "--source", "a", "--prompt", "red"], "pixels takes no prompts"),
+        (["prompt", "--model", "latents", "--source", "a", "--prompt", "a"], "so that nothing would change"),
         (
-            ["prompt", "--model", "latents", "--source", "a", "--prompt", "red"],
-            "needs a bundled model that takes prompts",
+            ["prompt", "--model", "latents", "--source", "a pear", "--prompt", "a", "--mode", "replace"],
+            "cannot be aligned word by word",
         ),
-        (["variation", "--model", "latents", "--class", "food"], "--class is for bundled models only"),
+        (
+            ["variation", "--model", "latents", "--class", "food"],
+            "--class is for bundled models and those that fastdiff train wrote",
+        ),
     ):
         assert run("edit", *arguments, "--image", "a.png", "--out", "none.png") == 2
         error = capfd.readouterr().err
         assert message in error.splitlines()[-1]  # before it, diffusers shows that it loads
-    # of latents, DiffEdit with drawn masks
+    # of latents, DiffEdit with drawn masks, and what was measured of the picture
+    words = ["--model", "latents", "--source", "a red apple", "--prompt", "a green apple", "--overwrite"]
+    for more in (["--blend", "apple", "--steps", 3], ["--image", "a.png", "--null-steps", 1, "--steps", 2]):
+        facts, said = edit(capfd, "prompt", *words, *more)
+        strip = pixels("edited-strip.png")
+        assert (strip[8:136, 8:136] != strip[8:136, -136:-8]).any()
+        assert (facts["mode"], "mask" in said) == (None, more[0] == "--blend")
+    edit(capfd, "restore", *common, "--task", "inpaint", "--mask", "mask.png", "--scale", 0.5)
+    assert np.array_equal(pixels("edited.png")[kept], pixels("a.png")[kept])
     edit(capfd, "diffedit", *common, "--mask", "mask.png", "--source", "a green pear", "--guidance", 2)
     assert np.array_equal(pixels("edited.png")[kept], pixels("a.png")[kept])
 

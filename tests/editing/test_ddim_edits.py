@@ -50,6 +50,13 @@ def test_inversion_agrees_with_encode():
     assert relative_error(states[-1], fastdiff.encode(plain, X0, grid=times, **COMMON)) < 1e-12
 
 
+def test_an_uncond_without_guidance_is_said():
+    with pytest.warns(UserWarning, match="uncond is not used, as there is no guidance") as caught:
+        states = invert(moved, X0, steps=3, cond=shift(0.5), uncond=shift(0.0), **COMMON)
+    assert [each.filename for each in caught] == [__file__]
+    assert torch.equal(states, invert(moved, X0, steps=3, cond=shift(0.5), **COMMON))
+
+
 def test_guided_sampling_comes_back_with_null_text_inversion():
     common = dict(steps=10, cond=shift(0.5), **COMMON)
     states = invert(moved, X0, **common)

@@ -61,7 +61,7 @@ def plainly(model, *prompts, solver="ddim"):
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "heun"])
 @pytest.mark.parametrize("edit", ["replace", "refine", "reweight"])
 def test_identical_prompts_change_nothing(model, edit, solver):
-    """To the bit, and the source is as without edits, to the rounding of attention that is not fused."""
+    """To the bit, and the source is as without edits, to rounding."""
     weights = {"red": 1.0} if edit == "reweight" else None
     everywhere = dict(cross=1.0, self_attention=1.0, max_self_pixels=64)
     x = edited(model, "red heart", "red heart", edit=edit, weights=weights, solver=solver, **everywhere)

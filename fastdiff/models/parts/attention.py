@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fastdiff.models.parts.diffusers_attention import through
 from fastdiff.ops.attention import attention
 from fastdiff.runtime import eager
 
@@ -55,7 +56,8 @@ class Controller:
 
     def attend(self, place: Place, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The result, (B, heads, queries, D), from q (B, heads, queries, D), k and v (B, heads, keys, D): the edited
-        maps times v. To be overridden where more than the maps changes, as in IP-Adapter and MasaCtrl."""
+        maps times v. To be overridden where more than the maps changes, as in IP-Adapter and MasaCtrl, or where the
+        result needs no maps. It is not asked where there is a mask: there a controller needs `edit`."""
         return self._edited(place, q, k, v, None)
 
     def _edited(self, place: Place, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,15 +73,16 @@ class Controller:
 def controlled(model: nn.Module, controller: Controller) -> Iterator[None]:
     """Inside the block, and in this thread, the model's attention asks the controller.
 
-    Blocks may be nested: a layer goes to the innermost controller that wants it. The model runs as it is written, also
-    after `fastdiff.optimize`, and its sampling loop is not captured as a CUDA graph.
+    Attention of diffusers networks is seen as well, where its processor is a usual one: not that of an IP-Adapter, and
+    not that with added keys. Blocks may be nested: a layer goes to the innermost controller that wants it. The model
+    runs as it is written, also after `fastdiff.optimize`, and its sampling loop is not captured as a CUDA graph.
     """
     eager.leave_untraced(sys.modules[__name__], "_by_controller")
     names = {module: name for name, module in model.named_modules()}
     token = _controllers.set((*_controllers.get(), (controller, names)))
     _count(1)
     try:
-        with eager.as_written("a controller sees the attention"):
+        with eager.as_written("a controller sees the attention"), through(model, attend):
             yield
     finally:
         _count(-1)
@@ -180,6 +183,6 @@ def _asked(
         q = q * (scale * q.shape[-1] ** 0.5)
     if mask is None:
         return controller.attend(place, q, k, v)
-    if type(controller).attend is not Controller.attend:
+    if type(controller).attend is not Controller.attend and type(controller).edit is Controller.edit:
         raise ValueError(f"{type(controller).__name__} replaces the attention of {place.name}, which has a mask")
     return controller._edited(place, q, k, v, mask)

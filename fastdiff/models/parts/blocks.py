@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdiff.models.parts.attention import Context, attend, split_heads, unmasked
+from fastdiff.ops.conv2d import conv2d
 from fastdiff.ops.group_norm_silu import group_norm_silu
+from fastdiff.ops.tensors import is_channels_last
 
 # From a number of channels to its normalisation: each family has its own groups and epsilon.
 Norm = Callable[[int], nn.Module]
@@ -64,8 +66,34 @@ def zero_init(layer: nn.Module) -> nn.Module:
 
 def conv_nd(dims: int, in_channels: int, out_channels: int, kernel: int, **options: Any) -> nn.Module:
     """A convolution over `dims` (1, 2 or 3) spatial dimensions."""
-    made: Callable[..., nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    made: Callable[..., nn.Module] = (nn.Conv1d, Conv2d, nn.Conv3d)[dims - 1]
     return made(in_channels, out_channels, kernel, **options)
+
+
+class Conv2d(nn.Conv2d):
+    """2-D convolution, by `fastdiff.ops.conv2d` where a gradient is wanted, for which it has kernels. Otherwise it is
+    PyTorch's, in place of which `optimize` puts the operator with all that follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._fits(x):
+            return conv2d(x, self.weight, self.bias, padding=self.padding[0])  # type: ignore[arg-type]
+        return super().forward(x)
+
+    def _fits(self, x: Tensor) -> bool:
+        """Whether the operator computes this with a gradient, in the strides that PyTorch gives."""
+        return (
+            x.is_cpu
+            and x.dtype == self.weight.dtype == torch.float32
+            and (x.requires_grad or self.weight.requires_grad)
+            and self.kernel_size == (3, 3)
+            and self.stride == self.dilation == (1, 1)
+            and self.padding in ((0, 0), (1, 1))
+            and self.groups == 1
+            and self.padding_mode == "zeros"
+            and x.ndim == 4
+            and (is_channels_last(x) or is_channels_last(self.weight))
+            and not torch.is_autocast_enabled("cpu")
+        )
 
 
 class GroupNorm(nn.GroupNorm):

@@ -13,11 +13,13 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
     Returns x's shape and dtype. Su et al. 2021, RoFormer, Eq. 34.
     """
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    turned, kept = x[..., : 2 * angles.shape[1]], x[..., 2 * angles.shape[1] :]
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
-    pairs = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return torch.cat([pairs.flatten(-2), kept], dim=-1)
+    count = 2 * angles.shape[1]
+    cos, sin = angles.cos(), angles.sin()
+    along, across = (torch.stack(pair, dim=-1).flatten(-2).to(x.dtype) for pair in ((cos, cos), (-sin, sin)))
+    turned = x[..., :count]
+    swapped = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    turned = torch.addcmul(turned * along, swapped, across)
+    return turned if count == x.shape[-1] else torch.cat([turned, x[..., count:]], dim=-1)
 
 
 def buckets(distance: Tensor, count: int, max_distance: int) -> Tensor:

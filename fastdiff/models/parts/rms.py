@@ -30,9 +30,11 @@ class RMSNorm(nn.Module):
             """(..., C) in the shape of what goes with x's channels."""
             return row if self.axis == -1 else row.reshape(*row.shape, *[1] * (x.ndim - 2))
 
-        y = F.normalize(x, dim=self.axis) * beside(math.sqrt(x.shape[self.axis]) * self.weight)
+        gain, y = math.sqrt(x.shape[self.axis]) * self.weight, F.normalize(x, dim=self.axis)
         if scale is not None and shift is not None:
-            y = y * (beside(scale) + 1) + beside(shift)
+            y = torch.addcmul(beside(shift), y, beside(gain * (scale + 1)))
+        else:
+            y = y * beside(gain)
         return F.silu(y) if activation == "silu" else y
 
 
