@@ -45,12 +45,21 @@ def expect_same(path: Path, state: Mapping[str, Any], objective: Objective) -> N
     """Raises ValueError that says what differs if the state is of a run with other settings or on other data."""
     wanted = settings(objective)
     later = {f.name: f.default for f in fields(objective.recipe) if f.default is not MISSING}  # what older runs lack
-    found = {**later, **state["recipe"]}
+    found = _completed(state["recipe"], wanted, later)
     differ = [name for name in {**wanted, **found} if name not in FREE and found.get(name) != wanted.get(name)]
     said = "; ".join(f"{name} {found.get(name)!r}, not {wanted.get(name)!r}" for name in differ)
     expect(not differ, f"{path} was made with another recipe: {said}; give an empty folder, or the same settings")
     data, given = state["data"], objective.fingerprint
     expect(data == given, f"{path} was made with another data set: {data!r}, not {given!r}; give an empty folder")
+
+
+def _completed(found: Mapping[str, Any], wanted: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, and in them those of its teacher, with the defaults of what older runs lack."""
+    both = {**{name: later[name] for name in wanted if name in later}, **found}
+    for name, value in both.items():
+        if isinstance(value, Mapping) and isinstance(wanted.get(name), Mapping):
+            both[name] = _completed(value, wanted[name], later)
+    return both
 
 
 def settings(objective: Objective) -> dict[str, Any]:

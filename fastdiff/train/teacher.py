@@ -35,5 +35,7 @@ def weights_digest(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(
+            tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        )  # NumPy has no bfloat16
     return digest.hexdigest()

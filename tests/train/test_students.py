@@ -165,6 +165,20 @@ def test_another_teacher_is_refused(tmp_path, data, teachers):
         Training(objective_of(CONSISTENCY, data, teachers), tmp_path)
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on(tmp_path, data, teachers):
+    """Of the run, and of its teacher's recipe in it."""
+    training = run(objective_of(FOUR, data, teachers), tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=False)
+    del state["recipe"]["accumulate"], state["recipe"]["teacher"]["accumulate"]
+    torch.save(state, path)
+    assert Training(objective_of(FOUR, data, teachers), tmp_path).step == training.step
+    state["recipe"]["teacher"]["batch"] += 1
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="made with another recipe: teacher"):
+        Training(objective_of(FOUR, data, teachers), tmp_path)
+
+
 def test_a_student_of_a_student_needs_it(data, teachers):
     teachers(FOUR)
     with pytest.raises(ValueError, match="tiny-progressive learns from tiny-progressive-8 and needs its network"):

@@ -1,4 +1,4 @@
-"""The models that come with the package: weights in float16 beside a JSON description, both checked when loaded."""
+"""The models that come with the package: weights beside a JSON description, both checked when loaded."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fastdiff.files import replacing
 from fastdiff.models.autoencoder import AutoencoderConfig
 from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
 from fastdiff.models.bundled.controlled import EdgeLatentDiffusion
+from fastdiff.models.bundled.eight_bits import packed, unpacked
 from fastdiff.models.bundled.upsampler import Upsampler, UpsamplerConfig
 from fastdiff.models.controlnet import ControlNet, ControlNetConfig
 from fastdiff.models.dit import DiTConfig
@@ -32,7 +33,6 @@ BundledModel: TypeAlias = UNet | Upsampler | PromptLatentDiffusion | ClassLatent
 
 
 _T = TypeVar("_T")
-_LINEAR = ("qkv.weight", "proj.weight")
 
 
 def folder() -> Path:
@@ -101,13 +101,7 @@ def load_files(
     base = _base(about, description.parent) if "base" in about else None
     with unfilled():
         model = _build(about, base)
-    state = load_safetensors(content)
-    # weights published with attention's linear maps as 1 x 1 convolutions
-    state = {
-        key: value.squeeze((2, 3)) if key.endswith(_LINEAR) and value.ndim == 4 else value
-        for key, value in state.items()
-    }
-    own(model).load_state_dict(state, assign=True)
+    own(model).load_state_dict(unpacked(load_safetensors(content)), assign=True)
     model.info = _info(about, model)
     model.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
@@ -179,10 +173,10 @@ def _info(about: Mapping[str, Any], model: BundledModel) -> ModelInfo:
 
 
 def save_files(path: Path, about: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write path.safetensors (float16) and path.json, which holds `about` and the checksum of the weights."""
+    """Write path.safetensors, eight bits a weight, and path.json: `about` and the checksum of the weights."""
     from safetensors.torch import save
 
-    content = save({key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()})
+    content = save(packed(state))
     with replacing(path.with_suffix(".safetensors")) as temporary:
         temporary.write_bytes(content)
     with replacing(path.with_suffix(".json")) as temporary:

@@ -13,10 +13,10 @@ from fastdiff.models.info import Sampling
 from fastdiff.profiling.distances import Data
 from fastdiff.profiling.drawing import Drawer
 from fastdiff.profiling.features import emoji_extractor
-from fastdiff.profiling.find import subject_of
 from fastdiff.profiling.measures import rms, rmse
 from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.subject import Subject
+from fastdiff.profiling.subjects import subject_of
 
 TEACHER, CONVERGED = Setting("dpmpp-2m", 20), Setting("unipc-3", 100)
 PICTURES_A_CLASS = 4

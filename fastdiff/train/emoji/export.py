@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fastdiff.files import replacing
 from fastdiff.models.bundled import own, save_files
 from fastdiff.models.bundled.controlled import HINT, EdgeLatentDiffusion
+from fastdiff.models.bundled.eight_bits import rounded
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.info import ImageCondition
 from fastdiff.train.emoji.controlling import EdgeControl
@@ -66,7 +69,7 @@ def about(
         description["sampling"] = asdict(recipe.sampling)
         description["training"]["comparison"] = list(comparison)
         description["training"]["recipe"] |= {"teacher": recipe.original, "stages": recipe.stages}
-    network: Any = training.ema.module
+    network: Any = shipped(training)
     if isinstance(objective, Upsampling):
         description |= _upsampler(objective)
         ours, bicubic = objective.psnr(network)
@@ -115,6 +118,13 @@ def _control(objective: EdgeControl, network: EdgeLatentDiffusion) -> dict[str, 
         "image": asdict(ImageCondition(HINT, "edges, 1 on an edge", shape, low=0, needed=False)),
         "network": asdict(network.net.config),
     }
+
+
+def shipped(training: EmojiTraining) -> nn.Module:
+    """A copy of the averaged network with its weights as they ship: what a card's pictures and figures are of."""
+    network = copy.deepcopy(training.ema.module)
+    rounded(own(network))
+    return network
 
 
 def export(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fastdiff
 from fastdiff.models.autoencoder import AutoencoderKL
 from fastdiff.models.bundled.conditioned import ClassLatentDiffusion, PromptLatentDiffusion
+from fastdiff.models.bundled.eight_bits import rounded
 from fastdiff.models.bundled.emoji_prompts import EMOJI_PROMPTS
 from fastdiff.models.ldm import LatentDiffusion
 from fastdiff.models.text import PADDING, TextConfig, Tokenizer
@@ -25,7 +26,7 @@ from fastdiff.train.losses import denoising_loss
 class LatentObjective(EmojiObjective):
     """Means of the posteriors, computed once.
 
-    autoencoder: rounded to float16, as it ships; all models on it get the same latents. scale_factor: of the latents;
+    autoencoder: rounded as it ships; all models on it get the same latents. scale_factor: of the latents;
     what gives them unit variance if None.
     """
 
@@ -41,7 +42,8 @@ class LatentObjective(EmojiObjective):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(recipe, data, device=device)
-        self.autoencoder = autoencoder.half().float().eval().requires_grad_(False)
+        self.autoencoder = autoencoder
+        rounded(autoencoder).eval().requires_grad_(False)
         self.process = recipe.process()
         images = torch.from_numpy(data.images)
         with torch.inference_mode():
