@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from models_in_time import table as timed_table
 from more_of_a_model import more_of
 from torch import Tensor
 
+import fastdiff
 from fastdiff import arguments
 from fastdiff.bench.suites import BAD_ARGUMENT, MODELS, ON_GPU
 from fastdiff.bench.timing import timed
@@ -208,7 +210,12 @@ def _chosen(options: argparse.Namespace, device: torch.device, dtype: torch.dtyp
 
 
 def _work(row: str, name: str, folder: str, threads: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Be one engine's process."""
+    """Be one engine's process. A peer's models call PyTorch where they would call our operators."""
+    with nullcontext() if name == "fastdiff" else fastdiff.use("reference"):
+        _serve(row, name, folder, threads, device, dtype)
+
+
+def _serve(row: str, name: str, folder: str, threads: int, device: torch.device, dtype: torch.dtype) -> None:
     if name == "expected":
         serve(lambda: (lambda: None, expected(row, Path(folder) / "expected.pt", device, dtype)))
         return

@@ -139,7 +139,7 @@ def test_a_file_of_any_suite_compares_with_itself(suite, tmp_path):
         assert records.ratio(found["rows"][0])[0] == 2
 
 
-SUITES = ("ops", "models", "solvers", "scaling", "convergence", "gpu", "compare")
+SUITES = ("ops", "models", "solvers", "scaling", "convergence", "time-to-quality", "gpu", "compare")
 
 
 def test_without_a_suite_they_are_listed(capsys):
@@ -157,6 +157,7 @@ def test_a_suite_has_its_own_options_only(capsys):
         "models": {*files, "--against", "--rows", "--device", "--dtype", "--minutes"},
         "ops": {*files, "--device", "--sweep", "--out", "--minutes"},
         "gpu": {"--op", "--check", "--no-check", "--json"},
+        "time-to-quality": {"--only", "--folder", "--minutes", "--out", "--json"},
         "compare": set(),
     }
     for suite in SUITES:

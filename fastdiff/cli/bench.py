@@ -117,6 +117,25 @@ def convergence(
     _run("convergence", only, json, html)
 
 
+@app.command("time-to-quality")
+def time_to_quality(
+    only: Annotated[
+        str | None, typer.Option(help="Models, separated by commas; the three bundled ones if not given.")
+    ] = None,
+    folder: Annotated[str | None, typer.Option(help="A diffusers folder, beside them.")] = None,
+    minutes: Annotated[float, typer.Option(help="How long all of it may take.")] = 25,
+    out: Annotated[str, typer.Option(help="Folder of the page and of the work, which is gone on with.")] = (
+        "fastdiff-time-to-quality"
+    ),
+    json: Json = None,
+) -> None:
+    """From DDIM with 50 steps by PyTorch to the setting that is found: how much faster, factor by factor."""
+    from fastdiff.cli import bench_time_to_quality as command
+    from fastdiff.cli.bench_suites import words
+
+    command.time_to_quality(words("--only", only), folder, minutes, out, json)
+
+
 @app.command()
 def gpu(
     op: Annotated[list[str] | None, typer.Option(help="An operator; all if not given.")] = None,

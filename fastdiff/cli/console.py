@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,17 @@ def show_messages() -> None:
     from fastdiff.runtime import telling
 
     telling.show(lambda text: console.print(f"{text}", markup=False, soft_wrap=True))
+
+
+def say_if_busy() -> None:
+    """A line where other programs keep the cores busy: threads that wait for each other then hold up themselves."""
+    import torch
+
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # of the last minute; Windows has none
+    if threads > 1 and load > cores and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+        text = f"this machine is busy (load {load:.1f} on {cores} cores); OMP_NUM_THREADS=1 may be faster"
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import fastdiff
 from fastdiff import arguments, pictures
 from fastdiff.bench.timing import timed
-from fastdiff.cli.console import console, print_json, progress
+from fastdiff.cli.console import console, print_json, progress, say_if_busy
 from fastdiff.cli.info import collect
 from fastdiff.errors import expect
 from fastdiff.files import replacing, writable_folder
@@ -26,6 +26,7 @@ from fastdiff.process.noise import CounterNoise
 CURVE_STEPS = (5, 10, 20)  # and those of the two paths
 CURVE_SOLVERS = {"ddim": "DDIM", "dpmpp-2m": "DPM-Solver++(2M)"}
 CURVE_PICTURES = 9  # of which distances are measured: one of each class
+QUICK_PICTURES = 2  # with --quick
 CONVERGED_STEPS = 100
 PICTURES = {"baseline": "baseline.png", "both": "fastdiff.png"}  # title of a run -> file
 TOLERANCE = 1e-5  # RMS of the difference over that of the pictures, at equal steps, in float32
@@ -58,9 +59,12 @@ class Demo:
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         self.model: BundledModel = fastdiff.load(name, device=device, dtype=dtype)
-        self.fast: Any = fastdiff.optimize(fastdiff.load(name, device=device, dtype=dtype))
         info = self.model.info
         expect(info.image is None or not info.image.needed, f"{name} needs a picture ({info.image}): try `sample`")
+        if (own := info.sampling) is not None:  # its steps lead to no solution that more of them come closer to
+            why = f"{name} was distilled to {own.steps} steps of {own.solver}, and the demo compares solvers and steps"
+            raise ValueError(f"{why}: try `fastdiff sample --model {name}`, or the demo with {own.teacher}")
+        self.fast: Any = fastdiff.optimize(fastdiff.load(name, device=device, dtype=dtype))
         self.seed, self.guidance = seed, fastdiff.CFG(guidance)
         self.classes: list[str | None] = [*info.classes] or [None]
         self.labels = [name for name in self.classes for _ in range(per_class)]
@@ -76,7 +80,6 @@ class Demo:
     ) -> Tensor:
         """All pictures, or `count` of them, spread over the classes. model: in place of the demo's two."""
         model = model or (self.fast if fast else self.model)
-        assert model is not None
         info, total = model.info, len(self.labels)
         chosen = range(total) if count is None else range(0, total, -(-total // count))
         labels = [self.labels[i] for i in chosen]
@@ -129,13 +132,13 @@ class Demo:
 class Distances:
     """RMS distances from the converged solution of the same noise, pixels in [-1, 1]; each is measured once."""
 
-    def __init__(self, demo: Demo, callback: Any) -> None:
-        self.demo, self.callback = demo, callback
+    def __init__(self, demo: Demo, count: int, callback: Any) -> None:
+        self.demo, self.count, self.callback = demo, count, callback
         self.known: dict[str, dict[int, float]] = {solver: {} for solver in CURVE_SOLVERS}
         self.converged = self._pictures("dpmpp-2m", CONVERGED_STEPS)
 
     def _pictures(self, solver: str, steps: int) -> Tensor:
-        return self.demo.pictures(self.demo.sample(solver, steps, True, CURVE_PICTURES, self.callback))
+        return self.demo.pictures(self.demo.sample(solver, steps, True, self.count, self.callback))
 
     def of(self, solver: str, steps: int) -> float:
         """Of so many steps."""
@@ -150,10 +153,8 @@ class Distances:
 
 
 def equal_steps(distance: Callable[[int], float], target: float, most: int) -> int:
-    """About the least number of steps, `most` at most, that comes as close as `target`.
-
-    It is guessed from the distances of 10 and 20 steps, which fall as a power of the steps, then raised until it does.
-    """
+    """About the least number of steps, `most` at most, that comes as close as `target`: guessed from the distances of
+    10 and 20 steps, which fall as a power of the steps, then raised until it does."""
     slope = math.log(distance(20) / distance(10)) / math.log(2)
     if slope >= 0:
         return most
@@ -175,15 +176,17 @@ def run(
     as_json: bool,
     device: str = "cpu",
     dtype: str = "float32",
+    quick: bool = False,
 ) -> None:
-    """See `fastdiff demo --help`."""
+    """See `fastdiff demo --help`. quick: the distances are those of fewer pictures."""
     where, kind = arguments.device("--device", device), arguments.dtype("--dtype", dtype)
     demo = Demo(model_name, per_class, guidance, seed, where, kind)
     folder = writable_folder(out)  # after what refuses arguments, so that nothing is left of those
+    say_if_busy()
     with progress() as bar:
         total = CONVERGED_STEPS + baseline_steps + sum(CURVE_STEPS) * len(CURVE_SOLVERS)  # about: the search adds some
         task = bar.add("distances from the converged solution", total=total)
-        distances = Distances(demo, lambda *_: bar.advance(task))
+        distances = Distances(demo, QUICK_PICTURES if quick else CURVE_PICTURES, lambda *_: bar.advance(task))
         chosen = steps or equal_steps(
             lambda n: distances.of("dpmpp-2m", n), distances.of("ddim", baseline_steps), baseline_steps
         )
@@ -236,8 +239,7 @@ def run(
     if not summary["agree"]:
         raise fastdiff.SamplingError(
             f"at equal steps the two paths differ by {summary['difference_at_equal_steps']:.2e} of the RMS, more than "
-            f"{summary['tolerance']:.2g}; "
-            f"see {summary['report']}"
+            f"{summary['tolerance']:.2g}; see {summary['report']}"
         )
 
 
@@ -248,10 +250,9 @@ def write(folder: Path, runs: list[Run], demo: Demo, summary: dict[str, Any]) ->
     plot(summary["errors"], folder / "error.png")
     template = resources.files("fastdiff.cli").joinpath("demo.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
+    text = page.render(runs=runs, classes=demo.classes, summary=summary, machine=collect())
     with replacing(folder / "index.html") as path:
-        path.write_text(
-            page.render(runs=runs, classes=demo.classes, summary=summary, machine=collect()), encoding="utf-8"
-        )
+        path.write_text(text, encoding="utf-8")
 
 
 def plot(errors: dict[str, dict[int, float]], path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.bench.timing import Elapsed, timed
-from fastdiff.cli.console import progress
+from fastdiff.cli.console import progress, say_if_busy
 from fastdiff.cli.picture_model import PictureModel
 from fastdiff.errors import expect
 from fastdiff.process.grids import make_grid
@@ -43,6 +43,7 @@ def run_of(model: PictureModel, solver: str | None, steps: int | None, grid: str
     """What is None is the model's own, as of `fastdiff.sample`."""
     own = model.sampling
     chosen = get_solver(solver or (SOLVER if own is None else own.solver))
+    expect(steps is None or not chosen.adaptive, f"--steps: {chosen.name} chooses its own steps")
     if own is not None and chosen.name == own.solver:
         steps, grid = steps or own.steps, grid or own.grid
     return Run(model, chosen, steps or STEPS, grid, seed)
@@ -63,6 +64,7 @@ def draw(
 
     picture: (1, 3, H, W) to start from (SDEdit), with noise up to `strength` of the way to the grid's first time.
     """
+    say_if_busy()
     model, times = run.model, run.times()
     start, starts, left = None, None, run.steps
     if picture is not None:
@@ -101,6 +103,7 @@ def draw(
 @contextmanager
 def counted(model: PictureModel, description: str, calls: int) -> Iterator[Elapsed]:
     """Progress by the calls of the network, for methods without a callback; none on a GPU, whose calls are replayed."""
+    say_if_busy()
     with timed(model.device) as elapsed, progress() as bar:
         task, hook = bar.add(description, calls), None
         if isinstance(model.network, nn.Module) and model.device.type == "cpu":

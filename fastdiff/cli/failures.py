@@ -12,6 +12,7 @@ import typer
 from fastdiff.errors import SamplingError, TrainingError, WeightsError
 
 MAY_BE_EMPTY = ("--prompt",)  # an empty prompt is a prompt
+MAY_REPEAT = ("--op", "--target", "--weight")  # they take several values
 
 _EXPECTED = (ValueError, OSError, ImportError, NotImplementedError, SamplingError, TrainingError, WeightsError)
 
@@ -26,6 +27,19 @@ def refuse_empty(arguments: Sequence[str]) -> None:
         if equals and not value.strip() and option not in MAY_BE_EMPTY:
             what = f"{option} needs a value" if option.startswith("--") else "an argument is missing"
             raise ValueError(f"{what}, got {value!r}")
+
+
+def refuse_twice(arguments: Sequence[str]) -> None:
+    """Raises ValueError for an option that is there twice, of which only the last one would count."""
+    seen: set[str] = set()
+    for argument in arguments:
+        if argument == "--":
+            return
+        option = argument.partition("=")[0]
+        if option.startswith("--") and option not in MAY_REPEAT:
+            if option in seen:
+                raise ValueError(f"{option} was given twice, and takes one value")
+            seen.add(option)
 
 
 def one_line(error: Exception) -> str:

@@ -8,10 +8,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fastdiff.cli import bench, edit, failures, options, train_options
+from fastdiff.cli import bench, distribute, edit, failures, options, train_options
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(bench.app, name="bench")
+app.add_typer(distribute.app, name="distribute")
 app.add_typer(edit.app, name="edit")
 _debug: list[bool] = []  # not empty after --debug
 
@@ -42,8 +43,12 @@ def every_command(
 def demo(
     out: Annotated[str, typer.Option(help="Folder for the pictures and index.html.")] = "fastdiff-demo",
     model: Annotated[str, typer.Option(help="A bundled model.")] = "emoji-unet-32",
-    per_class: Annotated[int, typer.Option(help="Pictures of each class.", min=1, max=1_000)] = 4,
-    baseline_steps: Annotated[int, typer.Option(help="DDIM steps of the baseline.", min=1, max=10_000)] = 50,
+    per_class: Annotated[
+        int | None, typer.Option(help="Pictures of each class; 4 if not given.", min=1, max=1_000)
+    ] = None,
+    baseline_steps: Annotated[
+        int | None, typer.Option(help="DDIM steps of the baseline; 50 if not given.", min=1, max=10_000)
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -54,12 +59,16 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the pictures, the same on all paths.", min=0, max=2**64 - 1)] = 0,
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="1 picture of each class, 10 DDIM steps: whether it works, not how fast.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Sample the same pictures with plain PyTorch and with fastdiff; show what the solver and the kernels give."""
     from fastdiff.cli import demo as command
 
-    command.run(out, model, per_class, baseline_steps, steps, guidance, seed, json, device, dtype)
+    per_class, baseline_steps = per_class or (1 if quick else 4), baseline_steps or (10 if quick else 50)
+    command.run(out, model, per_class, baseline_steps, steps, guidance, seed, json, device, dtype, quick)
 
 
 @app.command()
@@ -111,9 +120,17 @@ def profile(
     ] = None,
     guidance: Annotated[str | None, typer.Option(help="Scales; the model's own if not given. 1 is none.")] = None,
     interval: Annotated[str | None, typer.Option(help="low:high in lambda where guidance applies, or none.")] = None,
+    guidance_every: Annotated[
+        str | None, typer.Option(help="Steps from one unconditional output to the next, as 1,2,3.")
+    ] = None,
     threshold: Annotated[str | None, typer.Option(help="Limits of x0, or none; dynamic as 1@0.995.")] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", "--dtype", help="Types of the network: float32, bfloat16, float16.")
+        str | None,
+        typer.Option(
+            "--precision",
+            "--dtype",
+            help="Types of the network: float32, bfloat16, float16; bf16 and int8 with --backend optimize.",
+        ),
     ] = None,
     batch: Annotated[str | None, typer.Option(help="Samples at once.")] = None,
     grid: Annotated[str | None, typer.Option(help="Where the steps are; the solver's own if not given.")] = None,
@@ -137,9 +154,24 @@ def profile(
     data: Annotated[str | None, typer.Option(help="A folder of pictures to compare distributions with.")] = None,
     budget: Annotated[str | None, typer.Option(help="The most that a sample may take, e.g. 2s or 300ms.")] = None,
     target_rmse: Annotated[float | None, typer.Option(help="RMSE to the converged trajectory to reach.")] = None,
+    find: Annotated[
+        bool, typer.Option("--find", help="Search all that makes sampling faster for --minutes, instead of a sweep.")
+    ] = False,
+    target_ssim: Annotated[
+        float | None, typer.Option(help="With --find: SSIM to the converged pictures; the start's own if no target is.")
+    ] = None,
+    target_frechet: Annotated[
+        float | None, typer.Option(help="With --find: Frechet distance of features to the data.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="With --find: the solver you came with; ddim if not given.")] = None,
+    start_steps: Annotated[int | None, typer.Option(help="With --find: its steps; 50 if not given.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1; cpu if not given.")] = None,
+    workers: distribute.Workers = None,
+    threads: distribute.Threads = None,
+    cluster: distribute.Cluster = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder of the report and of the work; fastdiff-profile if not given.")
+        str | None,
+        typer.Option(help="Folder of the report and of the work; fastdiff-profile or fastdiff-find if not given."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep in --out, which needs no other option.")
@@ -148,18 +180,25 @@ def profile(
 ) -> None:
     """Which solver, how many steps: measure speed against quality for a model, and write a report.
 
-    What is not given is as in `fastdiff.profile`.
+    What is not given is as in `fastdiff.profile` and `fastdiff.find`.
     """
+    from fastdiff.cli import find as search
     from fastdiff.cli import profile as command
 
     axes = {
-        "solvers": solvers, "steps": steps, "guidance": guidance, "intervals": interval, "thresholds": threshold,
-        "precisions": precision, "batches": batch, "grids": grid, "backends": backend, "caches": cache,
+        "solvers": solvers, "steps": steps, "guidance": guidance, "intervals": interval,
+        "guidance_every": guidance_every, "thresholds": threshold, "precisions": precision, "batches": batch,
+        "grids": grid, "backends": backend, "caches": cache,
     }  # fmt: skip
-    command.run(
+    (search if find else command).run(
         model, axes, json, samples=samples, minutes=minutes, reference_steps=reference_steps, seed=seed,
-        features=features, data=data, budget=budget, target_rmse=target_rmse, device=device, out=out, resume=resume,
+        features=features, data=data, budget=budget, target_rmse=target_rmse, target_ssim=target_ssim,
+        target_frechet=target_frechet, start=start, start_steps=start_steps, device=device, out=out,
+        resume=resume, workers=workers, threads=threads, cluster=cluster,
     )  # fmt: skip
+
+
+distribute.app.command()(profile)
 
 
 @app.command()
@@ -226,7 +265,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         show_messages()
         _check_environment()
-        failures.refuse_empty(sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        failures.refuse_empty(given)
+        failures.refuse_twice(given)
         status = app(arguments, prog_name="fastdiff", standalone_mode=False)
     except Exception as error:
         if _debug:

@@ -15,13 +15,15 @@ from fastdiff.errors import expect
 from fastdiff.guidance import CFG
 from fastdiff.models import bundled
 from fastdiff.models.bundled import BundledModel
+from fastdiff.models.bundled.controlled import EdgeLatentDiffusion
 from fastdiff.models.bundled.upsampler import Upsampler
+from fastdiff.models.checkpoints.own import written_here
 from fastdiff.models.info import ModelInfo, PromptInfo, Sampling
 from fastdiff.models.unet import UNet
 from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Schedule
 from fastdiff.profiling import get_subject
-from fastdiff.profiling.diffusers_folder import load_folder
+from fastdiff.profiling.prompted import prompted
 from fastdiff.profiling.subject import Conditions
 
 GUIDANCE = 2.0
@@ -32,9 +34,9 @@ class PictureModel:
     """From conditions to samples, and between samples and pictures.
 
     shape: of one sample, (C, H, W). conditions: (first, count) -> (cond, uncond) of these samples. scale: of the
-    guidance; guided: whether there is one. decode: from samples to pictures (B, 3, H, W), with gradients. encode: back;
-    None for a model that cannot. latent: whether samples are something else than pictures. sampling: of a
-    distilled model.
+    guidance; guided: whether there is one. decode: from samples to pictures (B, 3, H, W), with gradients, which a bound
+    on the values would stop. encode: back; None for a model that cannot. latent: whether samples are something else
+    than pictures. sampling: of a distilled model.
     """
 
     name: str
@@ -64,9 +66,9 @@ class PictureModel:
         }
 
     def pictures(self, samples: Tensor) -> Tensor:
-        """Samples as pictures (B, 3 or 1, H, W), float32."""
+        """Samples as pictures (B, 3 or 1, H, W), float32, in [-1, 1]."""
         with torch.no_grad():
-            return self.decode(samples).float()
+            return self.decode(samples).float().clamp(-1, 1)
 
     def samples(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] as the model samples them. Raises ValueError for a model that cannot."""
@@ -123,23 +125,22 @@ def of_bundled(
 
 def _pixels_and_back(model: BundledModel) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     if isinstance(model, (UNet, Upsampler)):
-        return lambda x: x.clamp(-1, 1), lambda x: x
-    latent, weight = model, next(model.parameters())
-    return lambda z: latent.decode(z.to(weight)), lambda x: latent.encode(x.to(weight))
+        return lambda x: x, lambda x: x
+    latent, weight = model.base if isinstance(model, EdgeLatentDiffusion) else model, next(model.parameters())
+
+    def decode(z: Tensor) -> Tensor:
+        return latent.autoencoder.decode(z.to(weight) / latent.scale_factor)
+
+    return decode, lambda x: latent.encode(x.to(weight))
 
 
 def of_subject(
     name: str, prompts: Sequence[str] | None, guidance: float | None, device: torch.device | None, dtype: torch.dtype
 ) -> PictureModel:
-    """name: of a folder or an entry point. prompts: those of samples 0, 1, ..., again from the first after the last;
-    None for the conditions it has. device: None for where an entry point makes its model. Raises ValueError for what
-    does not fit."""
-    if prompts is None:
-        subject = get_subject(name, device=device)
-    else:
-        expect(Path(name).is_dir(), f"--prompt is for bundled models and diffusers folders; {name} has its conditions")
-        subject = load_folder(Path(name), tuple(prompts), device=device)
-        expect("encoder_hidden_states" in subject.conditions_of(0, 1)[0], f"{name} takes no prompts")
+    """name: of a folder or an entry point. prompts: of samples 0, 1, ..., again from the first after the last, prompts
+    or classes; None for the conditions it has. device: None for where an entry point makes its model. Raises ValueError
+    for what does not fit."""
+    subject = get_subject(name, device=device) if prompts is None else prompted(name, prompts, device=device)
     subject.require_pictures()
     scale = subject.guidance if guidance is None else guidance
     expect(
@@ -169,6 +170,26 @@ def condition_of(info: ModelInfo, class_name: str | None, prompt: str | None) ->
         return None
     expect(prompt is None, f"{info.name} takes no prompts, give --class: {', '.join(info.classes)}")
     return None if class_name == "none" else class_name
+
+
+def words_of(name: str, class_name: str | None, prompt: str | None) -> tuple[str, ...] | None:
+    """What a folder or an entry point is conditioned on; None for the conditions it has."""
+    trained = written_here(Path(name))
+    expect(class_name is None or trained, "--class is for bundled models and those that fastdiff train wrote")
+    expect(prompt is None or not trained, f"{name} takes no prompts, give --class")
+    chosen = prompt if class_name is None else class_name
+    return None if chosen is None else (chosen,)
+
+
+def lines_of(path: str) -> list[tuple[int, str]]:
+    """(number, text) of the lines of a file that are not empty. Raises ValueError where there are none."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from error
+    found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    expect(len(found) > 0, f"{path} holds no prompts; it needs one a line")
+    return found
 
 
 def image_of(info: ModelInfo, path: str | None) -> Tensor | None:

@@ -11,15 +11,17 @@ from typing import Any
 from rich.table import Table
 
 import fastdiff
+from fastdiff import distributed
 from fastdiff.cli.console import Bars, console, print_json
 from fastdiff.errors import expect
 from fastdiff.profiling.api import OUT
 from fastdiff.profiling.plan import Plan
 from fastdiff.profiling.report import require
-from fastdiff.profiling.results import value_of
+from fastdiff.profiling.results import said_of_times, value_of
 from fastdiff.profiling.store import PLAN
 
 MODEL = "emoji-unet-32"
+FIND_ONLY = ("target_ssim", "target_frechet", "start", "start_steps")
 
 
 def run(model: str | None, texts: dict[str, str | None], as_json: bool, **options: Any) -> None:
@@ -28,6 +30,8 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
     After Ctrl-C the report holds what was done.
     """
     require()
+    for name in FIND_ONLY:
+        expect(options.pop(name, None) is None, f"--{name.replace('_', '-')} is for a search, with --find")
     if model is None and not options.get("resume"):
         model = MODEL
     if os.getcwd() not in sys.path:  # a console script lacks it; last, as a checkout has the sources in it
@@ -52,7 +56,8 @@ def run(model: str | None, texts: dict[str, str | None], as_json: bool, **option
         bar.start()  # not before, so that what is wrong with the arguments is said alone
 
     try:
-        found = fastdiff.profile(model, on_progress=on_progress, on_plan=on_plan, **given)
+        run_sweep = fastdiff.profile if {"workers", "cluster"}.isdisjoint(given) else distributed.profile
+        found = run_sweep(model, on_progress=on_progress, on_plan=on_plan, **given)
     except KeyboardInterrupt:
         bar.stop()
         if planned or (Path(given.get("out", OUT)) / PLAN).is_file():
@@ -93,9 +98,9 @@ def _print(found: fastdiff.profiling.Profile) -> None:
     for heading in ("setting", "a sample", "calls", "RMSE", "SSIM", "Frechet", "KID"):
         table.add_column(heading, justify="left" if heading == "setting" else "right")
     for row in found.front:
-        numbers = [_number(value_of(row, name)) for name in ("calls", "rmse", "ssim", "frechet", "kid")]
+        numbers = [number(value_of(row, name)) for name in ("calls", "rmse", "ssim", "frechet", "kid")]
         mark = "bold" if found.picked is row else None
-        table.add_row(row["label"], _seconds(row["seconds"]["median"]), *numbers, style=mark)
+        table.add_row(row["label"], seconds(row["seconds"]["median"]), *numbers, style=mark)
     if found.front:
         console.print(table)
     failed: dict[str, list[str]] = {}
@@ -110,6 +115,8 @@ def _print(found: fastdiff.profiling.Profile) -> None:
             f"converged trajectory: {reference['steps']} steps, RMSE about {reference['error']:.2g} of its own, "
             f"guidance {reference['target']['guidance']:g}"
         )
+    if found.facts["times"]:
+        console.print(f"times: {said_of_times(found.facts['times'])}")
     if found.picked is not None:
         console.print(f"take [bold]{found.picked['label']}[/bold]: {found.reason}")
         console.print(found.line, markup=False, soft_wrap=True)
@@ -118,11 +125,13 @@ def _print(found: fastdiff.profiling.Profile) -> None:
     console.print(f"report: [bold]{(found.folder / 'index.html').resolve()}[/bold]", soft_wrap=True)
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """For people."""
     return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """For people; empty where there is none."""
     return "" if value is None else f"{value:.3g}"
 
 
@@ -131,7 +140,7 @@ def parse_axes(texts: dict[str, str | None]) -> dict[str, Any]:
     read: dict[str, Callable[[str], Any]] = {
         "solvers": str, "steps": _whole, "guidance": _float, "precisions": str, "batches": _whole,
         "grids": _optional(str), "backends": str, "caches": _optional(str), "intervals": _optional(_interval),
-        "thresholds": _optional(_limit),
+        "thresholds": _optional(_limit), "guidance_every": _whole,
     }  # fmt: skip
     axes: dict[str, Any] = {}
     for name, text in texts.items():
@@ -149,7 +158,7 @@ def parse_axes(texts: dict[str, str | None]) -> dict[str, Any]:
 
 OPTIONS = {
     "precisions": "precision", "batches": "batch", "grids": "grid", "backends": "backend", "caches": "cache",
-    "intervals": "interval", "thresholds": "threshold",
+    "intervals": "interval", "thresholds": "threshold", "guidance_every": "guidance-every",
 }  # fmt: skip
 
 

@@ -47,13 +47,11 @@ def run(
     started, share = image, drawing.strength_of(strength, image)
     facts: dict[str, object] = {}
     if picture_model.is_subject(model_name):
-        given = {"--class": class_name, "--prompts": prompts}
-        wrong = [option for option, value in given.items() if value is not None]
-        expect(not wrong, f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} for bundled models only")
-        words = None if prompt is None else (prompt,)
+        expect(prompts is None, "--prompts is for bundled models only")
+        words = picture_model.words_of(model_name, class_name, prompt)
         model = picture_model.of_subject(model_name, words, guidance, where if device else None, kind)
         total, columns = count or 16, None
-        facts |= {"prompt": prompt}
+        facts |= {"prompt": prompt} | ({} if class_name is None else {"class": class_name})
     else:
         loaded = fastdiff.load(model_name, device=where, dtype=kind)
         name = picture_model.condition_of(loaded.info, class_name, prompt)
@@ -81,7 +79,8 @@ def run(
         if finished:
             samples = torch.cat([model.pictures(part) for part in finished])
             columns = columns or min(len(samples), max(4, round(len(samples) ** 0.5)))
-            pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)
+            margin = 0 if len(samples) == 1 else 2  # one alone is of the model's size, as `edit` takes it
+            pictures.save_png(path, pictures.grid(samples, columns, margin=margin), zoom=zoom)
             console.print(f"{len(samples)} picture{'s' * (len(samples) != 1)} in [bold]{path}[/bold]")
     if as_json:
         print_json(
@@ -93,7 +92,7 @@ def run(
                 **({} if started is None else {"strength": share}),
                 "count": total,
                 "solver": planned.solver.name,
-                "steps": planned.steps,
+                "steps": None if planned.solver.adaptive else planned.steps,
                 "guidance": model.scale,
                 "seed": seed,
                 "device": str(model.device),
@@ -105,17 +104,10 @@ def run(
 
 def _lines(path: str, info: ModelInfo) -> list[str | None]:
     """The prompts, or classes, of a file, one a line. Raises ValueError that names the line for one that is unknown."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: {error}") from error
-    found: list[str | None] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                info.condition(line.strip(), 1)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            found.append(line.strip())
-    expect(len(found) > 0, f"{path} holds no prompts; it needs one a line")
-    return found
+    found = picture_model.lines_of(path)
+    for number, line in found:
+        try:
+            info.condition(line, 1)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return [line for _, line in found]

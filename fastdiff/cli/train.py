@@ -19,7 +19,7 @@ from fastdiff.models.autoencoder import AutoencoderKL
 from fastdiff.models.bundled.conditioned import PromptLatentDiffusion
 from fastdiff.train.emoji.autoencoding import Autoencoding
 from fastdiff.train.emoji.data import EmojiData, load_emoji
-from fastdiff.train.emoji.export import EmojiTraining, describe, export
+from fastdiff.train.emoji.export import EmojiTraining, describe, export, shipped
 from fastdiff.train.emoji.objective import EmojiObjective
 from fastdiff.train.emoji.objectives import make_objective
 from fastdiff.train.emoji.recipes import RECIPES, AutoencoderRecipe, ControlRecipe, LatentRecipe, Student
@@ -103,7 +103,7 @@ def trained_autoencoder(
         training = train(objective, folder)
     else:
         console.print(f"autoencoder of [bold]{folder}[/bold], {objective.remarks(training.ema.module)}")
-    network = training.ema.module
+    network = shipped(training)
     assert isinstance(network, AutoencoderKL)
     return network, {**describe(training), "psnr": objective.psnr(network)}
 
@@ -166,14 +166,14 @@ def write_results(training: EmojiTraining, autoencoder: Mapping[str, Any] | None
     path = training.folder / training.recipe.name
     plot_losses(training, path.with_name(f"{path.name}-loss.png"))
     save_pictures(training, path.with_suffix(".png"))
-    comparison = training.objective.comparison(training.ema.module) if comparing else []
+    comparison = training.objective.comparison(shipped(training)) if comparing else []
     export(training, path, autoencoder=autoencoder, comparison=comparison)
     console.print(f"written: [bold]{path}[/bold] .safetensors, .json, .md, and pictures")
 
 
 def save_pictures(training: EmojiTraining, path: Path) -> None:
     """What the averaged network makes."""
-    samples, columns = training.objective.pictures(training.ema.module)
+    samples, columns = training.objective.pictures(shipped(training))
     size = samples.shape[-1]
     zoom = min(3 if size < 64 else 2, max(1, MOST_PIXELS // (columns * size)))
     pictures.save_png(path, pictures.grid(samples, columns), zoom=zoom)

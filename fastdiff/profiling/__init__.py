@@ -7,9 +7,9 @@ distances.py). front.py says which are worth taking, report.py shows it.
 
 from fastdiff.profiling.api import profile
 from fastdiff.profiling.features import Extractor, get_extractor
-from fastdiff.profiling.find import get_subject
 from fastdiff.profiling.results import Profile
 from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.subject import Subject
+from fastdiff.profiling.subjects import get_subject
 
 __all__ = ["Extractor", "Profile", "Setting", "Subject", "get_extractor", "get_subject", "profile"]

@@ -19,13 +19,13 @@ from fastdiff.profiling import front as fronts
 from fastdiff.profiling.asked import asked, resumed
 from fastdiff.profiling.drawing import Drawer
 from fastdiff.profiling.features import Extractor, get_extractor
-from fastdiff.profiling.find import get_subject
 from fastdiff.profiling.machine import describe
 from fastdiff.profiling.plan import Plan, make_plan
-from fastdiff.profiling.results import DISTANCES, Profile, rows_of
+from fastdiff.profiling.results import DISTANCES, Profile, Row, rows_of, times_of
 from fastdiff.profiling.settings import Axes, common
 from fastdiff.profiling.store import PLAN, Store
 from fastdiff.profiling.subject import Subject
+from fastdiff.profiling.subjects import get_subject
 from fastdiff.profiling.sweep import Progress, Sweep
 from fastdiff.profiling.usage import python_line
 
@@ -39,10 +39,11 @@ def profile(
     steps: Sequence[int] | None = None,
     guidance: Sequence[float] | None = None,
     intervals: Sequence[tuple[float, float] | None] | None = None,
+    guidance_every: Sequence[int] | None = None,
     thresholds: Sequence[Threshold | float | None] | None = None,
     precisions: Sequence[str] | None = None,
     batches: Sequence[int] | None = None,
-    grids: Sequence[str | None] | None = None,
+    grids: Sequence[str | tuple[float, ...] | None] | None = None,
     backends: Sequence[str] | None = None,
     caches: Sequence[str | None] | None = None,
     samples: int | None = None,
@@ -58,6 +59,7 @@ def profile(
     resume: bool = False,
     on_progress: Progress | None = None,
     on_plan: Callable[[Plan, int], None] | None = None,
+    before: Callable[[Sweep], None] | None = None,
 ) -> Profile:
     """Every combination of the settings: time and model calls a sample, distance to the converged trajectory from the
     same noise, distances of the distribution; the front; and a report in `out`.
@@ -75,7 +77,8 @@ def profile(
     None, where it is made, which is the CPU for all but entry points and Subjects. Times there are taken by events of
     the device. resume: go on with the sweep in `out`: what is None is as it was
     there, and what would make it another sweep is refused; axes may get more values, and `samples` may be more.
-    on_progress(what, done, total); on_plan(plan, number of settings).
+    on_progress(what, done, total); on_plan(plan, number of settings). before(sweep) may do some of the work, into the
+    sweep's folder: see `fastdiff.distributed.profile`.
 
     A combination that fails is a row with its error. KeyboardInterrupt writes the report of what is there, then is
     raised again. Raises ValueError for arguments that no run could have, before anything is computed, for a folder that
@@ -85,8 +88,9 @@ def profile(
 
     require()
     given = {
-        "solvers": solvers, "steps": steps, "guidance": guidance, "intervals": intervals, "thresholds": thresholds,
-        "precisions": precisions, "batches": batches, "grids": grids, "backends": backends, "caches": caches,
+        "solvers": solvers, "steps": steps, "guidance": guidance, "intervals": intervals,
+        "guidance_every": guidance_every, "thresholds": thresholds, "precisions": precisions, "batches": batches,
+        "grids": grids, "backends": backends, "caches": caches,
         "reference_steps": reference_steps, "seed": seed, "features": features, "data": data, "budget": budget,
         "target_rmse": target_rmse, "device": None if device is None else str(arguments.device("device", device)),
     }  # fmt: skip
@@ -112,7 +116,7 @@ def profile(
     axes = Axes(**{"guidance": [subject.guidance], **subject.axes, **given_axes})
     settings = axes.combinations()
     subject.require_pictures()
-    extractor = _extractor(subject, chosen.get("features"), chosen.get("data"))
+    extractor = extractor_of(subject, chosen.get("features"), chosen.get("data"))
     drawer = Drawer(subject, seed)
     drawer.arguments(settings[0], 0, 1)  # refuses guidance without a condition to leave out
     store = Store(out)
@@ -141,17 +145,20 @@ def profile(
         sweep = Sweep(drawer, store, settings, planned, extractor, reference_steps, on_progress)
         complete = False
         try:
+            if before is not None:
+                before(sweep)
             sweep.run()
             complete = True
         finally:
             sweep.collect()
             if any(sweep.units.values()):
-                result = _conclude(sweep, seconds, target_rmse, complete)
+                result = conclude(sweep, rows_of(sweep), seconds, target_rmse, complete)
                 write(result)
         return result
 
 
-def _extractor(subject: Subject, features: Any, data: Any) -> Extractor:
+def extractor_of(subject: Subject, features: Any, data: Any) -> Extractor:
+    """The extractor, with the features of the data where pictures are given."""
     from fastdiff.profiling.pictures_folder import load_pictures
 
     extractor = get_extractor(features if features is not None else subject.features or "pixels", device=subject.device)
@@ -167,10 +174,11 @@ def _extractor(subject: Subject, features: Any, data: Any) -> Extractor:
     return Extractor(extractor.name, extractor.function, extractor(pictures))
 
 
-def _conclude(sweep: Sweep, budget: float | None, target: float | None, complete: bool) -> Profile:
+def conclude(sweep: Sweep, rows: list[Row], budget: float | None, target: float | None, complete: bool) -> Profile:
+    """What the rows of a sweep say."""
     from fastdiff.profiling.distances import Data
 
-    subject, rows = sweep.drawer.subject, rows_of(sweep)
+    subject = sweep.drawer.subject
     known = fronts.front(rows, "rmse")
     measure = "rmse" if known else next((m for m in DISTANCES if fronts.front(rows, m)), None)
     picked, reason = None, "no setting could be judged"
@@ -193,6 +201,7 @@ def _conclude(sweep: Sweep, budget: float | None, target: float | None, complete
         "seed": sweep.drawer.seed,
         "samples": count,
         "round": sweep.plan.round_size,
+        "times": times_of(sweep),
         "features": sweep.extractor.name,
         "data_pictures": None if sweep.extractor.data is None else len(sweep.extractor.data),
         "data_against_data": floor,

@@ -12,7 +12,7 @@ from fastdiff.profiling.settings import Axes
 from fastdiff.profiling.store import PLAN, read_plan
 
 # What is taken from the plan where it is not given again; all else that is given must be the same.
-CHANGEABLE = ("budget", "target_rmse")
+CHANGEABLE = ("budget", "target_rmse", "target_ssim", "target_frechet")
 
 
 def asked(axes: Axes, **options: Any) -> dict[str, Any]:

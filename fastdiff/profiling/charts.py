@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def _plot(axes: Any, profile: Profile, measure: str) -> None:
         row = profile.picked
         axes.plot(row["seconds"]["median"], value_of(row, measure), "*", color="crimson", markersize=16, zorder=5)
         axes.annotate(
-            row["label"], (row["seconds"]["median"], value_of(row, measure)), (8, 8), textcoords="offset points",
-            color="crimson",
+            textwrap.fill(row["label"], 32), (row["seconds"]["median"], value_of(row, measure)), (8, 8),
+            textcoords="offset points", color="crimson",
         )  # fmt: skip
     axes.set(xlabel="seconds a sample", ylabel=MEASURES[measure][0], xscale="log")
     if measure == "rmse" and known:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
 from fastdiff.errors import expect, unknown
 from fastdiff.profiling.results import MEASURES, Row, value_of
 
-SAME_TIME = 0.03  # medians that differ by less than this share count as equal
+SAME_TIME = 0.03  # times that differ by less than this share count as equal
+SURE = 2.0  # standard errors of their difference within which they do so too
 SAME_QUALITY = 0.01  # and measures of quality, where the best is taken
 GOOD_SSIM = 0.95  # of what is taken where nothing else is asked for
 
 
 def front(rows: Sequence[Row], measure: str = "rmse") -> list[Row]:
-    """Rows that no other beats: none is better and no slower. Fastest first. Times within `SAME_TIME` are equal."""
+    """Rows that no other beats: none is better and no slower. Fastest first. Times within `SAME_TIME` or within their
+    noise are equal."""
     sign = _sign(measure)
     known = [row for row in rows if row["seconds"] and value_of(row, measure) is not None]
 
@@ -23,7 +26,7 @@ def front(rows: Sequence[Row], measure: str = "rmse") -> list[Row]:
 
     def beaten(row: Row) -> bool:
         for other in known:
-            if other is row or other["seconds"]["median"] > row["seconds"]["median"] * (1 + SAME_TIME):
+            if other is row or other["seconds"]["median"] > row["seconds"]["median"] * (1 + same_time(other, row)):
                 continue
             if quality(other) < quality(row):
                 return True
@@ -32,6 +35,12 @@ def front(rows: Sequence[Row], measure: str = "rmse") -> list[Row]:
         return False
 
     return sorted((row for row in known if not beaten(row)), key=lambda row: row["seconds"]["median"])
+
+
+def same_time(a: Row, b: Row) -> float:
+    """The share by which the times of these rows must differ to be told apart."""
+    noise = math.hypot(*(row["seconds"].get("noise", 0.0) for row in (a, b)))
+    return max(SAME_TIME, SURE * noise)
 
 
 def parse_seconds(text: str | float) -> float:

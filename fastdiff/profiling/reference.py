@@ -24,14 +24,15 @@ CHOICES = (("unipc-3", None), ("flow-heun", None), ("heun", "uniform"))
 
 @dataclass(frozen=True)
 class Reference:
-    """pictures: (B, C, H, W) on the CPU, those of samples 0 to B - 1, by that solver and steps. error: their estimated
-    RMSE. order: observed; at least 1 is assumed where it comes out lower, and the solver's own at most."""
+    """pictures: (B, C, H, W) on the CPU, those of samples 0 to B - 1, by that solver, steps and grid. error: their
+    estimated RMSE. order: observed; at least 1 is assumed where it comes out lower, and the solver's own at most."""
 
     pictures: Tensor
     solver: str
     steps: int
     error: float
     order: float
+    grid: str | tuple[float, ...] | None = None
 
 
 def converge(
@@ -49,20 +50,25 @@ def converge(
     """
     finest = [replace(target, solver=solver, grid=grid, steps=steps, batch=batch) for solver, grid in CHOICES]
     chosen = next((setting for setting in finest if evaluations(drawer, setting)), finest[0])
-    runs = []
-    for number in (steps // 4, steps // 2, steps):
-        setting = replace(chosen, steps=number)
-        pictures = store.load_reference(setting.slug, count)
-        if pictures is None:
-            drawn = drawer.draw(setting, 0, count, on_step)
-            pictures = drawer.subject.pictures(drawn.samples).cpu()
-            store.save_reference(setting.slug, pictures)
-        elif on_step is not None:
-            for _ in range(number):
-                on_step()
-        runs.append(pictures)
+    coarser = (replace(chosen, steps=number) for number in (steps // 4, steps // 2, steps))
+    runs = [converged(drawer, store, setting, count, on_step) for setting in coarser]
     error, order = estimate(*runs)
-    return Reference(runs[-1], chosen.solver, steps, error, order)
+    return Reference(runs[-1], chosen.solver, steps, error, order, chosen.grid)
+
+
+def converged(
+    drawer: Drawer, store: Store, setting: Setting, count: int, on_step: Callable[..., None] | None = None
+) -> Tensor:
+    """Pictures of samples 0 to count - 1 by one run, which is not done again if the store has it."""
+    pictures = store.load_reference(setting.slug, count)
+    if pictures is None:
+        drawn = drawer.draw(setting, 0, count, on_step)
+        pictures = drawer.subject.pictures(drawn.samples).cpu()
+        store.save_reference(setting.slug, pictures)
+    elif on_step is not None:
+        for _ in range(setting.steps):
+            on_step()
+    return pictures
 
 
 def estimate(coarse: Tensor, middle: Tensor, fine: Tensor, *, highest: float = 2.0) -> tuple[float, float]:

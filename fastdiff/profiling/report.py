@@ -17,7 +17,7 @@ from fastdiff import pictures
 from fastdiff.files import replacing
 from fastdiff.profiling.charts import front_sheet, speed_quality
 from fastdiff.profiling.front import GOOD_SSIM, SAME_TIME, front
-from fastdiff.profiling.results import MEASURES, Profile, to_csv
+from fastdiff.profiling.results import MEASURES, Profile, said_of_times, to_csv
 from fastdiff.profiling.settings import Setting
 
 THUMBNAIL = 96  # pixels a side at most, of a picture in the page
@@ -73,10 +73,12 @@ def page(profile: Profile, found: dict[str, Any]) -> str:
     return environment.from_string(template).render(
         profile=profile,
         facts=found["facts"],
+        found=found["facts"].get("find"),
         plotly=get_plotlyjs(),
         script=script,
         good_ssim=GOOD_SSIM,
         data_same_time=SAME_TIME,
+        times=said_of_times(found["facts"]["times"]) if found["facts"]["times"] else "",
         data=text,
         failed=[row for row in profile.rows if row["error"]],
     )

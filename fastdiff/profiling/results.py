@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.profiling.costs import Time
 from fastdiff.profiling.distances import NEIGHBOURS, Data
 from fastdiff.profiling.measures import psnr, rms
 from fastdiff.profiling.settings import Setting, describe, varying
@@ -65,15 +66,15 @@ class Profile:
 def rows_of(sweep: Sweep) -> list[Row]:
     """A row a setting, in the order of the sweep, JSON throughout; what was not measured is None."""
     data = None if sweep.extractor.data is None else Data(sweep.extractor.data)
-    names = varying(sweep.settings)
+    names, (costs, _) = varying(sweep.settings), sweep.costs()
     return [
         {"label": describe(setting, names), "variant": describe(setting, names, steps=False)}
-        | _row(sweep, setting, data)
+        | _row(sweep, setting, data, None if costs is None else costs.times.get(setting.slug))
         for setting in sweep.settings
     ]
 
 
-def _row(sweep: Sweep, setting: Setting, data: Data | None) -> Row:
+def _row(sweep: Sweep, setting: Setting, data: Data | None, time: Time | None) -> Row:
     units = [unit for _, unit in sorted(sweep.units.get(setting.slug, {}).items())]
     error = next((unit.error for unit in units if unit.error), "")
     good = [unit for unit in units if not unit.error]
@@ -90,9 +91,8 @@ def _row(sweep: Sweep, setting: Setting, data: Data | None) -> Row:
     }
     if error or not good:
         return row
-    times = [unit.seconds for unit in good]
-    median, p20, p80 = np.percentile(times, (50, 20, 80)).tolist()
-    row["seconds"] = {"median": median, "p20": p20, "p80": p80}
+    if time is not None:
+        row["seconds"] = _seconds(time, good, setting, sweep.plan.round_size)
     for key in ("calls", "evaluations", "full_calls"):
         row[key] = float(np.mean([getattr(unit, key) for unit in good]))
     _trajectory(row, setting, good, sweep)
@@ -102,6 +102,49 @@ def _row(sweep: Sweep, setting: Setting, data: Data | None) -> Row:
         if len(x) > NEIGHBOURS + 1:
             row.update({name: asdict(estimate) for name, estimate in data.compare(x).items()})
     return row
+
+
+def _seconds(time: Time, units: Sequence[Unit], setting: Setting, count: int) -> dict[str, Any]:
+    """median: seconds a sample, estimated over all settings together. noise: their relative standard error. p20,
+    p80: of the setting's own runs, or the estimate where it lies outside. own: whether these runs alone were taken."""
+    estimated = time.seconds * -(-count // setting.batch) / count
+    p20, p80 = np.percentile([unit.seconds for unit in units], (20, 80)).tolist()
+    return {
+        "median": estimated, "p20": min(p20, estimated), "p80": max(p80, estimated), "noise": time.noise,
+        "own": time.own,
+    }  # fmt: skip
+
+
+def times_of(sweep: Sweep) -> dict[str, Any] | None:
+    """How far the times can be trusted, JSON throughout: the spread of runs about the fit, the share of runs that
+    others disturbed, how many were taken again, and how many are still too slow; None where nothing was timed."""
+    costs, of = sweep.costs()
+    if costs is None:
+        return None
+    units = [sweep.units[setting.slug][number] for setting, number in of]
+    known = [unit.others for unit in units if unit.others is not None]
+    return {
+        "runs": len(units), "spread": costs.spread, "busy": costs.busy,
+        "others": float(np.mean(known)) if known else None,
+        "again": sum(unit.again > 0 for unit in units), "outliers": len(costs.outliers),
+    }  # fmt: skip
+
+
+def said_of_times(times: dict[str, Any]) -> str:
+    """`times_of` in words."""
+    words = [f"{times['runs']} runs, within {100 * times['spread']:.1f}% of what their calls explain"]
+    if times["again"]:
+        words.append(f"{times['again']} slow ones timed again")
+    if times["outliers"]:
+        words.append(f"{times['outliers']} still slower, and not counted")
+    if times["busy"]:
+        words.append(
+            f"others used {times['others']:.1f} cores on average, and disturbed {100 * times['busy']:.0f}% of the "
+            "runs: times are less certain than on a quiet machine"
+        )
+    elif times["others"] is None:
+        words.append("whether others used the machine meanwhile is not known here")
+    return "; ".join(words)
 
 
 def _trajectory(row: Row, setting: Setting, units: Sequence[Unit], sweep: Sweep) -> None:
@@ -118,7 +161,7 @@ def _trajectory(row: Row, setting: Setting, units: Sequence[Unit], sweep: Sweep)
         return
     error = np.concatenate(errors)
     similar = np.concatenate([unit.ssim for unit in units if unit.ssim is not None])
-    row["rmse"] = _interval(error, rms)
+    row["rmse"] = interval(error, rms)
     row["compared"] = len(error)
     decibels = float(psnr(np.array([row["rmse"]["value"]]))[0])
     row["psnr"] = decibels if math.isfinite(decibels) else None
@@ -131,7 +174,8 @@ def is_stochastic(setting: Setting) -> bool:
     return solver.stochastic and not any(solver.options.get(key) == 0 for key in ("eta", "s_churn"))
 
 
-def _interval(values: np.ndarray, statistic: Any, resamples: int = 500) -> dict[str, float]:
+def interval(values: np.ndarray, statistic: Any, resamples: int = 500) -> dict[str, float]:
+    """A statistic of values, with the 5th and 95th percentile of its bootstrap."""
     rng = np.random.default_rng(0)
     spread = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(resamples)]
     low, high = np.percentile(spread, (5, 95)).tolist()

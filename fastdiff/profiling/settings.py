@@ -8,23 +8,27 @@ from dataclasses import asdict, dataclass, fields
 from itertools import product
 from typing import Any
 
+from fastdiff import arguments
 from fastdiff.errors import expect, unknown
 from fastdiff.guidance import CFG, Threshold
 from fastdiff.models.caching import Caching
+from fastdiff.ops.linear_low import PRECISIONS as LOW
 from fastdiff.process.grids import GRIDS
 from fastdiff.runtime import choice
 from fastdiff.solvers import get_solver
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", *LOW)  # the low ones are `fastdiff.optimize`'s, of float32 networks
 
 
 @dataclass(frozen=True)
 class Setting:
     """How samples are drawn.
 
-    guidance: scale; 1 is none. interval: (low, high) in lambda where guidance applies. threshold: of x0; percentile:
-    makes it dynamic. precision: of the network. batch: samples at once. grid: None for the solver's own. backend: as in
-    `fastdiff.use`, or "optimize" for `fastdiff.optimize`. cache: e.g. "deep:2" or "deep:t=0.1", see `fastdiff.caching`.
+    guidance: scale; 1 is none. interval: (low, high) in lambda where guidance applies. guidance_every: steps from one
+    unconditional output to the next, see `fastdiff.CFG`. threshold: of x0; percentile: makes it dynamic. precision: of
+    the network, its dtype or one of `fastdiff.optimize`. batch: samples at once. grid: None for the solver's own, or
+    the decreasing times themselves. backend: as in `fastdiff.use`, or "optimize" for `fastdiff.optimize`. cache: e.g.
+    "deep:2" or "deep:t=0.1", see `fastdiff.caching`.
     """
 
     solver: str
@@ -35,9 +39,10 @@ class Setting:
     percentile: float | None = None
     precision: str = "float32"
     batch: int = 16
-    grid: str | None = None
+    grid: str | tuple[float, ...] | None = None
     backend: str = "auto"
     cache: str | None = None
+    guidance_every: int = 1
 
     def __post_init__(self) -> None:
         get_solver(self.solver)
@@ -49,7 +54,10 @@ class Setting:
         )
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        if self.grid is not None and self.grid not in GRIDS:
+        if isinstance(self.grid, (tuple, list)):
+            object.__setattr__(self, "grid", tuple(float(t) for t in self.grid))
+            expect(len(self.grid) == self.steps + 1, f"{self.steps} steps need as many times and one, got {self.grid}")
+        elif self.grid is not None and self.grid not in GRIDS:
             raise unknown("grid", self.grid, GRIDS)
         if self.backend not in BACKENDS:
             raise unknown("backend", self.backend, BACKENDS)
@@ -59,7 +67,13 @@ class Setting:
 
     def cfg(self) -> CFG | None:
         """Guidance, None where the scale is 1."""
-        return None if self.guidance == 1 else CFG(float(self.guidance), self.interval)
+        every = arguments.whole("guidance_every", self.guidance_every, 1)
+        return None if self.guidance == 1 else CFG(float(self.guidance), self.interval, every=every)
+
+    @property
+    def dtype(self) -> str:
+        """Of the network's weights."""
+        return "float32" if self.precision in LOW else self.precision
 
     def clip(self) -> Threshold | None:
         """Of x0."""
@@ -78,7 +92,8 @@ class Setting:
     @property
     def slug(self) -> str:
         """Its name in files, short and unique."""
-        text = repr(sorted(self.to_dict().items()))
+        items = sorted(self.to_dict().items())
+        text = repr([(name, value) for name, value in items if name not in _LATER or value != _LATER[name]])
         return f"{self.solver}-{self.steps}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
     @property
@@ -93,6 +108,7 @@ class Setting:
         """As JSON holds it."""
         found = asdict(self)
         found["interval"] = list(self.interval) if self.interval else None
+        found["grid"] = list(self.grid) if isinstance(self.grid, tuple) else self.grid
         return found
 
     @classmethod
@@ -104,7 +120,19 @@ class Setting:
 
 BACKENDS = (*choice.BACKENDS, "optimize")
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Setting)}
-_SHOWN = ("guidance", "interval", "threshold", "percentile", "precision", "batch", "grid", "backend", "cache")
+_LATER = {"guidance_every": 1}  # fields that folders of earlier versions do not have in their names
+_SHOWN = (
+    "guidance",
+    "interval",
+    "guidance_every",
+    "threshold",
+    "percentile",
+    "precision",
+    "batch",
+    "grid",
+    "backend",
+    "cache",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +149,10 @@ class Axes:
     thresholds: Sequence[Threshold | float | None] = (None,)
     precisions: Sequence[str] = ("float32",)
     batches: Sequence[int] = (16,)
-    grids: Sequence[str | None] = (None,)
+    grids: Sequence[str | tuple[float, ...] | None] = (None,)
     backends: Sequence[str] = ("auto",)
     caches: Sequence[str | None] = (None,)
+    guidance_every: Sequence[int] = (1,)
 
     def __post_init__(self) -> None:
         for name, values in vars(self).items():
@@ -132,13 +161,13 @@ class Axes:
             CFG(1.0, interval)  # refused here, also where no guidance uses it
 
     def combinations(self) -> list[Setting]:
-        """All settings of these values, each once. An interval without guidance is left out, and so are the steps of an
-        adaptive solver. Raises ValueError for values that no run could have."""
+        """All settings of these values, each once. What belongs to guidance is left out without it, and the steps of an
+        adaptive solver are. Raises ValueError for values that no run could have."""
         return list({setting.slug: setting for setting in self._settings()}.values())
 
     def _settings(self) -> Iterator[Setting]:
         for values in product(*vars(self).values()):
-            solver, steps, guidance, interval, threshold, precision, batch, grid, backend, cache = values
+            solver, steps, guidance, interval, threshold, precision, batch, grid, backend, cache, every = values
             clip = threshold if isinstance(threshold, Threshold) else None
             yield Setting(
                 solver,
@@ -152,6 +181,7 @@ class Axes:
                 grid=grid,
                 backend=backend,
                 cache=cache,
+                guidance_every=1 if guidance == 1 else every,
             )
 
 
@@ -161,7 +191,13 @@ def describe(setting: Setting, names: Sequence[str], *, steps: bool = True) -> s
     words = [setting.solver, f"{setting.steps} step{'s' * (setting.steps != 1)}"] if counted else [setting.solver]
     for name in names:
         value = getattr(setting, name)
-        if value is not None:
+        if value == _LATER.get(name, ""):
+            continue
+        if isinstance(value, tuple) and name == "grid":
+            told_apart = hashlib.sha256(repr(value).encode()).hexdigest()[:4]
+            words.append(f"times {told_apart}" if steps else "times of its own")
+        elif value is not None:
+            name = name.replace("_", " ")
             words.append(str(value) if name in ("precision", "backend") else f"{name} {_plain(value)}")
         elif name == "cache":
             words.append("no cache")
@@ -176,7 +212,7 @@ def varying(settings: Sequence[Setting]) -> list[str]:
 def common(settings: Sequence[Setting]) -> dict[str, Any]:
     """The fields that all of these settings share, where they are set."""
     shared = {name: getattr(settings[0], name) for name in _SHOWN if name not in varying(settings)}
-    return {name: value for name, value in shared.items() if value is not None}
+    return {name: value for name, value in shared.items() if value is not None and value != _LATER.get(name)}
 
 
 def _plain(value: Any) -> str:

@@ -24,7 +24,8 @@ MISSING = {"device": "cpu"}  # of plans from before there was another
 @dataclass
 class Unit:
     """One round of one setting: samples `first` on. Arrays are a row a sample; those of the reference are empty where
-    there is none. error: why there is nothing else."""
+    there is none. others: cores that others used meanwhile, None if unknown; again: how often the time was taken again.
+    error: why there is nothing else."""
 
     first: int = 0
     seconds: float = 0.0
@@ -35,6 +36,8 @@ class Unit:
     rmse: NDArray[np.float64] | None = None
     ssim: NDArray[np.float64] | None = None
     shown: NDArray[np.uint8] | None = None
+    others: float | None = None
+    again: int = 0
     error: str = ""
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+from torch import nn
+
+from fastdiff.models.caching import is_own
+from fastdiff.ops.linear_low import PRECISIONS as LOW
 from fastdiff.profiling.settings import Setting
 from fastdiff.profiling.subject import Subject, device_argument
 
@@ -14,23 +18,26 @@ def python_line(subject: Subject, setting: Setting, *, count: int = 9) -> str:
     For a subject of the user's own it begins with the code that makes it; a `Subject` that was made by hand has none,
     and is expected by the name `subject`.
     """
-    lower = f"torch.{setting.precision}" if setting.precision != "float32" else ""
+    lower = f"torch.{setting.dtype}" if setting.dtype != "float32" else ""
     shape = ", ".join(map(str, (count, *subject.shape)))
     if subject.bundled:
         options = device_argument(subject.device) + (f", dtype={lower}" if lower else "")
         network = f"(m := fastdiff.load({subject.name!r}{options}))"
     else:
         network = f"subject.model.to({lower})" if lower else "subject.model"
-    if setting.cache:
+    own = subject.bundled or (isinstance(subject.model, nn.Module) and is_own(subject.model))
+    if setting.cache and own:
         network = f"fastdiff.caching.Cached({network}, {setting.cache!r})"
     if setting.backend == "optimize":
-        network = f"fastdiff.optimize({network})"
+        reuse = f", reuse={setting.cache!r}" if setting.cache and not own else ""
+        low = f", precision={setting.precision!r}" if setting.precision in LOW else ""
+        network = f"fastdiff.optimize({network}{reuse}{low})"
     arguments = [network, f"({shape})"]
     if not subject.bundled:
         arguments += ["schedule=subject.schedule", "prediction=subject.prediction"]
     arguments += [f"solver={setting.solver!r}", f"steps={setting.steps}"]
     if setting.grid:
-        arguments.append(f"grid={setting.grid!r}")
+        arguments.append(f"grid={list(setting.grid) if isinstance(setting.grid, tuple) else setting.grid!r}")
     arguments += _guidance(setting)
     arguments += _conditions(subject, setting, count, lower)
     arguments.append("seed=0")
@@ -46,8 +53,9 @@ def _guidance(setting: Setting) -> list[str]:
     found = []
     if setting.guidance != 1:
         scale = _number(setting.guidance)
-        ends = f"({', '.join(map(_number, setting.interval))})" if setting.interval else ""
-        found.append(f"guidance=fastdiff.CFG({scale}, interval={ends})" if ends else f"guidance={scale}")
+        options = [f"interval=({', '.join(map(_number, setting.interval))})"] if setting.interval else []
+        options += [f"every={setting.guidance_every}"] if setting.guidance_every > 1 else []
+        found.append(f"guidance=fastdiff.CFG({', '.join([scale, *options])})" if options else f"guidance={scale}")
     if setting.threshold is not None:
         percentile = f", {_number(setting.percentile)}" if setting.percentile is not None else ""
         found.append(f"threshold=fastdiff.Threshold({_number(setting.threshold)}{percentile})")

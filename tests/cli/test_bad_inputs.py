@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from fastdiff.cli import main as command_line
-from fastdiff.cli.failures import one_line
-from fastdiff.cli.main import main
+from fastdiff.cli.failures import MAY_REPEAT, one_line
+from fastdiff.cli.main import app, main
 
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -33,6 +34,9 @@ BAD = [
     (["sample", "--zoom", "100000"], "invalid value for '--zoom'"),
     (["sample", "--device", ""], "--device needs a value, got ''"),
     (["sample", "--model="], "--model needs a value, got ''"),
+    (["sample", "--class", "heart", "--class", "face"], "--class was given twice, and takes one value"),
+    (["sample", "--seed=1", "--seed", "2"], "--seed was given twice, and takes one value"),
+    (["sample", "--solver", "rk45", "--steps", "3"], "--steps: rk45 chooses its own steps"),
     (["sample", "--model", "damaged"], "diffusers cannot load damaged: "),
     (["sample", "--model", "own.py:shape"], "shape must be that of one sample, e.g. (3, 32, 32), got 8"),
     (["sample", "--model", "own.py:latent"], "a model of anything else needs `decode`"),
@@ -87,7 +91,6 @@ BAD = [
     (["edit", "restore", "--image", "a.png", "--task", "deblur", "--blur", "nan"], "--blur must be 0.2 to"),
     (["edit", "restore", "--image", "a.png", "--task", "inpaint"], "--task inpaint needs --mask"),
     (["edit", "restore", "--image", "a.png", "--task", "deblur", "--scale", "nan"], "--scale must be positive"),
-    (["edit", "restore", "--image", "a.png", "--task", "deblur", "--model", "emoji-ldm-64"], "a model of pixels"),
     (["edit", "prompt", "--prompt", "blue heart"], "missing option '--source'"),
     (["edit", "prompt", *RED], "--prompt is needed"),
     (["edit", "prompt", *RED, "--prompt", "red heart"], "so that nothing would change"),
@@ -108,6 +111,10 @@ BAD = [
     (["demo", "--per-class", "1" + 11 * "0"], "invalid value for '--per-class'"),
     (["demo", "--baseline-steps", "1" + 11 * "0"], "invalid value for '--baseline-steps'"),
     (["demo", "--model", "nothing"], "unknown model 'nothing'"),
+    (
+        ["demo", "--model", "emoji-dit-64-progressive"],
+        "was distilled to 4 steps of ddim, and the demo compares solvers and steps: try `fastdiff sample --model",
+    ),
     (["demo", "--out", ""], "--out needs a value, got ''"),
     (["demo", "--out", "text.txt"], "cannot write to the folder text.txt"),
     (["profile", "--model", "folder.png"], "folder.png is a folder without model_index.json"),
@@ -124,6 +131,17 @@ BAD = [
     (["profile", "--model", "own.py:missing"], "unexpected keyword argument 'shapes'"),
     (["profile", "--model", "broken.py:make"], "syntaxerror"),
     (["profile", "--cache", "nothing"], "caching must be like"),
+    (["profile", "--find", "--target-ssim", "2"], "target_ssim must be in (0, 1), got 2"),
+    (["profile", "--find", "--target-ssim", "0.9", "--target-rmse", "0.1"], "one target at most"),
+    (["profile", "--find", "--solvers", "dimm"], "unknown solver 'dimm'; did you mean 'ddim'"),
+    (["profile", "--find", "--start", "heum"], "unknown solver 'heum'; did you mean 'heun'"),
+    (["profile", "--find", "--minutes", "0"], "minutes must be positive"),
+    (["profile", "--find", "--budget", "2s"], "--budget is for a sweep, without --find"),
+    (["profile", "--find", "--guidance", "1,2"], "--guidance must be one scale with --find, got 2"),
+    (["profile", "--find", "--resume", "--out", "nowhere"], "nowhere holds no sweep to go on with"),
+    (["profile", "--find", "--model", "emoji-dit-64-progressive"], "is distilled for a solver and steps of its own"),
+    (["profile", "--target-ssim", "0.9"], "--target-ssim is for a search, with --find"),
+    (["profile", "--guidance-every", "0"], "guidance_every must be a whole number >= 1, got 0"),
     (["profile", "--cache", "deep:t=x"], "caching must be like"),
     (["profile", "--interval", "3"], "--interval '3': an interval must be like -2:1"),
     (["profile", "--threshold", "x"], "--threshold 'x'"),
@@ -191,7 +209,8 @@ def missing(): return Subject("x", torch.nn.Identity(), shapes=(3, 8, 8))
 @pytest.mark.parametrize(
     ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if type(value) is list else ""
 )
-def test_one_line(arguments, message, tmp_path, capfd):
+def test_one_line(arguments, message, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))  # nobody else, or a command says so
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "folder.png").mkdir()
@@ -293,3 +312,15 @@ def test_a_full_disk_names_the_file(arguments, file, tmp_path):
     assert result.stderr.splitlines()[-1].startswith(f"fastdiff: cannot write {file}: ")
     assert "Traceback" not in result.stderr
     assert not list(Path(tmp_path).iterdir())  # no part of it either
+
+
+def test_options_that_may_be_there_twice_are_known():
+    """Those that take several values, of all commands."""
+
+    def options(command):
+        yield from (p for p in command.params if p.param_type_name == "option")
+        for below in getattr(command, "commands", {}).values():
+            yield from options(below)
+
+    found = {name for p in options(typer.main.get_command(app)) if p.multiple for name in p.opts}
+    assert found == set(MAY_REPEAT)

@@ -203,7 +203,10 @@ def test_sample_from_a_model_of_ones_own(tmp_path):
     )  # fmt: skip
     assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 4)).max() <= 1
     refused = fastdiff_command("sample", *arguments, "--class", "food", env=folder)
-    assert (refused.returncode, refused.stderr) == (2, "fastdiff: --class is for bundled models only\n")
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "fastdiff: --class is for bundled models and those that fastdiff train wrote\n",
+    )
 
 
 def test_sample_from_a_diffusers_folder(tmp_path):
@@ -228,7 +231,9 @@ def test_sample_from_a_diffusers_folder(tmp_path):
     result = fastdiff_command("sample", "--model", "pipe", "--image", "plain.png", "--strength", 0.01, "--steps", 200,
                               "--solver", "ddim", "--count", 1, "--zoom", 1)  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert np.abs(pixels("grid.png")[2:10, 2:10].astype(int) - (200, 100, 0)).max() < 30
+    alone = pixels("grid.png")
+    assert alone.shape == (8, 8, 3)  # without a margin
+    assert np.abs(alone.astype(int) - (200, 100, 0)).max() < 30
 
 
 def needs(*names):
@@ -316,7 +321,8 @@ def test_interrupting_a_sample_keeps_the_finished_pictures(tmp_path):
         [*COMMAND, "sample", "--count", "400", "--batch", "4", "--steps", "2", "--out", str(out), "--zoom", "1"],
         stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )  # fmt: skip
-    assert process.stderr.readline().startswith("10%")  # on a busy machine it takes a minute to come to it
+    lines = iter(process.stderr.readline, "")
+    assert any(line.startswith("10%") for line in lines)  # on a busy machine it takes a minute to come to it
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130, stderr
@@ -335,17 +341,17 @@ class Images(HTMLParser):
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
-    """Three bars: the solver alone, the kernels alone, both; and pictures of their own size."""
+    """Three bars: the solver alone, the kernels alone, both; and pictures of their own size. --quick has one picture of
+    each class and measures distances on fewer."""
     folder = tmp_path / "demo"
     monkeypatch.setattr(demo, "CONVERGED_STEPS", 8)
-    monkeypatch.setattr(demo, "CURVE_PICTURES", 3)
     with pytest.raises(SystemExit) as left:
-        main(["demo", "--out", str(folder), "--per-class", "1", "--baseline-steps", "4", "--steps", "2", "--json"])
+        main(["demo", "--out", str(folder), "--quick", "--baseline-steps", "4", "--steps", "2", "--json"])
     assert not left.value.code
     found = capsys.readouterr()
     facts = json.loads(found.out)
     assert facts["difference_at_equal_steps"] <= 1e-5
-    assert facts["pictures"] == 9
+    assert (facts["pictures"], facts["error_pictures"]) == (9, demo.QUICK_PICTURES)
     paths = {"baseline": ("ddim", 4), "solver": ("dpmpp-2m", 2), "kernels": ("ddim", 4), "fastdiff": ("dpmpp-2m", 2)}
     for name, (solver, steps) in paths.items():
         path = facts[name]

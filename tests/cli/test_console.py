@@ -1,6 +1,9 @@
 """Progress into a file: a line every 10%, from every command that takes long."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 import fastdiff
 from fastdiff.cli import profile, train
-from fastdiff.cli.console import Bars, console, progress
+from fastdiff.cli.console import Bars, console, progress, say_if_busy
 from fastdiff.cli.main import main
 from fastdiff.models.unet import UNetConfig
 from fastdiff.train.emoji import recipes
@@ -43,6 +46,39 @@ def test_steps_larger_than_a_tenth_and_runs_that_go_on(capsys):
     assert percents(text) == [30, 60, 100, 40]
     assert LINE.findall(text)[-1] == ("40", "now")
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "policy", "said"),
+    [(4.26, 2, "", True), (0.5, 2, "", False), (4.26, 1, "", False), (4.26, 2, "PASSIVE", False), (2.0, 2, "", False)],
+)
+def test_a_busy_machine_is_said_with_what_helps(load, threads, policy, said, monkeypatch, capsys):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    say_if_busy()
+    line = "this machine is busy (load 4.3 on 2 cores); OMP_NUM_THREADS=1 may be faster\n"
+    assert capsys.readouterr().err == (line if said else "")
+
+
+def test_threads_change_no_byte_of_a_picture(tmp_path):
+    """So that the advice costs nothing."""
+    command = [
+        sys.executable,
+        "-c",
+        "from fastdiff.cli.main import main; main()",
+        "sample",
+        "--count",
+        "2",
+        "--steps",
+        "2",
+    ]
+    for threads in ("1", "2"):
+        out = tmp_path / f"{threads}.png"
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, env=environment, cwd=tmp_path)
+    assert (tmp_path / "1.png").read_bytes() == (tmp_path / "2.png").read_bytes()
 
 
 def test_bars_on_a_terminal(capsys, monkeypatch):

@@ -62,6 +62,34 @@ def test_own_pictures_are_trained_on_and_sampled(images, tmp_path, capsys):
     assert fastdiff.models.load(out).info.card["settings"]["ema_decay"] == 0.9
 
 
+def test_a_class_of_ones_own_model_is_sampled(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    run(*options(images, out, "--steps", 3, "--classes"))
+    model = fastdiff.models.load(out)
+    assert model.info.classes == ("dark", "light")
+    common = ["--model", str(out), "--steps", "2", "--count", "2", "--seed", "5", "--guidance", "1.5"]
+    for options_of_a_class, status, said in (
+        (["--class", "light"], 0, ""),
+        (["--class", "bright"], 2, "unknown class 'bright'"),
+        (["--prompt", "light"], 2, "takes no prompts, give --class"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["sample", *common, *options_of_a_class, "--out", str(tmp_path / "x.png"), "--json"])
+        assert ended.value.code == status
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert status or json.loads(captured.out)["class"] == "light"
+    cond, uncond = model.info.condition("light", 2), model.info.condition(None, 2)
+    expected = fastdiff.sample(
+        model, (2, 3, 16, 16), cond=cond, uncond=uncond, guidance=1.5, steps=2, seed=5, solver="dpmpp-2m"
+    )
+    given = dict(count=2, batch=2, shard=2, steps=2, seed=5, guidance=1.5, solver="dpmpp-2m", prompts="light")
+    fastdiff.distributed.sample(str(out), tmp_path / "many", **given)
+    with np.load(tmp_path / "many" / "samples" / "000000000-000000001.npz") as file:
+        np.testing.assert_allclose(file["samples"], expected.numpy(), atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="torchrun needs libuv there")
 def test_torchrun_shares_the_batches_and_one_process_goes_on(images, tmp_path):

@@ -15,6 +15,7 @@ import toy
 
 import fastdiff
 from fastdiff import pictures
+from fastdiff.profiling import sweep
 from fastdiff.profiling.store import Store
 
 
@@ -30,7 +31,8 @@ class Stop:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, data):
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(sweep, "PASSES", 0)  # runs that are timed again are written again
     with pytest.raises(KeyboardInterrupt):
         fastdiff.profile(toy.subject, **toy.QUICK, data=data, out=tmp_path / "a", on_progress=Stop(8))
     facts = json.loads((tmp_path / "a" / "results.json").read_text())

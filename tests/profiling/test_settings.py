@@ -24,6 +24,24 @@ def test_combinations():
     )
 
 
+def test_less_guidance_is_an_axis_with_guidance_alone():
+    found = Axes(solvers=["ddim"], steps=[5], guidance=[1.0, 2.0], guidance_every=[1, 2]).combinations()
+    assert [(setting.guidance, setting.guidance_every) for setting in found] == [(1, 1), (2, 1), (2, 2)]
+    assert found[2].label == "ddim, 5 steps, guidance 2, guidance every 2"
+    assert found[1].target == found[2].target
+
+
+def test_times_of_a_setting_of_its_own():
+    setting = Setting("ddim", 2, grid=[1.0, 0.5, 0.0])
+    assert Setting.from_dict(setting.to_dict()) == setting
+    assert describe(setting, ["grid"], steps=False) == "ddim, times of its own"
+    assert setting.label == "ddim, 2 steps, times 3c69"  # its own are told apart by four digits
+
+
+def test_names_of_work_that_is_done_stay():
+    assert Setting("ddim", 5).slug == "ddim-5-c0c97ea825"
+
+
 def test_an_adaptive_solver_chooses_its_own_steps():
     found = Axes(solvers=["rk45", "ddim"], steps=[5, 10]).combinations()
     assert [(setting.solver, setting.steps) for setting in found] == [("rk45", 5), ("ddim", 5), ("ddim", 10)]
@@ -49,6 +67,8 @@ def test_settings_that_approximate_the_same_share_a_target():
         ({"caches": ["shallow:2"]}, "unknown caching 'shallow'"),
         ({"thresholds": [-1.0]}, "threshold limit must be positive"),
         ({"guidance": [2.0], "intervals": [(2, 1)]}, "guidance interval"),
+        ({"guidance": [2.0], "guidance_every": [0]}, "guidance_every must be a whole number >= 1, got 0"),
+        ({"grids": [(1.0, 0.0)]}, "5 steps need as many times and one"),
         ({"steps": []}, "steps of the sweep must have a value"),
     ],
 )

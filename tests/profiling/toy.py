@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
-from fastdiff.profiling import Subject
+from fastdiff.bench.timing import Elapsed
+from fastdiff.profiling import Subject, confirming, drawing, finding, load
 from fastdiff.schedules import VPDiscrete
 
 SCHEDULE = VPDiscrete.linear()
@@ -55,3 +59,23 @@ def subject():
 
 def unconditional():
     return {"model": Toy(), "shape": SHAPE, "schedule": SCHEDULE, "prediction": "eps"}
+
+
+class Clock:
+    """In place of the timing of runs, and of the time that a search has: every call of the toy takes 10 ms a row, three
+    times so by the timing while `busy`, and nothing else takes any."""
+
+    def __init__(self, monkeypatch):
+        self.busy, self.timed = False, []
+        CALLS.clear()
+        monkeypatch.setattr(drawing, "timed", self.of)
+        for module in (finding, confirming):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 0.01 * sum(CALLS)))
+        monkeypatch.setattr(load, "_busy", lambda: None)  # that others are there is not known
+
+    @contextmanager
+    def of(self, _device):
+        elapsed, before = Elapsed(), len(CALLS)
+        yield elapsed
+        elapsed.seconds = sum(CALLS[before:]) * 0.01 * (3 if self.busy else 1)
+        self.timed.append((len(CALLS) - before, self.busy))
