@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastdiff import arguments
 from fastdiff.engine import Inputs
-from fastdiff.engine.adaptive import CheckedModel
+from fastdiff.engine.adaptive import OVERFLOW, CheckedModel
 from fastdiff.errors import SamplingError, expect
 from fastdiff.models.info import resolve
 from fastdiff.process.noise import CounterNoise, Seed
@@ -44,7 +44,8 @@ def log_likelihood(
     cond: as in `fastdiff.sample`. seed: of the vectors; rtol, atol, max_steps: of the solver "rk45", for x and log p
     together.
 
-    Raises SamplingError, naming the step, for what the model must not return, and if max_steps are not enough.
+    Raises TypeError or ValueError for arguments that do not fit (atol must be positive), and SamplingError, naming the
+    step, for what the model must not return, for a state that overflows, and if max_steps are not enough.
     """
     schedule, prediction = resolve(model, schedule, prediction)
     x = arguments.state("x", x)
@@ -54,8 +55,8 @@ def log_likelihood(
     )
     arguments.beside_model("x", x, model)
     probes, max_steps = arguments.whole("probes", probes, 1), arguments.whole("max_steps", max_steps, 1)
-    rtol, atol = arguments.number("rtol", rtol), arguments.number("atol", atol)
-    expect(min(rtol, atol) >= 0 < max(rtol, atol), f"rtol and atol must not be negative, got {rtol!r} and {atol!r}")
+    rtol, atol = arguments.tolerances(rtol, atol)
+    expect(atol > 0, "atol must be positive: the change of log p begins at 0, of which no share can be taken")
     x = differentiable(x)
     given = arguments.conditions("cond", cond, len(x))
     arguments.same_device("cond", given, x.device)
@@ -78,8 +79,11 @@ def log_likelihood(
     start = torch.cat([x.detach().flatten(1), x.new_zeros(len(x), 1)], 1)
     attempts = dormand_prince(slope, start, schedule.t_min, schedule.t_max, rtol, atol, max_steps)
     state, t = start, schedule.t_min
-    for attempt in attempts:
-        (state, t), checked.step = attempt, checked.step + 1
+    try:
+        for attempt in attempts:
+            (state, t), checked.step = attempt, checked.step + 1
+    except OverflowError as error:
+        raise SamplingError(f"{checked.where(schedule.point(t))}: {OVERFLOW}") from error
     if t != schedule.t_max:
         raise SamplingError(f"log_likelihood does not reach t={schedule.t_max:g} in max_steps={max_steps}: t={t:.6g}")
     z, change = state[:, :-1], state[:, -1]
@@ -108,5 +112,11 @@ def _mapped(function: Callable[[Tensor], Tensor], conditions: Mapping[str, Any])
 
 def bits_per_dimension(log_p: Tensor, x: Tensor, *, levels: float = 128.0) -> Tensor:
     """-log p(x) in bits for each dimension of x (B, ...), for data that are whole multiples of 1 / levels: 128 for
-    bytes scaled to [-1, 1], 256 for bytes scaled to [0, 1]. Dequantization, by uniform noise, is the caller's."""
+    bytes scaled to [-1, 1], 256 for bytes scaled to [0, 1]. Dequantization, by uniform noise, is the caller's.
+
+    log_p: (B,), as `log_likelihood` gives it. Raises TypeError or ValueError for arguments that do not fit."""
+    log_p, x = arguments.state("log_p", log_p), arguments.state("x", x)
+    expect(log_p.shape == x.shape[:1], f"log_p must be ({len(x)},), one number a sample, got {tuple(log_p.shape)}")
+    levels = arguments.number("levels", levels)
+    expect(levels > 0, f"levels must be positive, got {levels!r}")
     return -log_p / (x[0].numel() * math.log(2)) + math.log2(levels)

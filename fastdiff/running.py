@@ -14,7 +14,7 @@ from fastdiff import arguments, engine
 from fastdiff.arguments import described
 from fastdiff.engine.bound import Callback
 from fastdiff.errors import expect
-from fastdiff.process.noise import CounterNoise, Noise, given_noise
+from fastdiff.process.noise import CounterNoise, Drawn, Noise, given_noise
 from fastdiff.program import Program
 
 Gradients = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
@@ -98,9 +98,11 @@ def run_program(
 ) -> Tensor:
     """As `fastdiff.run`. has_uncond: whether there is an uncond; None where that has been checked. Raises ValueError
     for what the Program needs and the inputs have not."""
-    guided = any(call.guided for call in program.calls)
-    expect(has_uncond is not False or not guided, "guidance needs uncond, the model's arguments without the condition")
-    if has_uncond and not guided:
+    expect(
+        has_uncond is not False or not program.guided,
+        "guidance needs uncond, the model's arguments without the condition",
+    )
+    if has_uncond and not program.guided:
         warn_unguided(4)
     expect(
         callback is None or bool(program.states),
@@ -109,7 +111,9 @@ def run_program(
     wanted = f"solver {program.name!r} draws {program.num_noises} noises in this run"
     expect(inputs.given is None or inputs.given >= program.num_noises, f"{wanted}, and noise holds {inputs.given}")
     expect_tensors(program.name, dict(program.tensors), inputs.tensors)
-    with shown(model, progress, sum(call.network == "model" for call in program.calls)) as network:
+    if not program.num_noises:
+        warn_undrawn(program.name, inputs, 4)
+    with shown(model, progress, program.model_calls) as network:
         return engine.run(program, network, x, inputs, callback)
 
 
@@ -127,6 +131,16 @@ def warn_unguided(stacklevel: int) -> None:
         "fastdiff: uncond is not used, as there is no guidance: give guidance=7.5, or fastdiff.CFG",
         stacklevel=stacklevel,
     )
+
+
+def warn_undrawn(name: str, inputs: engine.Inputs, stacklevel: int) -> None:
+    """Say that noise has no use, of a solver that draws none. A function is not asked, so that it may be there."""
+    if inputs.given is not None or isinstance(inputs.draw, Drawn):
+        warnings.warn(
+            f"fastdiff: noise is not used, as solver {name!r} draws none in this run; the initial state is that of "
+            "seed, or given in place of the shape",
+            stacklevel=stacklevel,
+        )
 
 
 @contextmanager

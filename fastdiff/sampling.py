@@ -33,7 +33,7 @@ from fastdiff.process.prediction import Prediction
 from fastdiff.process.schedules import Float64Array, Schedule, get_schedule
 from fastdiff.program import Program
 from fastdiff.program.tracing import trace
-from fastdiff.running import expect_tensors, make_inputs, run_program, shown, warn_unguided
+from fastdiff.running import expect_tensors, make_inputs, run_program, shown, warn_undrawn, warn_unguided
 from fastdiff.runtime.offloading import computes
 from fastdiff.solvers import Solver, get_solver
 
@@ -98,7 +98,7 @@ def sample(
 
     Returns (B, ...) in the dtype and on the device of the initial state. Raises TypeError or ValueError for arguments
     that do not fit, SamplingError (naming the step) if the model fails or returns another shape or NaN. Warns if uncond
-    is given without guidance.
+    is given without guidance, or noise to a solver that draws none.
     """
     if isinstance(solver, Program):
         _expect_alone(solver, steps, dict(grid=grid, guidance=guidance, threshold=threshold, start=start))
@@ -128,6 +128,8 @@ def sample(
         guidance, inputs = without_cfg(guidance), replace(inputs, cond={}, uncond={})
     if method.adaptive:
         expect_tensors(method.name, (), inputs.tensors)
+        if not method.stochastic or method.options.get("eta") == 0:
+            warn_undrawn(method.name, inputs, 3)
         with shown(model, progress, None) as network:
             return engine.run_adaptive(
                 method, network, x, schedule, times, prediction, inputs, guidance=guidance, threshold=threshold,

@@ -87,3 +87,22 @@ def test_what_it_refuses():
         fastdiff.log_likelihood(lambda x, t: x[:1], x, **common)
     with pytest.raises(SamplingError, match="the model has no gradient with respect to x"):
         fastdiff.log_likelihood(lambda x, t: x.detach(), x, **common)
+
+
+def test_a_state_that_overflows_is_said_with_the_step():
+    with pytest.raises(SamplingError, match=r"log_likelihood, step \d+ \(t=.*the state overflowed"):
+        fastdiff.log_likelihood(lambda x, t: 1e30 * x, torch.ones(2, 4), schedule="vp-linear", prediction="eps", seed=0)
+
+
+def test_bits_per_dimension_refuses_what_does_not_fit():
+    x = torch.zeros(3, 4)
+    for given, message in (
+        ((torch.zeros(2), x), r"log_p must be \(3,\), one number a sample, got \(2,\)"),
+        ((torch.zeros(3, 1), x), r"log_p must be \(3,\)"),
+        ((0.5, x), "log_p must be a tensor"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            bits_per_dimension(*given)
+    for levels, message in ((0, "levels must be positive"), ("x", "levels must be a finite number")):
+        with pytest.raises((TypeError, ValueError), match=message):
+            bits_per_dimension(torch.zeros(3), x, levels=levels)

@@ -1,5 +1,7 @@
 """Counter-based noise: what it is, that it is normal, and that only (seed, sample, draw, element) matter."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +149,28 @@ def test_a_solver_that_shares_noise_between_stages_takes_a_generator(backend):
         ours = fastdiff.sample(lambda x, t: x.tanh(), x, noise=torch.Generator().manual_seed(7), **common)
         given = fastdiff.sample(lambda x, t: x.tanh(), x, noise=draws, **common)
     assert torch.equal(ours, given)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "rk45"])
+@pytest.mark.parametrize("noise", [torch.zeros(9, 1), [torch.zeros(2, 4), 1], torch.zeros(9, 2, 5)])
+def test_noise_of_another_shape_is_refused_by_every_solver(solver, noise):
+    common = dict(schedule="linear", prediction="eps", steps=3, solver=solver)
+    with pytest.raises(ValueError, match=r"draw [01] of noise must be a tensor of shape \(2, 4\), got "):
+        fastdiff.sample(lambda x, t: x, torch.zeros(2, 4), noise=noise, **common)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "rk45", "dpm-adaptive"])
+@pytest.mark.parametrize("noise", [torch.Generator(), torch.zeros(9, 2, 4)], ids=["generator", "tensor"])
+def test_noise_that_nobody_draws_is_said(solver, noise):
+    """It does not make the initial state either."""
+    common = dict(schedule="vp-linear", prediction="eps", steps=3, seed=3, start=0.9, grid="uniform")
+    x = torch.ones(2, 4)
+    with pytest.warns(UserWarning, match=f"noise is not used, as solver '{solver}' draws none") as caught:
+        given = fastdiff.sample(lambda x, t: 0.1 * x, x, solver=solver, noise=noise, **common)
+    assert [each.filename for each in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(given, fastdiff.sample(lambda x, t: 0.1 * x, x, solver=solver, **common))
+        stochastic = fastdiff.solvers.get_solver("dpm-adaptive" if solver == "dpm-adaptive" else "ddim", eta=1.0)
+        long = torch.Generator() if isinstance(noise, torch.Generator) else torch.zeros(200, 2, 4)
+        fastdiff.sample(lambda x, t: 0.1 * x, x, solver=stochastic, noise=long, **common)

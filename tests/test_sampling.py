@@ -1,5 +1,7 @@
 """fastdiff.sample: what it promises of its results, and how it refuses bad input."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -187,6 +189,22 @@ def test_integer_state():
 def test_schedule_of_another_type():
     with pytest.raises(TypeError, match="schedule must be a fastdiff Schedule"):
         sample(Net(), (1, 3, 8, 8), schedule=3.0, prediction="eps")
+
+
+@pytest.mark.parametrize(
+    ("solver", "option", "value", "message"),
+    [
+        ("rk45", "rtol", "x", "rtol must be a number, got 'x' (str)"),
+        ("rk45", "atol", None, "atol must be a number, got None"),
+        ("rk45", "max_steps", 10.0, "max_steps must be a whole number, got 10.0"),
+        ("edm-heun", "s_churn", True, "s_churn must be a number, got True"),
+        ("dpmpp-2m", "lower_order_final", 1, "lower_order_final must be True or False, got 1"),
+        ("dpmpp-2m", "variant", 2, "variant must be a name, got 2"),
+    ],
+)
+def test_a_solver_option_of_another_kind(solver, option, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fastdiff.solvers.get_solver(solver, **{option: value})
 
 
 def test_unknown_solver_option():

@@ -121,7 +121,7 @@ class CheckedModel(TensorModel):
         else:
             out = self._checked(self.network, "model", x, s, self.inputs.cond)
             if guided:
-                with runs.one():  # nothing is kept from one half to the other
+                with runs.branch("uncond"):
                     uncond = self._checked(self.network, "model", x, s, self.inputs.uncond)
                 out = torch.cat([out, uncond])
         if self.prediction.split:

@@ -120,7 +120,7 @@ class _Evaluator:
         self.program, self.batch = program, batch
         self.device = buffers[0].device
         self.dtype, self.state_dtype, self.output_dtype = dtype, buffers[0].dtype, output_dtype
-        guided = any(call.guided for call in program.calls)
+        guided = program.guided
         both = join(inputs.cond, inputs.uncond, batch) if guided else {}
         alone = dict(inputs.cond)
         self.conditions, self.both, self.uncond = alone, both, dict(inputs.uncond) if both is None else {}
@@ -169,7 +169,7 @@ class _Evaluator:
         at = (shape, self.output_dtype, lambda: where(self.program, call))
         out = call_network(network, name, x, t, conditions, *at)
         if call.guided and self.both is None:
-            with runs.one():  # nothing that the network keeps is for the other half
+            with runs.branch("uncond"):
                 out = torch.cat([out, call_network(network, name, x, t, self.uncond, *at)])
         if self.program.split_output and call.network == "model":
             out, variance = out.chunk(2, dim=1)

@@ -19,7 +19,8 @@ class Mixed:
     """network(x, t) -> the guided output, uncond + scale (cond - uncond), a scale each sample.
 
     split: the network returns a variance in the second half of its channels, which is the conditional one's. Raises
-    ValueError unless there are as many scales as samples, and for an interval, which the network does not know.
+    ValueError unless there are as many scales as samples, and for an interval and for steps without the unconditional
+    output, which the network does not know.
     """
 
     def __init__(
@@ -36,6 +37,10 @@ class Mixed:
         count = len(guidance.scale)
         expect(count == batch, f"guidance must be one scale or one a sample ({batch}), got {count}")
         expect(guidance.interval is None, "guidance with one scale a sample takes no interval")
+        expect(
+            guidance.every == 1,
+            f"guidance with one scale a sample is computed at every step, got every={guidance.every}",
+        )
         self.network, self.rescale, self.split = network, guidance.rescale, split
         self.cond, self.uncond, self.both = cond, uncond, join(cond, uncond, batch)
         dtype = torch.promote_types(like.dtype, torch.float32)
@@ -50,7 +55,7 @@ class Mixed:
             out, uncond = whole.chunk(2)
         else:
             out = tensor_in(self.network(x, t, **self.cond))
-            with runs.one():  # nothing that the network keeps is for the other half
+            with runs.branch("uncond"):
                 uncond = tensor_in(self.network(x, t, **self.uncond))
         variance = None
         if self.split:

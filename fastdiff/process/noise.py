@@ -123,33 +123,36 @@ def given_noise(noise: Noise, shape: Sequence[int], dtype: torch.dtype, device: 
     """The draws of a user's noise as a function of their number; None where there is none, and seeds are used.
 
     noise: a torch.Generator (one `torch.randn` a draw, in the order of their numbers), a tensor or sequence of (draws,
-    *shape), or a function of the number. Raises ValueError, naming the draw, where one is missing or of the wrong
-    shape.
+    *shape), or a function of the number. Raises ValueError, naming the draw, where one is of the wrong shape, at once
+    unless it is a function's, and when a missing one is asked for.
     """
     if noise is None:
         return None
     if isinstance(noise, torch.Generator):
-        return _Drawn(noise, tuple(shape), dtype, device)
+        return Drawn(noise, tuple(shape), dtype, device)
     if not callable(noise) and not isinstance(noise, (Tensor, list, tuple)):
         what = "noise must be a torch.Generator, a tensor (draws, B, ...), a list of tensors, or a function of the draw"
         raise TypeError(f"{what}, got {described(noise)}")
 
+    def checked(number: int, value: Any) -> Tensor:
+        if isinstance(value, Tensor) and tuple(value.shape) == tuple(shape):
+            return value
+        raise ValueError(f"draw {number} of noise must be a tensor of shape {tuple(shape)}, got {described(value)}")
+
+    if not callable(noise):
+        for number, value in enumerate(noise):
+            checked(number, value)
+
     def draw(number: int) -> Tensor:
-        if callable(noise):
-            value = noise(number)
-        else:
+        if not callable(noise):
             expect(number < len(noise), f"noise holds {len(noise)} draws, and the solver asks for draw {number}")
-            value = noise[number]
-        expect(
-            isinstance(value, Tensor) and tuple(value.shape) == tuple(shape),
-            f"draw {number} of noise must be a tensor of shape {tuple(shape)}, got {getattr(value, 'shape', value)!r}",
-        )
+        value = checked(number, noise(number) if callable(noise) else noise[number])
         return value.to(device=device, dtype=dtype).contiguous()
 
     return draw
 
 
-class _Drawn:
+class Drawn:
     """The draws of a generator by their number. One may be asked for again while it is among the last `KEPT`: the
     stages of a step share them."""
 

@@ -106,6 +106,16 @@ class Program:
         return tuple(i for i in self.instructions if isinstance(i, Call))
 
     @cached_property
+    def guided(self) -> bool:
+        """Whether any call needs the unconditional output too."""
+        return any(call.guided for call in self.calls)
+
+    @cached_property
+    def model_calls(self) -> int:
+        """Calls of the model, those of gradients not counted; a guided one counts once."""
+        return sum(call.network == "model" for call in self.calls)
+
+    @cached_property
     def tables(self) -> dict[int, tuple[list[int], list[int], list[int], list[float]]]:
         """For every combine, by the index of its instruction: the slots of its outputs, the kinds (places in `KINDS`)
         and numbers of its sources, and the matrix of coefficients, flat, that of source k and output m at [k * outputs

@@ -12,9 +12,11 @@ from math import atan, inf, isnan
 import torch
 from numpy import float32
 
+from fastdiff.arguments import tolerances
 from fastdiff.errors import expect
 from fastdiff.solvers.dpm_solver import advance, between, descend, evaluate
 from fastdiff.solvers.registry import solver
+from fastdiff.solvers.rk45 import positive
 
 PAPER = "Lu et al. 2022, DPM-Solver, Section 3.3 and Appendix C"
 
@@ -58,6 +60,7 @@ def dpmpp_23(
 
 def _dpm(model, x, s, end, order, rtol, atol, h_init, theta, t_err, variant, max_steps, data):
     _check_start(s)
+    rtol, atol = tolerances(rtol, atol)
     h, lower_before, m = h_init, x, None
     for _ in range(max_steps):
         h = min(h, end.lam - s.lam)
@@ -101,6 +104,7 @@ def dpm_adaptive(
     """
     expect(order in (2, 3), f"order must be 2 or 3, got {order!r}")
     _check_start(s)
+    rtol, atol = tolerances(rtol, atol)
     h, lower_before, m = h_init, x, None
     control = _PID(pcoeff, icoeff, dcoeff, 1.5 if eta > 0 else order)
     for _ in range(max_steps):
@@ -154,7 +158,7 @@ def _pair(model, x, s, t, order, data, variant, m):
 
 def _errors(lower, higher, before, rtol, atol):
     """(B,): the RMS of the difference over each sample, in units of the tolerance."""
-    scale = (rtol * torch.maximum(lower.abs(), before.abs())).clamp(min=atol)
+    scale = positive((rtol * torch.maximum(lower.abs(), before.abs())).clamp(min=atol), atol)
     return ((higher - lower) / scale).flatten(1).square().mean(1).sqrt()
 
 

@@ -34,6 +34,8 @@ class StepModel(ABC):
         self.schedule, self.prediction, self.threshold = schedule, prediction, threshold
         self.cfg = cfg_of(guidance)
         self.classifier = gradients_of(guidance) or None  # by name
+        self._difference: Any = None  # what guidance last added to the conditional output
+        self._difference_step = 0  # and at which step
 
     @property
     def _is_plain(self) -> bool:
@@ -144,9 +146,16 @@ class StepModel(ABC):
         else:  # the network's input is what is kept; x is taken from it
             u = self.close(scale * x)
             x = u / scale
-        guided = self.cfg is not None and self.cfg.active(s)
-        out, conditional = self._call(u, s, guided, variance)
-        if guided and self.cfg is not None and self.cfg.rescale:
+        if self.cfg is None or not self.cfg.active(s):
+            return x, self._call(u, s, False, variance)[0]
+        age = self.step - self._difference_step
+        fresh = self._difference is None or age == 0 or age >= self.cfg.every
+        out, conditional = self._call(u, s, fresh, variance)
+        if not fresh:
+            out = conditional + self._difference
+        elif self.cfg.every > 1:
+            self._difference, self._difference_step = self.close(out - conditional), self.step
+        if self.cfg.rescale:
             out = self.apply("rescale_guidance", out, conditional, share=float(self.cfg.rescale))
         return x, out
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from fastdiff.arguments import described
 from fastdiff.errors import expect, unknown
@@ -65,15 +67,31 @@ class Solver:
         return [list(points[start : end + 1]) for start, end in pairwise(ends)]
 
     def with_options(self, **options: Any) -> Solver:
-        """This solver with other options. Raises ValueError for an option it does not have."""
-        for name in options:
+        """This solver with other options. Raises ValueError for an option it does not have, and for a value of another
+        kind than its own."""
+        for name, value in options.items():
             if name not in self.options:
                 raise (
                     unknown(f"option of solver {self.name!r}", name, self.options)
                     if self.options
                     else ValueError(f"solver {self.name!r} has no options, got {name!r}")
                 )
+            if name != "eta":  # which any solver checks
+                _expect_kind(name, value, self.options[name])
         return replace(self, options={**self.options, **options})
+
+
+def _expect_kind(name: str, value: Any, known: Any) -> None:
+    """Raise ValueError for an option's value that cannot take the place of the one it has. Tables are the solver's."""
+    wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "a name"}.get(type(known))
+    good = {
+        bool: isinstance(value, (bool, np.bool_)),
+        int: isinstance(value, Integral) and not isinstance(value, bool),
+        float: not isinstance(value, (bool, np.bool_, str, dict, complex, type(None))),
+        str: isinstance(value, str),
+    }.get(type(known), True)
+    if not good:
+        raise ValueError(f"{name} must be {wanted}, got {described(value)}")
 
 
 SOLVERS: dict[str, Solver] = {}

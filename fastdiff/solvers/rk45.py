@@ -7,6 +7,8 @@ from math import inf, isfinite, isnan
 
 import torch
 
+from fastdiff.arguments import tolerances
+from fastdiff.errors import expect
 from fastdiff.solvers.registry import solver
 
 # Dormand & Prince 1980, Table 2. The last row of A is also the weights of the solution; E: solution less embedded one.
@@ -46,6 +48,7 @@ def rk45(model, x, s, end, *, rtol=1e-5, atol=1e-5, max_steps=1000):
 def dormand_prince(slope, y, t, end, rtol, atol, max_steps):
     """(y, t) after every attempt at a step of dy/dt = slope(y, t), unchanged where it was rejected; the last one is at
     `end`, unless max_steps were not enough. Step sizes: Hairer, Norsett & Wanner 1993, Section II.4."""
+    rtol, atol = tolerances(rtol, atol)
     k = slope(y, t)
     h = _first_step(slope, y, t, k, end, rtol, atol)
     rejected = False
@@ -56,7 +59,7 @@ def dormand_prince(slope, y, t, end, rtol, atol, max_steps):
         for c, row in zip(C, A):
             y_new = y + sum((t_new - t) * a * k for a, k in zip(row, slopes))
             slopes.append(slope(y_new, t + c * (t_new - t) if c < 1 else t_new))
-        scale = atol + rtol * torch.maximum(y.abs(), y_new.abs())
+        scale = positive(atol + rtol * torch.maximum(y.abs(), y_new.abs()), atol)
         error = _rms(sum((t_new - t) * e * k for e, k in zip(E, slopes)) / scale)
         if isnan(error):
             raise OverflowError("the state overflowed")
@@ -72,9 +75,16 @@ def dormand_prince(slope, y, t, end, rtol, atol, max_steps):
             return
 
 
+def positive(scale, atol):
+    """The errors that are allowed. Raises ValueError where one is 0, which no error is below."""
+    good = atol > 0 or bool((scale != 0).all())
+    expect(good, "atol must be positive here: the state holds zeros, of which rtol leaves no error")
+    return scale
+
+
 def _first_step(slope, y, t, k, end, rtol, atol):
     """Hairer, Norsett & Wanner 1993, Section II.4, "Starting Step Size"."""
-    scale = atol + rtol * y.abs()
+    scale = positive(atol + rtol * y.abs(), atol)
     d0, d1 = _rms(y / scale), _rms(k / scale)
     if not isfinite(d0 + d1):
         raise OverflowError("the state overflowed")

@@ -160,3 +160,17 @@ def test_noise_is_added_where_eta_asks_for_it():
     assert float(result.mean()) == pytest.approx(data.mean, abs=0.02)
     assert float(result.std()) == pytest.approx(data.std, abs=0.02)
     assert fastdiff.solvers.SOLVERS["dpm-adaptive"].options["eta"] == 0
+
+
+@pytest.mark.parametrize("solver", ADAPTIVE, ids=lambda s: s.name)
+def test_tolerances_that_cannot_be_met_are_named(solver):
+    network = lambda x, t: 0.1 * x  # noqa: E731  (zeros stay zeros)
+    for options, message in (
+        (dict(rtol=-1.0), "must not be negative, got -1.0"),
+        (dict(atol=float("nan")), "atol must be a finite number, got nan"),
+        (dict(rtol=0, atol=0), "must not both be 0"),
+        (dict(atol=0.0), "atol must be positive here: the state holds zeros"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(network, torch.zeros(2, 4), solver=solver.with_options(**options), **COMMON)
+    sample(network, states(), solver=solver.with_options(atol=0.0), **COMMON)  # without zeros shares are enough
