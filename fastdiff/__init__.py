@@ -15,6 +15,7 @@ from fastdiff.models.bundled import load
 from fastdiff.optimizing import optimize, refresh, restore
 from fastdiff.process import edm_table, grids, noise, prediction, schedules
 from fastdiff.profiling import profile
+from fastdiff.profiling.finding import find
 from fastdiff.program import Program
 from fastdiff.program.tracing import trace
 from fastdiff.running import run
@@ -42,6 +43,7 @@ __all__ = [
     "edm_table",
     "encode",
     "explain",
+    "find",
     "grids",
     "load",
     "log_likelihood",

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait must not take the cores that the other workers compute on
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
 
 import numpy as np
 import pytest

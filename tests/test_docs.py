@@ -1,5 +1,6 @@
 """The documentation builds without a warning by its one command, is complete, and its snippets run as they stand."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -145,6 +146,34 @@ def test_snippets(path, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     for (code, expected), printed in zip(found, result.stdout.split("<end of a snippet>\n")):
         assert expected is None or printed == expected, code
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_compiles_once(path):
+    """Each install from the checkout compiles the C++ again: one says which extras the whole page needs, and others
+    stand apart from it, for tests and for this site."""
+    found = re.findall(r'pip install "?\.(?:\[([\w,]+)\])?"?', path.read_text(encoding="utf-8"))
+    assert len([extras for extras in found if extras not in ("test", "docs")]) <= 1
+
+
+def test_the_minutes_of_a_profile_are_those_of_its_default():
+    minutes = inspect.signature(fastdiff.profile).parameters["minutes"].default
+    text = (DOCS / "profile.md").read_text(encoding="utf-8")
+    assert f"as long as `--minutes` says, {minutes:g} if not given" in text
+    others = [
+        page.name for page in PAGES if re.search(r"profile[^.]*(?:takes|about) \w+ minutes", page.read_text("utf-8"))
+    ]
+    assert others == []
+
+
+def test_operators_name_the_shapes_of_all_their_tensors():
+    for name, op in fastdiff.ops.OPS.items():
+        text = inspect.getdoc(type(op).__call__)
+        if name == "add_group_norm_silu":  # says that the others are those of the norm
+            text += inspect.getdoc(type(fastdiff.ops.group_norm_silu).__call__)
+        for argument, parameter in inspect.signature(op).parameters.items():
+            if "Tensor" in str(parameter.annotation):
+                assert re.search(rf"\b{argument}\b[^.]*?(?:\(|shape)", text), (name, argument)
 
 
 def test_nothing_waits_for_a_page_that_is_gone():

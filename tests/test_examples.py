@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 FEW_STEPS = {name: ["--steps", "2"] for name in ("dreambooth", "lora", "textual_inversion")}
-NEEDS = {"diffusers_network": "diffusers", "diffusers_pipeline": "diffusers", "lora": "peft"}
+NEEDS = {
+    "diffusers_network": "diffusers",
+    "diffusers_pipeline": "diffusers",
+    "lora": "peft",
+    "many_samples_on_ray": "ray",
+}
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
