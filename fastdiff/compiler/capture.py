@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -166,30 +166,41 @@ def prepare(captured: fx.GraphModule) -> fx.GraphModule:
 
 
 def transform(module: fx.GraphModule, report: Report, disable: Sequence[str] = ()) -> fx.GraphModule:
-    """The graph, which is changed, after the passes."""
-    for name, apply in PASSES.items():
-        notes = Notes(name)
-        report.passes.append(notes)
-        if name in disable:
-            notes.error = "turned off"
-            continue
-        before = copy_of(module)
-        started = time.perf_counter()
-        try:
-            apply(module.graph, notes)
-            module.graph.eliminate_dead_code(effects.must_run)
-            module.graph.lint()
-        except Exception as error:
-            module = before
-            notes.matches, notes.error = 0, f"{type(error).__name__}: {error}"
-            warnings.warn(f"fastdiff: the pass {name!r} failed and was undone: {notes.error}", stacklevel=2)
-        notes.seconds = time.perf_counter() - started
+    """The graph, which is changed, after the passes. One that fails is undone: all begin again without it."""
+    left_out = dict.fromkeys(disable, "turned off")
+    started = len(report.passes)
+    before = copy_of(module)  # once, as to copy a graph takes longer than most passes do
+    while (failed := _apply_passes(module, report, left_out)) is not None:
+        left_out |= failed
+        del report.passes[started:]
+        module, before = before, copy_of(before)
     ownership.own_results(module.graph)
     strides.restore(module.graph)
     mutations.own(module.graph)
     module.graph.lint()
     module.recompile()
     return module
+
+
+def _apply_passes(module: fx.GraphModule, report: Report, left_out: Mapping[str, str]) -> dict[str, str] | None:
+    """All but those left out, for the reasons that are given. Returns the name and the error of one that failed."""
+    for name, apply in PASSES.items():
+        notes = Notes(name)
+        report.passes.append(notes)
+        if name in left_out:
+            notes.error = left_out[name]
+            continue
+        started = time.perf_counter()
+        try:
+            apply(module.graph, notes)
+            module.graph.eliminate_dead_code(effects.must_run)
+            module.graph.lint()
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            warnings.warn(f"fastdiff: the pass {name!r} failed and was undone: {said}", stacklevel=2)
+            return {name: said}
+        notes.seconds = time.perf_counter() - started
+    return None
 
 
 def _share_memory(inputs: Sequence[Any], places: Sequence[int]) -> bool:
