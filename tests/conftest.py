@@ -22,6 +22,13 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 from fastdiff.runtime.native import core  # noqa: E402
 
 
+def pytest_collection_modifyitems(config, items):
+    if "long" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long: python -m pytest -m long"))
+
+
 @pytest.fixture(autouse=True)
 def _outside_the_sources(tmp_path, monkeypatch):
     """Commands that tests start must not find the sources either, nor run a pytest with the options of this one, nor

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from browser import NEEDS_BROWSER, browse
+from commands import run_command
 
 from fastdiff.bench import convergence, records, scaling, suites
 from fastdiff.bench.cases import Case
@@ -21,13 +22,11 @@ from fastdiff.cli import bench_suites as command
 from fastdiff.cli.main import main
 from fastdiff.schedules import VPLinear
 
-COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "bench"]
-
 ROOT = Path(__file__).parents[1]
 
 
 def bench(*arguments, **options):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+    return run_command("bench", *arguments, **options)
 
 
 def timing(median, spread=0.02):

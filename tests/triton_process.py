@@ -16,7 +16,7 @@ import pytest
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+TARGETS = ["sm_90", *(pytest.param(name, marks=pytest.mark.long) for name in ("sm_80", "sm_100", "gfx942"))]
 PROGRAMS = Path(__file__).parent / "triton_programs"
 RUN = "import importlib, sys; getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*sys.argv[3:])"
 

@@ -4,19 +4,18 @@ import os
 import re
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from commands import COMMAND
 from PIL import Image
 
 from fastdiff.cli import main as command_line
 from fastdiff.cli.failures import MAY_REPEAT, one_line
 from fastdiff.cli.main import app, main
 
-COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 BOTH = ["--image", "a.png", "--mask", "m.png"]

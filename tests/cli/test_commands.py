@@ -16,6 +16,7 @@ import pytest
 import torch
 import toy
 from browser import NEEDS_BROWSER, browse
+from commands import COMMAND, run_command
 from PIL import Image
 
 import fastdiff
@@ -25,11 +26,6 @@ from fastdiff.cli.main import main
 from fastdiff.models import bundled
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
-
-
-def fastdiff_command(*arguments, **options):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
 
 
 def pixels(path):
@@ -37,7 +33,7 @@ def pixels(path):
 
 
 def test_help_names_every_command():
-    text = fastdiff_command("--help").stdout
+    text = run_command("--help").stdout
     assert all(name in text for name in ("demo", "edit", "sample", "info", "solvers", "kernels", "bench", "train"))
 
 
@@ -58,27 +54,27 @@ def test_verify(capsys):
     assert found["nodes"] > 50
     assert found["first"] is None
     assert found["outputs"][0]["maximum"] <= found["outputs"][0]["bound"]
-    failed = fastdiff_command("verify", "no-such-model")
+    failed = run_command("verify", "no-such-model")
     assert failed.returncode != 0
     assert "no-such-model" in failed.stderr
 
 
 def test_info():
-    facts = json.loads(fastdiff_command("info", "--json").stdout)
+    facts = json.loads(run_command("info", "--json").stdout)
     assert facts["fastdiff"] == fastdiff.__version__
     assert facts["torch"] == torch.__version__
     assert facts["instruction_set"] == facts["instruction_sets_available"][0]
     assert "C++" in facts["kernels"]["linear_combine"]
     forced = os.environ | {"FASTDIFF_ISA": "baseline", "FASTDIFF_BACKEND": "reference"}
-    facts = json.loads(fastdiff_command("info", "--json", env=forced).stdout)
+    facts = json.loads(run_command("info", "--json", env=forced).stdout)
     assert facts["instruction_set"] == "baseline (FASTDIFF_ISA)"
     assert "reference" in facts["kernels"]["linear_combine"]
-    assert "emoji-unet-32" in fastdiff_command("info").stdout
+    assert "emoji-unet-32" in run_command("info").stdout
 
 
 @NO_GPU
 def test_info_says_why_there_are_no_gpu_kernels():
-    kernels = json.loads(fastdiff_command("info", "--json").stdout)["kernels"]
+    kernels = json.loads(run_command("info", "--json").stdout)["kernels"]
     for name in ("cuda", "triton"):
         assert "not available: " in kernels[name]
     assert "cuda: PyTorch (kernels: no CUDA kernels (" in kernels["sampling loop"]
@@ -88,7 +84,7 @@ def test_info_says_why_there_are_no_gpu_kernels():
 def test_info_for_people_is_short():
     """Every reason once, and no line without a fact."""
     for environment in ({}, {"FASTDIFF_BACKEND": "reference"}, {"FASTDIFF_ISA": "baseline"}):
-        result = fastdiff_command("info", env=os.environ | {"COLUMNS": "80"} | environment)
+        result = run_command("info", env=os.environ | {"COLUMNS": "80"} | environment)
         assert result.returncode == 0, result.stderr
         lines = result.stdout.splitlines()
         assert len(lines) <= 30
@@ -101,33 +97,33 @@ def test_info_for_people_is_short():
 
 
 def test_solvers():
-    rows = json.loads(fastdiff_command("solvers", "--json").stdout)["solvers"]
+    rows = json.loads(run_command("solvers", "--json").stdout)["solvers"]
     assert {row["name"] for row in rows} == set(fastdiff.solvers.SOLVERS)
     heun = next(row for row in rows if row["name"] == "heun")
     assert (heun["order"], heun["calls_a_step"], heun["stochastic"]) == (2, 2, False)
-    text = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "300"}).stdout
+    text = run_command("solvers", env=os.environ | {"COLUMNS": "300"}).stdout
     assert all(row["name"] in text and row["source"] in text for row in rows)
-    usual = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "80"}).stdout
+    usual = run_command("solvers", env=os.environ | {"COLUMNS": "80"}).stdout
     assert all(row["name"] in usual and row["source"].split(" ")[0] in usual for row in rows)
     assert max(map(len, usual.splitlines())) <= 80
     assert len(usual.splitlines()) < 1.3 * len(rows) + 8  # nearly all on one line
     assert "Which to take: dpmpp-2m or unipc-3" in usual
-    narrow = fastdiff_command("solvers", env=os.environ | {"COLUMNS": "60"}).stdout
+    narrow = run_command("solvers", env=os.environ | {"COLUMNS": "60"}).stdout
     assert all(row["name"] in narrow for row in rows)
 
 
 def test_one_solver_in_full():
-    text = fastdiff_command("solvers", "ddim").stdout
+    text = run_command("solvers", "ddim").stdout
     assert "eta = 0 is deterministic" in text
     assert "  eta=0.0" in text
-    wrong = fastdiff_command("solvers", "dimm")
+    wrong = run_command("solvers", "dimm")
     assert wrong.returncode == 2
     assert "did you mean 'ddim'" in wrong.stderr
 
 
 @pytest.mark.parametrize(("variable", "value"), [("FASTDIFF_ISA", "avx1024"), ("FASTDIFF_BACKEND", "gpu")])
 def test_bad_environment(variable, value):
-    result = fastdiff_command("info", env=os.environ | {variable: value})
+    result = run_command("info", env=os.environ | {variable: value})
     assert result.returncode == 2
     assert value in result.stderr
     assert "Traceback" not in result.stderr
@@ -135,7 +131,7 @@ def test_bad_environment(variable, value):
 
 def test_sample(tmp_path):
     out = tmp_path / "new" / "grid.png"
-    result = fastdiff_command("sample", "--class", "animals", "--steps", 3, "--count", 5, "--seed", 7, "--batch", 2,
+    result = run_command("sample", "--class", "animals", "--steps", 3, "--count", 5, "--seed", 7, "--batch", 2,
                               "--out", out, "--zoom", 1, "--json")  # fmt: skip
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
@@ -158,7 +154,7 @@ def test_sample_from_a_picture(tmp_path):
     distances = []
     for strength in (0.1, 0.5, 1.0):
         arguments = ["--image", "picture.png", "--strength", strength, "--class", "food", "--count", 2, "--steps", 10]
-        result = fastdiff_command("sample", *arguments, "--seed", 3, "--zoom", 1, "--batch", 1, "--json")
+        result = run_command("sample", *arguments, "--seed", 3, "--zoom", 1, "--batch", 1, "--json")
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout)["strength"] == strength
         start = strength * model.info.schedule.t_max
@@ -170,13 +166,13 @@ def test_sample_from_a_picture(tmp_path):
         assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 2)).max() <= 2
         distances.append(float((expected - x0).square().mean()))
     assert distances == sorted(distances)
-    plain = fastdiff_command("sample", "--image", "picture.png", "--count", 1, "--steps", 2)  # without guidance
+    plain = run_command("sample", "--image", "picture.png", "--count", 1, "--steps", 2)  # without guidance
     assert (plain.returncode, "Warning" in plain.stderr) == (0, False)
 
 
 def test_sample_a_list_of_conditions(tmp_path):
     Path("classes.txt").write_text("food\n\n  animals \n")
-    result = fastdiff_command("sample", "--prompts", "classes.txt", "--count", 3, "--steps", 3, "--zoom", 1, "--json")
+    result = run_command("sample", "--prompts", "classes.txt", "--count", 3, "--steps", 3, "--zoom", 1, "--json")
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
     assert (facts["prompts"], facts["count"]) == (["food", "animals"], 6)
@@ -192,7 +188,7 @@ def test_sample_from_a_model_of_ones_own(tmp_path):
     """As the model's Subject says: schedule, conditions, guidance."""
     arguments = ["--model", f"{toy.__file__}:subject", "--count", 5, "--batch", 2, "--steps", 6, "--zoom", 1]
     folder = os.environ | {"PYTHONPATH": str(Path(toy.__file__).parent)}
-    result = fastdiff_command("sample", *arguments, "--guidance", 1.5, "--seed", 4, "--json", env=folder)
+    result = run_command("sample", *arguments, "--guidance", 1.5, "--seed", 4, "--json", env=folder)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["guidance"] == 1.5
     subject = toy.subject()
@@ -202,7 +198,7 @@ def test_sample_from_a_model_of_ones_own(tmp_path):
         guidance=1.5, cond=cond, uncond=uncond, seed=4,
     )  # fmt: skip
     assert np.abs(pixels("grid.png").astype(int) - pictures.grid(expected, 4)).max() <= 1
-    refused = fastdiff_command("sample", *arguments, "--class", "food", env=folder)
+    refused = run_command("sample", *arguments, "--class", "food", env=folder)
     assert (refused.returncode, refused.stderr) == (
         2,
         "fastdiff: --class is for bundled models and those that fastdiff train wrote\n",
@@ -216,19 +212,19 @@ def test_sample_from_a_diffusers_folder(tmp_path):
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "pipe")
-    result = fastdiff_command("sample", "--model", "pipe", "--count", 2, "--steps", 3, "--zoom", 1)
+    result = run_command("sample", "--model", "pipe", "--count", 2, "--steps", 3, "--zoom", 1)
     assert result.returncode == 0, result.stderr
     assert pixels("grid.png").shape == (12, 22, 3)
     for option, message in (
         (["--guidance", 3], "--guidance 3 needs a model with a condition to leave out"),
         (["--prompt", "a photo"], "pipe takes no prompts"),
     ):
-        refused = fastdiff_command("sample", "--model", "pipe", *option)
+        refused = run_command("sample", "--model", "pipe", *option)
         assert refused.returncode == 2
         assert message in refused.stderr
     # from a picture: with hardly any noise it stays
     Image.new("RGB", (8, 8), (200, 100, 0)).save("plain.png")
-    result = fastdiff_command("sample", "--model", "pipe", "--image", "plain.png", "--strength", 0.01, "--steps", 200,
+    result = run_command("sample", "--model", "pipe", "--image", "plain.png", "--strength", 0.01, "--steps", 200,
                               "--solver", "ddim", "--count", 1, "--zoom", 1)  # fmt: skip
     assert result.returncode == 0, result.stderr
     alone = pixels("grid.png")
@@ -245,7 +241,7 @@ def needs(*names):
 @needs("emoji-ldm-64")
 def test_sample_a_prompt(tmp_path):
     out = tmp_path / "apple.png"
-    result = fastdiff_command("sample", "--model", "emoji-ldm-64", "--prompt", "red apple", "--count", 2, "--steps", 8,
+    result = run_command("sample", "--model", "emoji-ldm-64", "--prompt", "red apple", "--count", 2, "--steps", 8,
                               "--guidance", 3, "--seed", 1, "--out", out, "--zoom", 1, "--json")  # fmt: skip
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
@@ -297,7 +293,7 @@ def test_a_condition_that_the_model_does_not_take(arguments, message, tmp_path, 
     ],
 )
 def test_bad_arguments_end_with_one_line(arguments, message, tmp_path):
-    result = fastdiff_command(*arguments, cwd=tmp_path)
+    result = run_command(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
@@ -309,7 +305,7 @@ def test_bad_arguments_end_with_one_line(arguments, message, tmp_path):
 )
 def test_a_folder_that_cannot_be_written_is_said_first(command, tmp_path):
     (tmp_path / "file").write_text("")
-    result = fastdiff_command(*[part.format(tmp_path / "file" / "sub") for part in command])
+    result = run_command(*[part.format(tmp_path / "file" / "sub") for part in command])
     assert result.returncode == 2
     assert re.search(r"cannot write to the folder .*file", result.stderr)
     assert result.stderr.count("\n") == 1  # and no progress bar before it

@@ -2,22 +2,19 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run_command
 from triton_process import compile_ahead, interpret  # skips without Triton
 
 from fastdiff.cli.kernels import COMPILED, TARGETS
 from fastdiff.kernels.ahead_of_time import compile, occupancy
 
-COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "kernels"]
-
 
 def run(*arguments, **environment):
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | environment
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, env=variables)
+    return run_command("kernels", *arguments, env=variables)
 
 
 def test_the_table_and_the_file(tmp_path):

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run_command
 
 import fastdiff
 from fastdiff.cli import profile as command
 from fastdiff.cli.main import main
 from fastdiff.profiling.plan import Plan
 
-COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "profile"]
-
 
 def profile(*arguments):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+    return run_command("profile", *arguments)
 
 
 def test_profile_prints_the_line_that_uses_the_pick(tmp_path):
@@ -74,7 +73,7 @@ def test_a_model_in_the_current_folder_with_the_command_itself(tmp_path):
         (["--model", "own_profile.py:network", "--out", "x"], "must return a profiling.Subject"),
         (["--model", "own_profile:nothing", "--out", "x"], "own_profile has no 'nothing'"),
     ):
-        refused = subprocess.run([script, "profile", *arguments], capture_output=True, text=True, check=False)
+        refused = profile(*arguments)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
         assert message in refused.stderr
         assert not (tmp_path / "nothing-here").exists()

@@ -379,7 +379,7 @@ def denoiser():
     ).eval()
 
 
-@pytest.mark.parametrize("layers", LORAS)
+@pytest.mark.parametrize("layers", [pytest.param(n, marks=() if n == "both" else pytest.mark.long) for n in LORAS])
 def test_loras_are_loaded_fused_and_unfused(layers):
     peft = pytest.importorskip("peft")
     model = denoiser()

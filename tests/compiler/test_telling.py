@@ -2,11 +2,10 @@
 
 import logging
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
+from commands import run_command
 from torch import nn
 
 import fastdiff
@@ -68,8 +67,7 @@ def test_progress_shows_it(capfd):
 
 
 def test_commands_show_it():
-    command = [sys.executable, "-c", "from fastdiff.cli.main import main; main()", "verify", "--batch", "1"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = run_command("verify", "--batch", 1)
     assert found.returncode == 0, found.stderr
     assert "capturing UNet: its first call takes seconds" in found.stderr
     assert "capturing" not in found.stdout

@@ -38,8 +38,13 @@ def widened(x):
     return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
+SOON = ("Kandinsky 2", "SD3", "Wan")  # a U-Net, a transformer of pictures, one of videos; the others take long
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "AutoencoderTiny"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in SOON else pytest.mark.long) for n in NETWORKS if n != "AutoencoderTiny"]
+)
 @pytest.mark.filterwarnings("ignore:fastdiff. the model was captured in 4 parts")
 def test_other_sizes(name):
     build, arguments, size = NETWORKS[name]

@@ -13,6 +13,11 @@ def test_in_the_interpreter(program):
     interpret("group_norm_silu", program)
 
 
+@pytest.mark.long
+def test_rows_of_every_type_in_the_interpreter():
+    interpret("group_norm_silu", "rows", "every")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiles_ahead_of_time_without_spills(target):
     compile_ahead("group_norm_silu", target)
