@@ -41,7 +41,8 @@ def agree(model, *arguments, **named):
     with torch.no_grad():
         expected = model._call_impl(*arguments, **named)
         found = model(*arguments, **named)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    rounding = 1e-5 * float(expected.abs().max())  # a time of 981 may be a factor
+    torch.testing.assert_close(found, expected, rtol=0, atol=rounding)
 
 
 CHOICES = {
