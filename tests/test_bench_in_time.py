@@ -159,7 +159,7 @@ def test_a_worker_that_does_not_answer():
     worker.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_path_on_a_small_row(tmp_path):
     pytest.importorskip("diffusers", reason="belongs to the bench extra")
     file = tmp_path / "rows.json"

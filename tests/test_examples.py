@@ -13,15 +13,18 @@ NEEDS = {
     "lora": "peft",
     "many_samples_on_ray": "ray",
 }
+LONG = ("moving_emoji", "time_series")  # they train, and assert what was learnt
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=pytest.mark.long if p.stem in LONG else ()) for p in EXAMPLES]
+)
 def test_example(path, tmp_path):
     if path.stem in NEEDS:
         pytest.importorskip(NEEDS[path.stem], reason="the example is about it")
     command = [sys.executable, str(path), *FEW_STEPS.get(path.stem, [])]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 

@@ -205,7 +205,7 @@ def test_sample_from_a_model_of_ones_own(tmp_path):
     )
 
 
-def test_sample_from_a_diffusers_folder(tmp_path):
+def test_sample_from_a_diffusers_folder(tmp_path, capsys):
     diffusers = pytest.importorskip("diffusers", reason="belongs to the diffusers extra")
     unet = diffusers.UNet2DModel(
         sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
@@ -216,12 +216,13 @@ def test_sample_from_a_diffusers_folder(tmp_path):
     assert result.returncode == 0, result.stderr
     assert pixels("grid.png").shape == (12, 22, 3)
     for option, message in (
-        (["--guidance", 3], "--guidance 3 needs a model with a condition to leave out"),
+        (["--guidance", "3"], "--guidance 3 needs a model with a condition to leave out"),
         (["--prompt", "a photo"], "pipe takes no prompts"),
     ):
-        refused = run_command("sample", "--model", "pipe", *option)
-        assert refused.returncode == 2
-        assert message in refused.stderr
+        with pytest.raises(SystemExit) as left:  # here, where diffusers is imported
+            main(["sample", "--model", "pipe", *option])
+        assert left.value.code == 2
+        assert message in capsys.readouterr().err
     # from a picture: with hardly any noise it stays
     Image.new("RGB", (8, 8), (200, 100, 0)).save("plain.png")
     result = run_command("sample", "--model", "pipe", "--image", "plain.png", "--strength", 0.01, "--steps", 200,

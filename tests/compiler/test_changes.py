@@ -239,8 +239,16 @@ def inputs(size):
     )
 
 
-@pytest.mark.parametrize("grow", [False, True], ids=["same size", "new size"])
-@pytest.mark.parametrize("way", WAYS)
+GROWING = ("in place", "data =", "load_state_dict", "set_", "parametrization")  # for the others it takes long
+
+
+@pytest.mark.parametrize(
+    ("way", "grow"),
+    [
+        *((way, False) for way in WAYS),
+        *(pytest.param(way, True, marks=() if way in GROWING else pytest.mark.long) for way in WAYS),
+    ],
+)
 def test_a_change_is_seen_at_the_next_call(way, grow):
     torch.manual_seed(0)
     model = Network().eval()

@@ -85,14 +85,14 @@ print(min(after[10:20]), min(after[-10:]))
 @pytest.mark.parametrize(
     ("kind", "restore"),
     [
-        ("convolutions", False),
         ("convolutions", True),
-        ("linear layers", False),
-        ("linear layers", True),
         ("a prompt", False),
-        ("a prompt", True),
         ("sample", False),
         ("packed weights", False),
+        pytest.param("convolutions", False, marks=pytest.mark.long),
+        pytest.param("linear layers", False, marks=pytest.mark.long),
+        pytest.param("linear layers", True, marks=pytest.mark.long),
+        pytest.param("a prompt", True, marks=pytest.mark.long),
     ],
 )
 def test_models_leave_nothing_behind(kind, restore):

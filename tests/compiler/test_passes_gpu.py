@@ -136,7 +136,7 @@ def arguments(name: str, batch: int, size: int) -> tuple:
     return x, torch.tensor(300), text, None, None, None, None, added
 
 
-@pytest.mark.parametrize("name", ["sd", "xl"])
+@pytest.mark.parametrize("name", ["sd", pytest.param("xl", marks=pytest.mark.long)])
 def test_unets_of_stable_diffusion(name):
     model = unet(**(SD if name == "sd" else XL))
     fast = fastdiff.optimize(model)

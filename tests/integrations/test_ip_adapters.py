@@ -70,6 +70,7 @@ def test_loaded_scaled_and_unloaded(pipeline):
     torch.testing.assert_close(call(model), plain)
 
 
+@pytest.mark.long
 def test_another_and_two_with_masks(pipeline):
     model = pipeline.unet
     loaded(pipeline, ip_adapter(model, 1))

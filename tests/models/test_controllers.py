@@ -247,7 +247,11 @@ def call(model, arguments):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("compiled", [fastdiff.optimize, lambda model: torch.compile(model, backend="eager")])
+@pytest.mark.parametrize(
+    "compiled",
+    [fastdiff.optimize, pytest.param(lambda model: torch.compile(model, backend="eager"), marks=pytest.mark.long)],
+    ids=["optimize", "torch.compile"],
+)
 def test_compiled_models(model_of, compiled):
     """Captured without a controller, seen with one, and captured again afterwards."""
     model, arguments = model_of("unet-2d")

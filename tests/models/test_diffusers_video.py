@@ -82,7 +82,10 @@ def test_unet_motion_model(config, size, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("cls", "config"), [("UNet3DConditionModel", BY_3D), ("UNetMotionModel", BY_MOTION)])
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [("UNet3DConditionModel", BY_3D), pytest.param("UNetMotionModel", BY_MOTION, marks=pytest.mark.long)],
+)
 def test_state_dicts_are_recognised_and_optimize_gives_the_same(cls, config):
     state = random_model(getattr(diffusers, cls), config).state_dict()
     ours = fastdiff.models.load(state, config=config)

@@ -14,7 +14,7 @@ def test_compiles_ahead_of_time_without_spills(target):
     compile_ahead("attention", target)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.long)])
 def test_tiles_to_be_timed_compile_without_spills(target):
     compile_ahead("attention", target, "timed_compiles")
 
