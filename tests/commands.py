@@ -11,29 +11,34 @@ import os
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 COMMAND = [sys.executable, "-c", "from fastdiff.cli.main import main; main()"]
 TIMEOUT = 600.0  # seconds
 READ_LATE = {"COLUMNS", "PATH"}  # what a command reads when it runs; other variables count when Python or torch start
+AT_FIRST = dict(os.environ)  # before any test changes it
 FORKS = sys.platform == "linux"
 
 
-def run_command(*arguments, env: dict[str, str] | None = None, cwd=None) -> subprocess.CompletedProcess[str]:
+def run_command(*given, env: dict[str, str] | None = None, cwd=None) -> subprocess.CompletedProcess[str]:
     """What `fastdiff` with these arguments prints, and its exit status."""
-    line = [str(argument) for argument in arguments]
-    now = dict(os.environ)
-    env = now if env is None else env
-    changed = {name for name in now.keys() | env.keys() if now.get(name) != env.get(name)}
-    if not FORKS or changed - READ_LATE:
+    line = [str(each) for each in given]
+    env = dict(os.environ) if env is None else env
+    changed = {name for name in AT_FIRST.keys() | env.keys() if AT_FIRST.get(name) != env.get(name)}
+    if not FORKS or any(not name.startswith("PYTEST_") for name in changed - READ_LATE):
         return subprocess.run(
             [*COMMAND, *line], capture_output=True, text=True, check=False, env=env, cwd=cwd, timeout=TIMEOUT
         )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastdiff.cli.main"])
+    forkserver.set_forkserver_preload(["fastdiff.cli.main"])
+    with mock.patch.dict(os.environ, AT_FIRST, clear=True):
+        forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = context.Process(target=_command, args=(line, env, str(cwd or Path.cwd()), *map(str, printed)))
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_command, args=(line, env, str(cwd or Path.cwd()), *map(str, printed))
+        )
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
@@ -52,7 +57,7 @@ def _command(line: list[str], env: dict[str, str], cwd: str, out: str, err: str)
     sys.stdin, sys.stdout, sys.stderr = (
         os.fdopen(number, mode, encoding="utf-8", closefd=False) for number, mode in ((0, "r"), (1, "w"), (2, "w"))
     )
-    sys.path.insert(0, "")
+    sys.path.insert(0, cwd)  # and not "", in whose place the processes that a command starts have pytest's folder
     sys.argv = ["fastdiff", *line]
     from fastdiff.cli.main import main
 
