@@ -52,11 +52,10 @@ def test_every_target_is_known_everywhere():
     assert set(TARGETS) == set(compile.TARGETS) == set(occupancy.LIMITS)
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param(name, marks=() if name == "sm_90" else pytest.mark.long) for name in TARGETS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("target", TARGETS)
 def test_all_usual_kernels_compile_without_spills(target):
-    """In Triton's own cache, which `fastdiff kernels` uses as well: 1 to 2 minutes where nothing is in it."""
+    """In Triton's own cache, which `fastdiff kernels` uses as well: minutes where nothing is in it."""
     result = run("--target", target, "--json")
     assert result.returncode == 0, result.stderr.splitlines()[-1]
     rows = json.loads(result.stdout)["kernels"]
