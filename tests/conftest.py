@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -20,6 +21,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 from fastdiff.runtime.native import core  # noqa: E402
+
+# Dynamo writes a protocol of every capture where this logger has a handler, and pytest gives one to each logger that
+# does not propagate: 5% of a capture, and thousands of lines beside a failure.
+logging.getLogger("torch.__trace").propagate = True
 
 
 def pytest_collection_modifyitems(config, items):
