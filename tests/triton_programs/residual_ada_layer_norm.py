@@ -73,6 +73,8 @@ def gradients() -> None:
     for shape, dtype, present, rows, both in itertools.product(shapes, DTYPES, PRESENT, ROWS, [False, True]):
         if (rows and not set(rows.split()) & set(present.split())) or (rows and not both):
             continue
+        if dtype is not torch.float32 and shape[0] == 1:
+            continue
         b, s, _ = shape
         tensors = make(shape, dtype, present, rows, 20)
         grad_h, grad_z = torch.randn(2, *shape).to(dtype)
